@@ -1,0 +1,2 @@
+//! Command line of the Digital Mycelium Network.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Drives mycelium-ram-core against real pages, links, gates and arbiters.

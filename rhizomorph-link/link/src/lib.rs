@@ -1,0 +1,1 @@
+//! One logical link over many QUIC connections.

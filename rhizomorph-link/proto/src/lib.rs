@@ -1,0 +1,1 @@
+//! Pure wire format and reassembly of the rhizomorph link.

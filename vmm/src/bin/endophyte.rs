@@ -1,0 +1,2 @@
+//! Binary `endophyte`.
+fn main() {}

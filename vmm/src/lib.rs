@@ -1,0 +1,1 @@
+//! KVM virtual machine monitor whose VMs survive the loss of their host.
