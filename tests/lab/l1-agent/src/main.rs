@@ -1,0 +1,2 @@
+//! First process of a lab host.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Command `lab`.
+fn main() {}
