@@ -1,0 +1,151 @@
+//! The output gate's queue: what the guest said in an epoch waits here until the epoch has committed.
+
+use std::collections::VecDeque;
+
+use crate::ids::EpochId;
+use crate::limits;
+
+/// Whether output waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateMode {
+    /// Unprotected: output leaves at once.
+    Open,
+    /// Protected: output waits for its epoch.
+    Hold,
+}
+
+/// What happened to an output offered to the gate.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Offered<T> {
+    /// The gate is open: let it out now.
+    Pass(T),
+    /// It waits for its epoch.
+    Held,
+    /// There is no room: the device keeps it and offers it again after the next release.
+    Full(T),
+}
+
+/// Outputs in the order in which the guest made them, each with the epoch it was made in.
+#[derive(Debug)]
+pub struct OutputQueue<T> {
+    mode: GateMode,
+    open: EpochId,
+    held: VecDeque<(EpochId, usize, T)>,
+    bytes: usize,
+}
+
+impl<T> OutputQueue<T> {
+    /// A queue for a guest that runs in epoch `open`.
+    #[must_use]
+    pub fn new(mode: GateMode, open: EpochId) -> Self {
+        Self { mode, open, held: VecDeque::new(), bytes: 0 }
+    }
+
+    /// Offers an output of `bytes` bytes made now.
+    pub fn offer(&mut self, item: T, bytes: usize) -> Offered<T> {
+        if self.mode == GateMode::Open && self.held.is_empty() {
+            return Offered::Pass(item);
+        }
+        if self.bytes + bytes > limits::GATE_BYTES || self.held.len() >= limits::OUTPUTS {
+            return Offered::Full(item);
+        }
+        self.held.push_back((self.open, bytes, item));
+        self.bytes += bytes;
+        Offered::Held
+    }
+
+    /// Ends the open epoch, with the guest paused; later outputs belong to the next one.
+    pub fn seal(&mut self) -> EpochId {
+        let sealed = self.open;
+        self.open = sealed.next();
+        sealed
+    }
+
+    /// The epoch the guest runs in.
+    #[must_use]
+    pub fn open_epoch(&self) -> EpochId {
+        self.open
+    }
+
+    /// Outputs made in `epoch` that still wait.
+    pub fn of_epoch(&self, epoch: EpochId) -> impl Iterator<Item = &T> {
+        self.held.iter().filter(move |(e, _, _)| *e == epoch).map(|(_, _, item)| item)
+    }
+
+    /// Takes out every output of the epochs up to `through`, in order.
+    pub fn release(&mut self, through: EpochId) -> Vec<T> {
+        let end = self.held.partition_point(|(e, _, _)| *e <= through);
+        let out: Vec<_> = self.held.drain(..end).collect();
+        self.bytes -= out.iter().map(|(_, bytes, _)| bytes).sum::<usize>();
+        out.into_iter().map(|(_, _, item)| item).collect()
+    }
+
+    /// Switches the gate. Opening it does not let out what waits: release that first.
+    pub fn set_mode(&mut self, mode: GateMode) {
+        self.mode = mode;
+    }
+
+    /// Whether anything waits.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Whether anything made in the open epoch waits.
+    #[must_use]
+    pub fn open_epoch_has_output(&self) -> bool {
+        self.held.back().is_some_and(|(e, _, _)| *e == self.open)
+    }
+
+    /// Bytes that wait.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Drops everything that waits (a deposed primary must not release it).
+    pub fn discard(&mut self) {
+        self.held.clear();
+        self.bytes = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_leaves_before_its_epoch() {
+        let mut q = OutputQueue::new(GateMode::Hold, EpochId(1));
+        assert_eq!(q.offer('a', 10), Offered::Held);
+        assert_eq!(q.seal(), EpochId(1));
+        assert_eq!(q.offer('b', 10), Offered::Held);
+        assert_eq!(q.release(EpochId(0)), []);
+        assert_eq!(q.release(EpochId(1)), ['a']);
+        assert_eq!(q.bytes(), 10);
+        assert_eq!(q.of_epoch(EpochId(2)).collect::<Vec<_>>(), [&'b']);
+        assert_eq!(q.release(EpochId(2)), ['b']);
+        assert!(!q.is_pending());
+    }
+
+    #[test]
+    fn the_gate_is_bounded() {
+        let mut q = OutputQueue::new(GateMode::Hold, EpochId(1));
+        assert_eq!(q.offer((), limits::GATE_BYTES), Offered::Held);
+        assert_eq!(q.offer((), 1), Offered::Full(()));
+        q.seal();
+        q.release(EpochId(1));
+        assert_eq!(q.offer((), 1), Offered::Held);
+    }
+
+    #[test]
+    fn an_open_gate_never_overtakes_what_waits() {
+        let mut q = OutputQueue::new(GateMode::Hold, EpochId(1));
+        q.offer('a', 1);
+        q.set_mode(GateMode::Open);
+        assert_eq!(q.offer('b', 1), Offered::Held);
+        q.seal();
+        assert_eq!(q.release(EpochId(1)), ['a', 'b']);
+        assert_eq!(q.offer('c', 1), Offered::Pass('c'));
+    }
+}

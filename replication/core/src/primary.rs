@@ -1,0 +1,655 @@
+//! The active side of a protected VM: who must hold an epoch before its output may leave, and who may stop waiting.
+//!
+//! A replica's standing:
+//!
+//! ```text
+//!            Joined            holds its seed          holds all that was released       swap applied
+//!   (none) ─────────> Seeding ───────────────> Joining ───────────────────────> Listing ────────────> InSync
+//!                        │ silent                 │ silent                                             │ ^ heard
+//!                        v                        v                             swap applied     silent v │ again
+//!                     dropped                  dropped <───────────────────────────── Leaving <─────── Lost
+//! ```
+//! From `Joining` on the replica is *required*: no output leaves before it holds the epoch. It stays required until the
+//! arbiter has recorded its removal, because as long as the record may list it, it may take over from what it holds.
+//!
+//! Any record of a later generation stops the guest for good.
+
+use std::time::Duration;
+
+use crate::detector::{Detector, DetectorConfig, Suspicion};
+use crate::ids::{EpochId, Generation, Member, OpId, VmId};
+use crate::limits;
+use crate::message::Heartbeat;
+use crate::output::GateMode;
+use crate::record::{Change, LossPolicy, Record, Swap};
+use crate::sabotage::{Sabotage, sabotaged};
+use crate::settle::{Proposal, Reply, Request, Settled};
+use crate::time::Time;
+
+/// The active side's timing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrimaryConfig {
+    /// Interval of heartbeats.
+    pub heartbeat_every: Duration,
+    /// How patient to be with a replica. More patient than a replica is with us: losing protection is worse than waiting.
+    pub detector: DetectorConfig,
+    /// Output is released only on word from a replica that has heard from us within this time. Below a replica's
+    /// detector floor, so that a primary that was stopped and continued finds every acknowledgement too old.
+    pub fresh: Duration,
+    /// Longest epoch.
+    pub epoch_max: Duration,
+    /// Shortest epoch, when output waits.
+    pub epoch_min: Duration,
+    /// Sealed epochs that may be unacknowledged before the next cut waits.
+    pub epochs_in_flight: u64,
+    /// An unanswered swap is sent again after this long.
+    pub arbiter_retry: Duration,
+    /// The record is read this often while something is wrong.
+    pub record_poll: Duration,
+}
+
+impl Default for PrimaryConfig {
+    fn default() -> Self {
+        let patient = DetectorConfig { floor: Duration::from_millis(300), ..DetectorConfig::default() };
+        Self {
+            heartbeat_every: Duration::from_millis(10),
+            detector: patient,
+            fresh: Duration::from_millis(50),
+            epoch_max: Duration::from_millis(25),
+            epoch_min: Duration::from_millis(2),
+            epochs_in_flight: 2,
+            arbiter_retry: Duration::from_millis(100),
+            record_poll: Duration::from_millis(100),
+        }
+    }
+}
+
+/// What happens to the active side.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A handshake with a replica succeeded; it holds `staged` from an earlier handshake with this very process.
+    Joined {
+        /// The replica.
+        member: Member,
+        /// Its newest whole epoch.
+        staged: Option<EpochId>,
+    },
+    /// A heartbeat arrived.
+    Heartbeat(Heartbeat),
+    /// A peer says there is a newer generation.
+    Deposed(Generation),
+    /// The ordered cut is done: the epoch's content is fixed and on its way.
+    Sealed(EpochId),
+    /// The ordered cut failed; its pages were returned and the epoch goes on.
+    CutFailed,
+    /// The counter of the epoch loop.
+    Progress(u64),
+    /// Whether output made in the open epoch waits at the gate.
+    OutputPending(bool),
+    /// The arbiter answered.
+    Arbiter(Reply),
+    /// Time has passed. Hand in everything that has arrived first.
+    Tick,
+}
+
+/// What the active side wants done, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// End the open epoch: stop the guest, take its pages and state, go on. Answer with `Sealed` or `CutFailed`.
+    Cut(EpochId),
+    /// Send a heartbeat.
+    Heartbeat(Member, Heartbeat),
+    /// Tell a stale process that it is deposed.
+    TellDeposed(Member, Generation, EpochId),
+    /// Let out what waits of the epochs up to this one.
+    Release(EpochId),
+    /// Switch the gate for output made from now on.
+    Gate(GateMode),
+    /// Ask the arbiter.
+    Arbiter(Request),
+    /// Begin sending epochs to this replica, which has nothing: it is owed every page.
+    Seed(Member),
+    /// Go on sending to this replica, which kept epochs up to this one: later ones are aborted.
+    Resend(Member, EpochId),
+    /// Stop sending to this replica.
+    Drop(Member),
+    /// Stop the guest until `RunGuest`: the policy forbids to run unprotected.
+    PauseGuest,
+    /// Let the guest go on.
+    RunGuest,
+    /// Stop the guest for good and discard what waits: somebody else is the active now.
+    Stop(StopReason),
+    /// The protection changed.
+    Status(Protection),
+}
+
+/// Why a guest must stop for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StopReason {
+    /// A replica took over.
+    #[error("{by} has taken over as the active of generation {generation}")]
+    Deposed {
+        /// The generation now.
+        generation: Generation,
+        /// The active now.
+        by: Member,
+    },
+    /// The record is gone.
+    #[error("the arbiter has no record of this VM any more")]
+    RecordGone,
+}
+
+/// How well the VM is protected, and if not, why not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protection {
+    /// No replica is connected.
+    NoReplica,
+    /// A replica is receiving its first copy.
+    Seeding,
+    /// A replica holds everything and is being listed.
+    Joining,
+    /// This many replicas are in sync.
+    Protected(usize),
+    /// A listed replica is silent; output waits.
+    ReplicaSilent(Suspicion),
+    /// A listed replica is silent and the policy is to halt.
+    Halted,
+    /// The guest was stopped for good.
+    Stopped,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    Seeding,
+    Joining { need: EpochId },
+    Listing,
+    InSync,
+    Lost,
+    Leaving,
+}
+
+impl Standing {
+    /// Whether output must wait for the replica.
+    fn is_required(self) -> bool {
+        self != Self::Seeding
+    }
+
+    /// Whether the replica is expected to take and acknowledge epochs.
+    fn is_live(self) -> bool {
+        !matches!(self, Self::Lost | Self::Leaving)
+    }
+}
+
+#[derive(Debug)]
+struct Peer {
+    member: Member,
+    standing: Standing,
+    /// The epoch that carries its seed.
+    first: EpochId,
+    acked: Option<EpochId>,
+    /// My newest stamp it has seen.
+    echo: Option<Time>,
+    echo_age_min: Duration,
+    /// Its newest stamp I have seen.
+    stamp: Option<Time>,
+    detector: Detector,
+}
+
+impl Peer {
+    fn holds(&self, epoch: EpochId) -> bool {
+        self.acked.is_some_and(|a| a >= epoch)
+    }
+
+    /// The newest epoch it acknowledged, or the one before its seed.
+    fn acked_or_before(&self) -> EpochId {
+        self.acked.unwrap_or_else(|| self.first.prev())
+    }
+
+    /// Whether its word is young enough to release on. On long paths an echo is never younger than the round trip.
+    fn is_fresh(&self, now: Time, fresh: Duration) -> bool {
+        let limit = fresh.max(self.echo_age_min * 2);
+        self.echo.is_some_and(|echo| now.since(echo) <= limit) || sabotaged(Sabotage::StaleAckHonoured)
+    }
+}
+
+/// The active side's state.
+#[derive(Debug)]
+pub struct Primary {
+    cfg: PrimaryConfig,
+    me: Member,
+    record: Record,
+    peers: Vec<Peer>,
+    /// The epoch the guest runs in.
+    open: EpochId,
+    /// All output of epochs up to this one has left.
+    released: EpochId,
+    gate: GateMode,
+    output_pending: bool,
+    cutting: bool,
+    last_cut: Time,
+    paused: bool,
+    stopped: bool,
+    doubt: bool,
+    proposal: Option<Proposal>,
+    ops: u64,
+    progress: u64,
+    next_heartbeat: Time,
+    next_poll: Time,
+    status: Protection,
+}
+
+impl Primary {
+    /// The active of a record it has just made or won; the guest runs, or is about to, in the epoch after `resumed_from`.
+    #[must_use]
+    pub fn new(cfg: PrimaryConfig, me: Member, record: Record, resumed_from: EpochId, ops: u64, now: Time) -> Self {
+        Self {
+            cfg,
+            me,
+            record,
+            peers: Vec::new(),
+            open: resumed_from.next(),
+            released: resumed_from,
+            gate: GateMode::Open,
+            output_pending: false,
+            cutting: false,
+            last_cut: now,
+            paused: false,
+            stopped: false,
+            doubt: false,
+            proposal: None,
+            ops,
+            progress: 0,
+            next_heartbeat: now,
+            next_poll: now,
+            status: Protection::NoReplica,
+        }
+    }
+
+    /// The VM.
+    #[must_use]
+    pub fn vm(&self) -> &VmId {
+        &self.record.vm
+    }
+
+    /// The record as last seen.
+    #[must_use]
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// The epoch the guest runs in.
+    #[must_use]
+    pub fn open_epoch(&self) -> EpochId {
+        self.open
+    }
+
+    /// The newest epoch whose output has left.
+    #[must_use]
+    pub fn released(&self) -> EpochId {
+        self.released
+    }
+
+    /// The protection now.
+    #[must_use]
+    pub fn protection(&self) -> Protection {
+        self.status
+    }
+
+    /// Takes an event and appends what is to be done.
+    pub fn handle(&mut self, now: Time, event: Event, out: &mut Vec<Action>) {
+        if self.stopped {
+            return;
+        }
+        match event {
+            Event::Joined { member, staged } => self.joined(now, member, staged, out),
+            Event::Heartbeat(hb) => self.heard(now, &hb, out),
+            Event::Deposed(generation) => self.doubt |= generation > self.record.generation,
+            Event::Sealed(epoch) => self.sealed(epoch),
+            Event::CutFailed => self.cutting = false,
+            Event::Progress(count) => self.progress = count,
+            Event::OutputPending(pending) => self.output_pending = pending,
+            Event::Arbiter(reply) => self.answered(&reply, out),
+            Event::Tick => self.tick(now, out),
+        }
+        if !self.stopped {
+            self.advance(now, out);
+        }
+    }
+
+    fn joined(&mut self, now: Time, member: Member, staged: Option<EpochId>, out: &mut Vec<Action>) {
+        let known = self.peers.iter_mut().find(|p| p.member == member);
+        match (known, staged) {
+            (Some(peer), Some(kept)) if peer.standing != Standing::Leaving => {
+                peer.acked = peer.acked.max(Some(kept));
+                out.push(Action::Resend(member, kept));
+            }
+            (Some(peer), None) if peer.standing == Standing::Seeding => {
+                peer.first = self.open;
+                peer.acked = None;
+                out.push(Action::Seed(member));
+            }
+            (Some(_), _) => {}
+            (None, _) if self.peers.len() >= limits::PEERS => {}
+            (None, _) => {
+                self.peers.push(self.new_peer(now, member));
+                out.push(Action::Seed(member));
+            }
+        }
+    }
+
+    fn new_peer(&self, now: Time, member: Member) -> Peer {
+        Peer {
+            member,
+            standing: Standing::Seeding,
+            // A cut under way was ordered without this replica.
+            first: if self.cutting { self.open.next() } else { self.open },
+            acked: None,
+            echo: None,
+            echo_age_min: Duration::MAX / 4,
+            stamp: None,
+            detector: Detector::new(self.cfg.detector, self.cfg.heartbeat_every, now),
+        }
+    }
+
+    fn heard(&mut self, now: Time, hb: &Heartbeat, out: &mut Vec<Action>) {
+        self.doubt |= hb.generation > self.record.generation;
+        if let Some(peer) = self.peers.iter_mut().find(|p| p.member == hb.from) {
+            peer.detector.heard(now, hb.echo, hb.progress);
+            peer.acked = peer.acked.max(hb.epoch);
+            peer.echo = peer.echo.max(hb.echo);
+            peer.stamp = peer.stamp.max(Some(hb.sent_at));
+            if let Some(echo) = hb.echo {
+                peer.echo_age_min = peer.echo_age_min.min(now.since(echo));
+            }
+        } else if hb.generation < self.record.generation {
+            out.push(Action::TellDeposed(hb.from, self.record.generation, self.released));
+        }
+    }
+
+    fn sealed(&mut self, epoch: EpochId) {
+        debug_assert_eq!(epoch, self.open, "sealed an epoch that was not ordered");
+        self.cutting = false;
+        self.open = epoch.next();
+        if self.gate == GateMode::Open {
+            self.released = epoch;
+        }
+    }
+
+    fn answered(&mut self, reply: &Reply, out: &mut Vec<Action>) {
+        if let Some(proposal) = self.proposal.take() {
+            match proposal.settle(reply) {
+                Settled::Pending => self.proposal = Some(proposal),
+                Settled::Applied(record) => self.applied(record, &proposal.swap().change, out),
+                Settled::Failed(Some(record)) => self.failed(record, out),
+                Settled::Failed(None) => self.stop(StopReason::RecordGone, out),
+            }
+        }
+        if let Some(record) = reply.record() {
+            self.see(record, out);
+        }
+    }
+
+    /// Takes note of a record the arbiter showed; a later generation stops the guest.
+    fn see(&mut self, record: &Record, out: &mut Vec<Action>) {
+        if record.active != self.me && record.generation >= self.record.generation {
+            self.stop(StopReason::Deposed { generation: record.generation, by: record.active }, out);
+        } else if record.version >= self.record.version {
+            self.record = record.clone();
+            self.doubt = false;
+        }
+    }
+
+    fn applied(&mut self, record: Record, change: &Change, out: &mut Vec<Action>) {
+        match change {
+            Change::List { member, .. } => self.stand(*member, Standing::InSync),
+            Change::Unlist { member } => self.drop_peer(*member, out),
+            Change::Create { .. } | Change::TakeOver { .. } => {}
+        }
+        if record.version >= self.record.version {
+            self.record = record;
+        }
+    }
+
+    /// A swap lost against another change: if we are still the active, it is proposed again on the new version.
+    fn failed(&mut self, record: Record, out: &mut Vec<Action>) {
+        self.see(&record, out);
+        let need = self.open;
+        for peer in &mut self.peers {
+            peer.standing = match peer.standing {
+                Standing::Listing => Standing::Joining { need },
+                Standing::Leaving => Standing::Lost,
+                other => other,
+            };
+        }
+    }
+
+    fn stand(&mut self, member: Member, standing: Standing) {
+        if let Some(peer) = self.peers.iter_mut().find(|p| p.member == member) {
+            peer.standing = standing;
+        }
+    }
+
+    fn drop_peer(&mut self, member: Member, out: &mut Vec<Action>) {
+        self.peers.retain(|p| p.member != member);
+        out.push(Action::Drop(member));
+    }
+
+    fn stop(&mut self, reason: StopReason, out: &mut Vec<Action>) {
+        if !self.stopped {
+            self.stopped = true;
+            self.status = Protection::Stopped;
+            out.push(Action::Stop(reason));
+            out.push(Action::Status(Protection::Stopped));
+        }
+    }
+
+    fn tick(&mut self, now: Time, out: &mut Vec<Action>) {
+        self.peers.iter_mut().for_each(|p| p.detector.tick(now));
+        self.judge_silence(out);
+        if now >= self.next_heartbeat {
+            self.next_heartbeat = now + self.cfg.heartbeat_every;
+            self.send_heartbeats(now, out);
+        }
+        self.keep_asking(now, out);
+    }
+
+    fn judge_silence(&mut self, out: &mut Vec<Action>) {
+        let mut dropped = Vec::new();
+        for peer in &mut self.peers {
+            let silent = peer.detector.suspicion().is_some();
+            match peer.standing {
+                Standing::Seeding | Standing::Joining { .. } if silent => dropped.push(peer.member),
+                Standing::InSync if silent && sabotaged(Sabotage::DegradeWithoutArbiter) => dropped.push(peer.member),
+                Standing::InSync if silent => peer.standing = Standing::Lost,
+                Standing::Lost if !silent => peer.standing = Standing::InSync,
+                _ => {}
+            }
+        }
+        for member in dropped {
+            self.drop_peer(member, out);
+            if sabotaged(Sabotage::DegradeWithoutArbiter) {
+                self.record.in_sync.retain(|l| l.member != member);
+            }
+        }
+    }
+
+    fn send_heartbeats(&self, now: Time, out: &mut Vec<Action>) {
+        for peer in &self.peers {
+            let heartbeat = Heartbeat {
+                from: self.me,
+                generation: self.record.generation,
+                sent_at: now,
+                echo: peer.stamp,
+                progress: self.progress,
+                epoch: Some(self.released),
+            };
+            out.push(Action::Heartbeat(peer.member, heartbeat));
+        }
+    }
+
+    /// Repeats an unanswered swap, and reads the record while a replica is silent or a newer generation is rumoured:
+    /// the silent replica may have taken over.
+    fn keep_asking(&mut self, now: Time, out: &mut Vec<Action>) {
+        if let Some(proposal) = &mut self.proposal {
+            if proposal.given_up(now, self.cfg.arbiter_retry) {
+                let record = self.record.clone();
+                self.proposal = None;
+                self.failed(record, out);
+            } else if proposal.overdue(now, self.cfg.arbiter_retry) {
+                out.push(Action::Arbiter(proposal.request()));
+            }
+        }
+        let worried = self.doubt || self.peers.iter().any(|p| !p.standing.is_live());
+        if worried && now >= self.next_poll {
+            self.next_poll = now + self.cfg.record_poll;
+            out.push(Action::Arbiter(Request::Read));
+        }
+    }
+
+    /// Draws every consequence of the present state.
+    fn advance(&mut self, now: Time, out: &mut Vec<Action>) {
+        self.promote_seeded(out);
+        self.release(now, out);
+        self.propose(now, out);
+        self.obey_policy(out);
+        self.cut_if_due(now, out);
+        self.report(out);
+    }
+
+    /// A replica that holds its seed becomes required. Until it is listed, the gate holds: what leaves now must not be
+    /// lost when it is listed later.
+    fn promote_seeded(&mut self, out: &mut Vec<Action>) {
+        let mut hold = false;
+        for peer in &mut self.peers {
+            if peer.standing == Standing::Seeding && peer.acked.is_some() {
+                let gate_open = self.gate == GateMode::Open && !sabotaged(Sabotage::ListedWithoutHold);
+                // With the gate open, output of the open epoch has left already.
+                let need = if gate_open { self.open } else { self.released };
+                peer.standing = Standing::Joining { need };
+                hold = true;
+            }
+        }
+        if hold && self.gate == GateMode::Open {
+            self.gate = GateMode::Hold;
+            out.push(Action::Gate(GateMode::Hold));
+        }
+    }
+
+    fn release(&mut self, now: Time, out: &mut Vec<Action>) {
+        if self.gate == GateMode::Open || self.doubt && !sabotaged(Sabotage::StaleAckHonoured) {
+            return;
+        }
+        let mut required = self.peers.iter().filter(|p| p.standing.is_required()).peekable();
+        if required.peek().is_none() {
+            if self.record.in_sync.is_empty() {
+                self.open_gate(out);
+            }
+            return;
+        }
+        let fresh = self.cfg.fresh;
+        let (mut held_by_all, mut all_fresh) = (self.open.prev(), true);
+        for peer in required {
+            held_by_all = held_by_all.min(peer.acked_or_before());
+            all_fresh &= peer.is_fresh(now, fresh);
+        }
+        if sabotaged(Sabotage::ReleaseBeforeCommit) {
+            (held_by_all, all_fresh) = (self.open.prev(), true);
+        }
+        if held_by_all > self.released && all_fresh {
+            self.released = held_by_all;
+            out.push(Action::Release(held_by_all));
+        }
+    }
+
+    /// Nobody is required and the record lists nobody: run unprotected.
+    fn open_gate(&mut self, out: &mut Vec<Action>) {
+        self.released = self.open.prev();
+        self.gate = GateMode::Open;
+        out.push(Action::Release(self.open));
+        out.push(Action::Gate(GateMode::Open));
+    }
+
+    fn propose(&mut self, now: Time, out: &mut Vec<Action>) {
+        if self.proposal.is_some() {
+            return;
+        }
+        let Some((member, change)) = self.next_change() else { return };
+        let leaving = matches!(change, Change::Unlist { .. });
+        self.stand(member, if leaving { Standing::Leaving } else { Standing::Listing });
+        self.ops += 1;
+        let swap = Swap {
+            vm: self.record.vm.clone(),
+            expected_version: self.record.version,
+            proposer: self.me,
+            op: OpId { incarnation: self.me.incarnation, count: self.ops },
+            change,
+        };
+        let proposal = Proposal::new(swap, now);
+        out.push(Action::Arbiter(proposal.request()));
+        self.proposal = Some(proposal);
+    }
+
+    fn next_change(&self) -> Option<(Member, Change)> {
+        let may_unlist =
+            self.record.policy == LossPolicy::Degrade || self.peers.iter().any(|p| p.standing == Standing::InSync);
+        self.peers.iter().find_map(|p| match p.standing {
+            Standing::Joining { need } if p.holds(need) => {
+                Some((p.member, Change::List { member: p.member, since: p.acked? }))
+            }
+            Standing::Lost if may_unlist => Some((p.member, Change::Unlist { member: p.member })),
+            _ => None,
+        })
+    }
+
+    fn obey_policy(&mut self, out: &mut Vec<Action>) {
+        let lost = self.peers.iter().any(|p| p.standing == Standing::Lost);
+        let pause = lost && self.record.policy == LossPolicy::Halt;
+        if pause != self.paused {
+            self.paused = pause;
+            out.push(if pause { Action::PauseGuest } else { Action::RunGuest });
+        }
+    }
+
+    fn cut_if_due(&mut self, now: Time, out: &mut Vec<Action>) {
+        let oldest = self.peers.iter().filter(|p| p.standing.is_live()).map(Peer::acked_or_before).min();
+        let Some(oldest) = oldest else { return };
+        let in_flight = self.open.prev().0.saturating_sub(oldest.0);
+        let age = now.since(self.last_cut);
+        let due = age >= self.cfg.epoch_max || self.output_pending && age >= self.cfg.epoch_min;
+        if due && !self.cutting && in_flight < self.cfg.epochs_in_flight {
+            self.cutting = true;
+            self.output_pending = false;
+            self.last_cut = now;
+            out.push(Action::Cut(self.open));
+        }
+    }
+
+    fn report(&mut self, out: &mut Vec<Action>) {
+        let status = self.judge_protection();
+        if status != self.status {
+            self.status = status;
+            out.push(Action::Status(status));
+        }
+    }
+
+    fn judge_protection(&self) -> Protection {
+        let in_sync = self.peers.iter().filter(|p| p.standing == Standing::InSync).count();
+        let lost = self.peers.iter().find(|p| !p.standing.is_live());
+        if self.paused {
+            Protection::Halted
+        } else if let Some(peer) = lost {
+            Protection::ReplicaSilent(peer.detector.suspicion().unwrap_or(Suspicion::Silent))
+        } else if in_sync > 0 {
+            Protection::Protected(in_sync)
+        } else if self.peers.iter().any(|p| p.standing.is_required()) {
+            Protection::Joining
+        } else if self.peers.is_empty() {
+            Protection::NoReplica
+        } else {
+            Protection::Seeding
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
