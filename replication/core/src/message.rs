@@ -216,9 +216,10 @@ impl Message {
             5 => Self::Part(get_part(&mut r)?),
             6 => Self::End(get_end(&mut r)?),
             7 => Self::Ingress(get_ingress(&mut r)?),
-            8 => {
-                Self::Deposed { generation: Generation(r.u64("generation")?), epoch: EpochId(r.u64("epoch")?) }
-            }
+            8 => Self::Deposed {
+                generation: Generation(r.u64("generation")?),
+                epoch: EpochId(r.u64("epoch")?),
+            },
             other => return Err(DecodeError::Value { what: "kind", got: u64::from(other) }),
         };
         r.finish()?;
@@ -439,8 +440,7 @@ mod tests {
             end(),
             (any::<u64>(), proptest::collection::vec((any::<u8>(), bytes(40)), 0..4))
                 .prop_map(|(n, frames)| Message::Ingress(Ingress { first: IngressSeq(n), frames })),
-            any::<u64>()
-                .prop_map(|n| Message::Deposed { generation: Generation(n), epoch: EpochId(n) }),
+            any::<u64>().prop_map(|n| Message::Deposed { generation: Generation(n), epoch: EpochId(n) }),
         ]
     }
 

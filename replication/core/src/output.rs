@@ -67,9 +67,9 @@ impl<T> OutputQueue<T> {
         self.open
     }
 
-    /// Outputs made in `epoch` that still wait.
-    pub fn of_epoch(&self, epoch: EpochId) -> impl Iterator<Item = &T> {
-        self.held.iter().filter(move |(e, _, _)| *e == epoch).map(|(_, _, item)| item)
+    /// Outputs made after `base` and up to `epoch` that still wait: what a replica needs with that epoch.
+    pub fn between(&self, base: EpochId, epoch: EpochId) -> impl Iterator<Item = &T> {
+        self.held.iter().filter(move |(e, _, _)| *e > base && *e <= epoch).map(|(_, _, item)| item)
     }
 
     /// Takes out every output of the epochs up to `through`, in order.
@@ -123,7 +123,7 @@ mod tests {
         assert_eq!(q.release(EpochId(0)), []);
         assert_eq!(q.release(EpochId(1)), ['a']);
         assert_eq!(q.bytes(), 10);
-        assert_eq!(q.of_epoch(EpochId(2)).collect::<Vec<_>>(), [&'b']);
+        assert_eq!(q.between(EpochId(1), EpochId(2)).collect::<Vec<_>>(), [&'b']);
         assert_eq!(q.release(EpochId(2)), ['b']);
         assert!(!q.is_pending());
     }

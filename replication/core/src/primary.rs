@@ -241,7 +241,14 @@ pub struct Primary {
 impl Primary {
     /// The active of a record it has just made or won; the guest runs, or is about to, in the epoch after `resumed_from`.
     #[must_use]
-    pub fn new(cfg: PrimaryConfig, me: Member, record: Record, resumed_from: EpochId, ops: u64, now: Time) -> Self {
+    pub fn new(
+        cfg: PrimaryConfig,
+        me: Member,
+        record: Record,
+        resumed_from: EpochId,
+        ops: u64,
+        now: Time,
+    ) -> Self {
         Self {
             cfg,
             me,
@@ -317,6 +324,8 @@ impl Primary {
     }
 
     fn joined(&mut self, now: Time, member: Member, staged: Option<EpochId>, out: &mut Vec<Action>) {
+        let fresh_peer = self.new_peer(now, member);
+        let room = self.peers.len() < limits::PEERS;
         let known = self.peers.iter_mut().find(|p| p.member == member);
         match (known, staged) {
             (Some(peer), Some(kept)) if peer.standing != Standing::Leaving => {
@@ -329,11 +338,11 @@ impl Primary {
                 out.push(Action::Seed(member));
             }
             (Some(_), _) => {}
-            (None, _) if self.peers.len() >= limits::PEERS => {}
-            (None, _) => {
-                self.peers.push(self.new_peer(now, member));
+            (None, _) if room => {
+                self.peers.push(fresh_peer);
                 out.push(Action::Seed(member));
             }
+            (None, _) => {}
         }
     }
 
@@ -459,7 +468,9 @@ impl Primary {
             let silent = peer.detector.suspicion().is_some();
             match peer.standing {
                 Standing::Seeding | Standing::Joining { .. } if silent => dropped.push(peer.member),
-                Standing::InSync if silent && sabotaged(Sabotage::DegradeWithoutArbiter) => dropped.push(peer.member),
+                Standing::InSync if silent && sabotaged(Sabotage::DegradeWithoutArbiter) => {
+                    dropped.push(peer.member)
+                }
                 Standing::InSync if silent => peer.standing = Standing::Lost,
                 Standing::Lost if !silent => peer.standing = Standing::InSync,
                 _ => {}
@@ -590,8 +601,8 @@ impl Primary {
     }
 
     fn next_change(&self) -> Option<(Member, Change)> {
-        let may_unlist =
-            self.record.policy == LossPolicy::Degrade || self.peers.iter().any(|p| p.standing == Standing::InSync);
+        let may_unlist = self.record.policy == LossPolicy::Degrade
+            || self.peers.iter().any(|p| p.standing == Standing::InSync);
         self.peers.iter().find_map(|p| match p.standing {
             Standing::Joining { need } if p.holds(need) => {
                 Some((p.member, Change::List { member: p.member, since: p.acked? }))
@@ -611,8 +622,7 @@ impl Primary {
     }
 
     fn cut_if_due(&mut self, now: Time, out: &mut Vec<Action>) {
-        let oldest = self.peers.iter().filter(|p| p.standing.is_live()).map(Peer::acked_or_before).min();
-        let Some(oldest) = oldest else { return };
+        let Some(oldest) = self.oldest_awaited() else { return };
         let in_flight = self.open.prev().0.saturating_sub(oldest.0);
         let age = now.since(self.last_cut);
         let due = age >= self.cfg.epoch_max || self.output_pending && age >= self.cfg.epoch_min;
@@ -622,6 +632,14 @@ impl Primary {
             self.last_cut = now;
             out.push(Action::Cut(self.open));
         }
+    }
+
+    /// The newest epoch that everybody holds whom the pace must follow: the replicas output waits for, or while there are
+    /// none, those being seeded.
+    fn oldest_awaited(&self) -> Option<EpochId> {
+        let live = || self.peers.iter().filter(|p| p.standing.is_live());
+        let required = live().filter(|p| p.standing.is_required()).map(Peer::acked_or_before).min();
+        required.or_else(|| live().map(Peer::acked_or_before).min())
     }
 
     fn report(&mut self, out: &mut Vec<Action>) {

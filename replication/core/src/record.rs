@@ -200,7 +200,9 @@ fn created(swap: &Swap, policy: LossPolicy) -> Record {
 fn changed(record: &Record, proposer: Member, change: &Change) -> Result<Record, Refusal> {
     let mut next = record.clone();
     match change {
-        Change::List { .. } | Change::Unlist { .. } if proposer != record.active => return Err(Refusal::NotActive),
+        Change::List { .. } | Change::Unlist { .. } if proposer != record.active => {
+            return Err(Refusal::NotActive);
+        }
         Change::List { member, since } => {
             next.in_sync.retain(|l| l.member != *member);
             next.in_sync.push(Listed { member: *member, since: *since });

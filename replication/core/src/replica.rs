@@ -36,6 +36,8 @@ pub struct ReplicaConfig {
     pub record_poll: Duration,
     /// The arbiter counts as reachable when it has answered within this time.
     pub arbiter_fresh: Duration,
+    /// A replica that is not listed starts again when it has heard nothing for this long.
+    pub abandoned_after: Duration,
 }
 
 impl Default for ReplicaConfig {
@@ -46,6 +48,7 @@ impl Default for ReplicaConfig {
             arbiter_retry: Duration::from_millis(100),
             record_poll: Duration::from_millis(200),
             arbiter_fresh: Duration::from_millis(700),
+            abandoned_after: Duration::from_secs(2),
         }
     }
 }
@@ -88,6 +91,9 @@ pub enum Expulsion {
     /// The active runs on without it.
     #[error("the active removed this replica from the record")]
     Unlisted,
+    /// Nothing was heard for long, and the record does not list this process: the active has given up seeding it.
+    #[error("the active went away before this replica was listed")]
+    Abandoned,
     /// Another process is the active now.
     #[error("{by} is the active of generation {generation} now")]
     OtherActive {
@@ -170,7 +176,8 @@ impl Replica {
     /// Whether epochs that arrive may still be staged: not once the takeover epoch is fixed.
     #[must_use]
     pub fn may_stage(&self) -> bool {
-        self.phase == Phase::Following || self.phase == Phase::Taking && sabotaged(Sabotage::AcksWhileTakingOver)
+        self.phase == Phase::Following
+            || self.phase == Phase::Taking && sabotaged(Sabotage::AcksWhileTakingOver)
     }
 
     /// Whether the record as last read lists this process.
@@ -198,7 +205,7 @@ impl Replica {
         }
         match event {
             Event::Heartbeat(hb) => self.heard(now, &hb),
-            Event::Staged(epoch) => self.staged(now, epoch, out),
+            Event::Staged(epoch) => self.acknowledge(now, epoch, out),
             Event::Progress(count) => self.progress = count,
             Event::Arbiter(reply) => self.answered(now, &reply, out),
             Event::Tick => self.tick(now, out),
@@ -213,7 +220,7 @@ impl Replica {
     }
 
     /// An acknowledgement goes out at once; heartbeats repeat it.
-    fn staged(&mut self, now: Time, epoch: EpochId, out: &mut Vec<Action>) {
+    fn acknowledge(&mut self, now: Time, epoch: EpochId, out: &mut Vec<Action>) {
         debug_assert!(self.may_stage(), "staged {epoch} after the takeover epoch was fixed");
         self.staged = self.staged.max(Some(epoch));
         self.speak(now, out);
@@ -267,10 +274,13 @@ impl Replica {
     fn check_expelled(&mut self, out: &mut Vec<Action>) {
         let Some(record) = &self.record else { return };
         let listed = record.lists(self.me);
+        let abandoned = !listed && self.detector.silence() > self.cfg.abandoned_after;
         let expulsion = if record.active != self.active && record.generation > self.generation {
             Expulsion::OtherActive { generation: record.generation, by: record.active }
         } else if self.was_listed && !listed {
             Expulsion::Unlisted
+        } else if abandoned && !sabotaged(Sabotage::SeedingTakesOver) {
+            Expulsion::Abandoned
         } else {
             self.was_listed |= listed;
             return;
@@ -307,7 +317,9 @@ impl Replica {
         }
         // While suspecting, a record that does not list us yet may be about to: ask as often as we beat.
         let hurry = self.suspected && self.phase == Phase::Following;
-        if now >= self.next_poll || hurry && now + self.cfg.record_poll >= self.next_poll + self.cfg.heartbeat_every {
+        if now >= self.next_poll
+            || hurry && now + self.cfg.record_poll >= self.next_poll + self.cfg.heartbeat_every
+        {
             self.next_poll = now + self.cfg.record_poll;
             out.push(Action::Arbiter(Request::Read));
         }

@@ -122,7 +122,9 @@ impl Proposal {
                 Settled::Applied(record.cloned().expect("checked above"))
             }
             Reply::Refused { op, record, .. } if *op == self.swap.op => Settled::Failed(record.clone()),
-            _ if record.is_some_and(|r| r.version > self.swap.expected_version) => Settled::Failed(record.cloned()),
+            _ if record.is_some_and(|r| r.version > self.swap.expected_version) => {
+                Settled::Failed(record.cloned())
+            }
             _ => Settled::Pending,
         }
     }

@@ -139,7 +139,9 @@ impl Stager {
             return Err(StageError::NoSuchPart { epoch: end.epoch, index: *index });
         }
         match &open.end {
-            Some(earlier) if earlier.content_hash != end.content_hash => Err(StageError::Contradiction(end.epoch)),
+            Some(earlier) if earlier.content_hash != end.content_hash => {
+                Err(StageError::Contradiction(end.epoch))
+            }
             Some(_) => Ok(()),
             None => {
                 open.end = Some(end);
