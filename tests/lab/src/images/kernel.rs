@@ -1,0 +1,211 @@
+//! Debian's cloud kernel: fetched once, unpacked, indexed, checked whenever a part of it is used.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::apt;
+use super::bzimage::vmlinux_from_bzimage;
+use super::cache::{Cache, Sha256Hex, write_atomically};
+use super::modules::{self, Module, ModuleIndex};
+use crate::LabError;
+
+const METAPACKAGE: &str = "linux-image-cloud-amd64";
+const PACKAGE_PREFIX: &str = "linux-image-";
+const MANIFEST: &str = "manifest.json";
+const VMLINUX: &str = "vmlinux";
+const REMEDY: &str = "remove the kernel's folder from the cache to fetch it again";
+
+/// An unpacked kernel package.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kernel {
+    folder: PathBuf,
+    manifest: Manifest,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Manifest {
+    package: String,
+    version: String,
+    vmlinux_sha256: Sha256Hex,
+    modules: ModuleIndex,
+}
+
+impl Kernel {
+    /// The kernel from the cache, fetched with apt when the cache has none. A cached kernel stays until it is removed, so
+    /// that runs compare.
+    ///
+    /// # Errors
+    /// [`LabError::Image`] and [`LabError::Command`] when it cannot be fetched or is damaged.
+    pub fn ensure(cache: &Cache) -> Result<Self, LabError> {
+        let kernels = cache.subfolder("kernel")?;
+        match newest_folder(&kernels)? {
+            Some(folder) => Self::open(folder),
+            None => fetch(&kernels).and_then(Self::open),
+        }
+    }
+
+    /// Path of the uncompressed kernel, an ELF file with a PVH entry.
+    pub fn vmlinux(&self) -> PathBuf {
+        self.folder.join(VMLINUX)
+    }
+
+    /// Debian package and version, for reports.
+    pub fn version(&self) -> String {
+        format!("{} {}", self.manifest.package, self.manifest.version)
+    }
+
+    /// The modules asked for and all they need, in load order, as (name, file content).
+    ///
+    /// # Errors
+    /// [`LabError::Image`] for a module the kernel lacks or a file that is not as it was unpacked.
+    pub fn modules(&self, wanted: &[&str]) -> Result<Vec<(String, Vec<u8>)>, LabError> {
+        let order = modules::load_order(&self.manifest.modules, wanted)?;
+        order.into_iter().map(|name| self.read_module(&name).map(|content| (name, content))).collect()
+    }
+
+    fn read_module(&self, name: &str) -> Result<Vec<u8>, LabError> {
+        let module = &self.manifest.modules[name];
+        read_checked(&self.folder.join(&module.path), &module.sha256)
+    }
+
+    fn open(folder: PathBuf) -> Result<Self, LabError> {
+        let path = folder.join(MANIFEST);
+        let raw = fs::read(&path).map_err(LabError::file("read", &path))?;
+        let damaged = |error| LabError::image(path.display().to_string(), error, REMEDY);
+        let manifest: Manifest = serde_json::from_slice(&raw).map_err(damaged)?;
+        read_checked(&folder.join(VMLINUX), &manifest.vmlinux_sha256)?;
+        Ok(Self { folder, manifest })
+    }
+}
+
+fn read_checked(path: &Path, sha256: &Sha256Hex) -> Result<Vec<u8>, LabError> {
+    let content = fs::read(path).map_err(LabError::file("read", path))?;
+    if Sha256Hex::of(&content) == *sha256 {
+        return Ok(content);
+    }
+    Err(LabError::image(path.display().to_string(), "changed since it was unpacked", REMEDY))
+}
+
+/// Folders are complete when they have their final name; of several the highest name wins.
+fn newest_folder(kernels: &Path) -> Result<Option<PathBuf>, LabError> {
+    let entries = fs::read_dir(kernels).map_err(LabError::file("list", kernels))?;
+    let complete = entries.flatten().map(|entry| entry.path()).filter(|path| path.join(MANIFEST).is_file());
+    // A folder still being filled begins with a dot.
+    Ok(complete.filter(|path| !file_name(path).starts_with('.')).max())
+}
+
+fn fetch(kernels: &Path) -> Result<PathBuf, LabError> {
+    let package = apt::resolve(METAPACKAGE, PACKAGE_PREFIX)?;
+    let staging = tempfile::Builder::new().prefix(".fetch-").tempdir_in(kernels);
+    let staging = staging.map_err(LabError::file("write into", kernels))?;
+    let (unpacked, kept) = (staging.path().join("unpacked"), staging.path().join("kept"));
+    let deb = apt::download(&package, staging.path())?;
+    apt::unpack(&deb, &unpacked)?;
+    fs::create_dir(&kept).map_err(LabError::file("create", &kept))?;
+    let vmlinux_sha256 = keep_vmlinux(&unpacked.join("boot"), &kept)?;
+    let modules = keep_modules(&unpacked.join("lib/modules"), &kept)?;
+    let folder = kernels.join(format!("{}_{}", package.name, package.version.replace(':', "_")));
+    let manifest = Manifest { package: package.name, version: package.version, vmlinux_sha256, modules };
+    let raw =
+        serde_json::to_vec_pretty(&manifest).map_err(|error| LabError::image(MANIFEST, error, REMEDY))?;
+    write_atomically(&kept.join(MANIFEST), &raw)?;
+    match fs::rename(&kept, &folder) {
+        // Another process may have fetched the same kernel meanwhile; its folder is as good.
+        Err(_) if folder.join(MANIFEST).is_file() => Ok(folder),
+        renamed => {
+            renamed.map(|()| folder.clone()).map_err(LabError::file("move the unpacked kernel to", folder))
+        }
+    }
+}
+
+fn keep_vmlinux(boot: &Path, kept: &Path) -> Result<Sha256Hex, LabError> {
+    let bzimage = files_below(boot)?.into_iter().find(|path| file_name(path).starts_with("vmlinuz-"));
+    let bzimage =
+        bzimage.ok_or_else(|| LabError::image(METAPACKAGE, "the package has no /boot/vmlinuz-*", REMEDY))?;
+    let vmlinux = vmlinux_from_bzimage(&fs::read(&bzimage).map_err(LabError::file("read", &bzimage))?)?;
+    write_atomically(&kept.join(VMLINUX), &vmlinux)?;
+    Ok(Sha256Hex::of(&vmlinux))
+}
+
+fn keep_modules(tree: &Path, kept: &Path) -> Result<ModuleIndex, LabError> {
+    let folder = kept.join("modules");
+    fs::create_dir(&folder).map_err(LabError::file("create", &folder))?;
+    let files = files_below(tree)?;
+    files
+        .iter()
+        .filter(|path| path.extension() == Some(OsStr::new("ko")))
+        .map(|file| keep_module(file, &folder))
+        .collect()
+}
+
+fn keep_module(file: &Path, folder: &Path) -> Result<(String, Module), LabError> {
+    let content = fs::read(file).map_err(LabError::file("read", file))?;
+    let unusable = |reason| LabError::image(file.display().to_string(), reason, REMEDY);
+    let depends = modules::dependencies(&content).map_err(unusable)?;
+    let name = modules::normal_name(file_name(file).trim_end_matches(".ko"));
+    let path = format!("modules/{name}.ko");
+    fs::rename(file, folder.join(format!("{name}.ko"))).map_err(LabError::file("move", file))?;
+    Ok((name, Module { path, depends, sha256: Sha256Hex::of(&content) }))
+}
+
+fn files_below(folder: &Path) -> Result<Vec<PathBuf>, LabError> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).map_err(LabError::file("list", folder))? {
+        let path = entry.map_err(LabError::file("list", folder))?.path();
+        // A link may lead out of the package; none of what is wanted is one.
+        if path.is_dir() && !path.is_symlink() {
+            files.extend(files_below(&path)?);
+        } else {
+            files.push(path);
+        }
+    }
+    Ok(files)
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cached_kernel(cache: &Cache, name: &str, vmlinux: &[u8]) {
+        let folder = cache.subfolder("kernel").unwrap().join(name);
+        fs::create_dir_all(folder.join("modules")).unwrap();
+        fs::write(folder.join(VMLINUX), vmlinux).unwrap();
+        fs::write(folder.join("modules/tun.ko"), b"tun").unwrap();
+        let tun =
+            Module { path: "modules/tun.ko".into(), depends: Vec::new(), sha256: Sha256Hex::of(b"tun") };
+        let manifest = Manifest {
+            package: name.into(),
+            version: "1".into(),
+            vmlinux_sha256: Sha256Hex::of(b"vmlinux"),
+            modules: [("tun".to_owned(), tun)].into(),
+        };
+        fs::write(folder.join(MANIFEST), serde_json::to_vec(&manifest).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_cached_kernel_is_reused_and_the_newest_wins() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path()).unwrap();
+        cached_kernel(&cache, "linux-image-6.1.0-55", b"vmlinux");
+        cached_kernel(&cache, "linux-image-6.1.0-56", b"vmlinux");
+        cached_kernel(&cache, ".fetch-unfinished", b"vmlinux");
+        let kernel = Kernel::ensure(&cache).unwrap();
+        assert_eq!(kernel.version(), "linux-image-6.1.0-56 1");
+        assert_eq!(kernel.modules(&["tun"]).unwrap(), [("tun".to_owned(), b"tun".to_vec())]);
+    }
+
+    #[test]
+    fn a_changed_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path()).unwrap();
+        cached_kernel(&cache, "linux-image-6.1.0-56", b"vmlinuX");
+        assert!(Kernel::ensure(&cache).unwrap_err().to_string().contains("changed since"));
+    }
+}
