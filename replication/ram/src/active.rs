@@ -1,0 +1,340 @@
+//! The active side's protocol thread: one inbox, one core, no waiting.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use mycelium_ram_core::message::{Heartbeat, Message};
+use mycelium_ram_core::primary::{Action, Event as Input, Primary, PrimaryConfig, Protection, StopReason};
+use mycelium_ram_core::record::Record;
+use mycelium_ram_core::settle::Reply;
+use mycelium_ram_core::{EpochId, Member, Time};
+
+use crate::clock;
+use crate::epoch_loop::{EpochLoop, Order, Report, Shared};
+use crate::events::{Event, EventLog, Stats};
+use crate::gate::Gate;
+use crate::ingress::IngressTap;
+use crate::ports::{ActiveMachine, Arbiter, Wire};
+
+/// The protocol thread looks at the clock at least this often; well below the detector's `tick_gap`.
+const TICK: Duration = Duration::from_millis(4);
+/// Figures are written to the timeline this often.
+const STATS_EVERY: Duration = Duration::from_millis(100);
+
+/// What reaches the protocol thread.
+#[derive(Debug)]
+pub enum Inbox {
+    /// A replica accepted our offer over this wire; it holds epochs up to `staged` from an earlier handshake.
+    Joined {
+        /// The replica.
+        member: Member,
+        /// Its newest whole epoch.
+        staged: Option<EpochId>,
+        /// The way to it.
+        wire: Arc<dyn Wire>,
+    },
+    /// A frame from a replica.
+    Frame(Bytes),
+    /// The arbiter answered.
+    Arbiter(Reply),
+    /// The epoch thread reports.
+    Epoch(Report),
+    /// Output waits that did not before.
+    OutputPending,
+    /// End the guest here: the operator or the guest itself wants it.
+    Shutdown,
+}
+
+/// Why an active side ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was asked to.
+    Shutdown,
+    /// It is not the active any more.
+    Stopped(StopReason),
+}
+
+/// What an active side is made of.
+#[derive(Debug)]
+pub struct ActiveParts<M> {
+    /// Timing.
+    pub cfg: PrimaryConfig,
+    /// This process.
+    pub me: Member,
+    /// The record that makes this process the active.
+    pub record: Record,
+    /// The epoch the guest continues from; 0 for a fresh boot.
+    pub resumed_from: EpochId,
+    /// Arbiter proposals this process has made before.
+    pub ops: u64,
+    /// The running guest.
+    pub machine: M,
+    /// Its door.
+    pub gate: Arc<Gate>,
+    /// Its letter box.
+    pub ingress: Arc<IngressTap>,
+    /// The arbiter.
+    pub arbiter: Arc<dyn Arbiter>,
+    /// The timeline.
+    pub events: EventLog,
+}
+
+/// The protocol thread's state.
+#[derive(Debug)]
+struct Active {
+    core: Primary,
+    orders: Sender<Order>,
+    wires: BTreeMap<Member, Arc<dyn Wire>>,
+    /// Handshakes the core has not yet judged.
+    arrivals: BTreeMap<Member, Arc<dyn Wire>>,
+    gate: Arc<Gate>,
+    ingress: Arc<IngressTap>,
+    arbiter: Arc<dyn Arbiter>,
+    shared: Arc<Shared>,
+    events: EventLog,
+    actions: Vec<Action>,
+    next_stats: Time,
+    told_first_output: bool,
+    ended: Option<Ended>,
+}
+
+/// Protects a running guest until it ends. Blocks; returns why, and the machine with its guest stopped.
+///
+/// # Errors
+/// When the epoch thread cannot be started.
+///
+/// # Panics
+/// When the epoch thread panicked: the guest's state is then unknown and must not go on.
+pub fn run<M: ActiveMachine>(
+    parts: ActiveParts<M>,
+    inbox: &Receiver<Inbox>,
+    to_inbox: &Sender<Inbox>,
+) -> std::io::Result<(Ended, M)> {
+    let now = clock::now();
+    let shared = Arc::new(Shared::default());
+    let (orders, epoch_thread) = start_epoch_thread(
+        &shared,
+        &parts.events,
+        to_inbox,
+        EpochThread { machine: parts.machine, gate: parts.gate.clone(), ingress: parts.ingress.clone() },
+    )?;
+    let mut active = Active {
+        core: Primary::new(parts.cfg, parts.me, parts.record, parts.resumed_from, parts.ops, now),
+        orders,
+        wires: BTreeMap::new(),
+        arrivals: BTreeMap::new(),
+        gate: parts.gate,
+        ingress: parts.ingress,
+        arbiter: parts.arbiter,
+        shared,
+        events: parts.events,
+        actions: Vec::new(),
+        next_stats: now,
+        told_first_output: false,
+        ended: None,
+    };
+    active.events.note(protection_event(Protection::NoReplica));
+    let ended = active.serve(inbox);
+    active.gate.shut();
+    let _ = active.orders.send(Order::Stop);
+    active.wires.values().for_each(|w| w.close());
+    active.ingress.stop();
+    active.note_stats();
+    let machine = epoch_thread.join().expect("the epoch thread panicked");
+    Ok((ended, machine))
+}
+
+struct EpochThread<M> {
+    machine: M,
+    gate: Arc<Gate>,
+    ingress: Arc<IngressTap>,
+}
+
+fn start_epoch_thread<M: ActiveMachine>(
+    shared: &Arc<Shared>,
+    events: &EventLog,
+    to_inbox: &Sender<Inbox>,
+    parts: EpochThread<M>,
+) -> std::io::Result<(Sender<Order>, JoinHandle<M>)> {
+    let (orders, from_protocol) = channel();
+    let epoch_loop = EpochLoop::new(parts.machine, parts.gate, parts.ingress, shared.clone(), events.clone());
+    let reports = to_inbox.clone();
+    let run = move || epoch_loop.run(&from_protocol, |r| drop(reports.send(Inbox::Epoch(r))));
+    let thread = std::thread::Builder::new().name("epoch".into()).spawn(run)?;
+    Ok((orders, thread))
+}
+
+impl Active {
+    /// Everything that has arrived is handed to the core before time is judged.
+    fn serve(&mut self, inbox: &Receiver<Inbox>) -> Ended {
+        loop {
+            match inbox.recv_timeout(TICK) {
+                Ok(first) => {
+                    self.take(first);
+                    while let Ok(next) = inbox.try_recv() {
+                        self.take(next);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ended::Shutdown,
+            }
+            self.feed(Input::Progress(self.shared.progress.load(Ordering::Relaxed)));
+            self.feed(Input::Tick);
+            self.tell();
+            if let Some(ended) = self.ended {
+                return ended;
+            }
+        }
+    }
+
+    fn take(&mut self, item: Inbox) {
+        match item {
+            Inbox::Joined { member, staged, wire } => {
+                self.arrivals.insert(member, wire);
+                self.feed(Input::Joined { member, staged });
+                if let Some(unwanted) = self.arrivals.remove(&member) {
+                    unwanted.close();
+                }
+            }
+            Inbox::Frame(frame) => self.take_frame(&frame),
+            Inbox::Arbiter(reply) => self.feed(Input::Arbiter(reply)),
+            Inbox::Epoch(Report::Sealed(epoch)) => self.feed(Input::Sealed(epoch)),
+            Inbox::Epoch(Report::CutFailed) => self.feed(Input::CutFailed),
+            Inbox::OutputPending => self.feed(Input::OutputPending(true)),
+            Inbox::Shutdown => self.ended = Some(Ended::Shutdown),
+        }
+    }
+
+    fn take_frame(&mut self, frame: &Bytes) {
+        match Message::decode(frame) {
+            Ok(Message::Heartbeat(hb)) => {
+                if let Some(epoch) = hb.epoch {
+                    self.order(Order::Acked(hb.from, epoch));
+                }
+                self.feed(Input::Heartbeat(hb));
+            }
+            Ok(Message::Deposed { generation, .. }) => self.feed(Input::Deposed(generation)),
+            Ok(other) => tracing::debug!(?other, "a replica has no business sending this"),
+            Err(error) => tracing::warn!(%error, "a frame from a replica cannot be read"),
+        }
+    }
+
+    fn feed(&mut self, input: Input) {
+        let mut actions = std::mem::take(&mut self.actions);
+        self.core.handle(clock::now(), input, &mut actions);
+        for action in actions.drain(..) {
+            self.act(action);
+        }
+        self.actions = actions;
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Cut(epoch) => self.order(Order::Cut(epoch)),
+            Action::Heartbeat(to, hb) => self.beat(to, hb),
+            Action::TellDeposed(to, generation, epoch) => {
+                self.datagram(to, &Message::Deposed { generation, epoch });
+            }
+            Action::Release(through) => {
+                self.shared.released.store(through.0, Ordering::Relaxed);
+                self.gate.release(through);
+            }
+            Action::Gate(mode) => self.gate.set_mode(mode),
+            Action::Arbiter(request) => self.arbiter.ask(request),
+            Action::Seed(member) => self.connect(member, |wire| Order::Seed(member, wire)),
+            Action::Resend(member, kept) => self.connect(member, |wire| Order::Resend(member, kept, wire)),
+            Action::Drop(member) => self.disconnect(member),
+            Action::PauseGuest => self.order(Order::Pause),
+            Action::RunGuest => self.order(Order::Run),
+            Action::Stop(reason) => {
+                self.gate.shut();
+                self.events.note(Event::Stopped { reason: reason.to_string() });
+                self.ended = Some(Ended::Stopped(reason));
+            }
+            Action::Status(protection) => self.events.note(protection_event(protection)),
+        }
+    }
+
+    fn connect(&mut self, member: Member, order: impl FnOnce(Arc<dyn Wire>) -> Order) {
+        let Some(wire) = self.arrivals.remove(&member) else { return };
+        self.events.note(Event::Joined { replica: member.to_string() });
+        if let Some(old) = self.wires.insert(member, wire.clone()) {
+            old.close();
+        }
+        self.ingress.set_wires(self.wires.values().cloned().collect());
+        self.order(order(wire));
+    }
+
+    fn disconnect(&mut self, member: Member) {
+        self.events.note(Event::Dropped { replica: member.to_string() });
+        if let Some(wire) = self.wires.remove(&member) {
+            wire.close();
+        }
+        self.ingress.set_wires(self.wires.values().cloned().collect());
+        self.order(Order::Drop(member));
+    }
+
+    fn beat(&self, to: Member, hb: Heartbeat) {
+        self.datagram(to, &Message::Heartbeat(hb));
+    }
+
+    fn datagram(&self, to: Member, message: &Message) {
+        if let Some(wire) = self.wires.get(&to) {
+            wire.datagram(message.encode());
+        }
+    }
+
+    fn order(&self, order: Order) {
+        // The epoch thread ends only after this one has told it to.
+        let _ = self.orders.send(order);
+    }
+
+    fn tell(&mut self) {
+        let now = clock::now();
+        if let (false, Some(at)) = (self.told_first_output, self.gate.first_emitted()) {
+            self.told_first_output = true;
+            self.events.note(Event::FirstOutput { at_ns: at.0 });
+        }
+        if now >= self.next_stats {
+            self.next_stats = now + STATS_EVERY;
+            self.note_stats();
+        }
+    }
+
+    fn note_stats(&self) {
+        let figures = self.shared.figures.lock().map(|f| *f).unwrap_or_default();
+        let (sealed, released) = (self.core.open_epoch().prev(), self.core.released());
+        self.events.note(Event::Stats(Stats {
+            epochs: figures.epochs,
+            committed: released.0,
+            pages: figures.pages,
+            bytes: figures.bytes,
+            pause_us: figures.pause_us,
+            output_delay_us: self.gate.delay_us(),
+            gate_bytes: self.gate.bytes() as u64,
+            lag: sealed.0.saturating_sub(released.0),
+        }));
+    }
+}
+
+/// Protection in words an operator can act on.
+fn protection_event(protection: Protection) -> Event {
+    let (state, reason) = match protection {
+        Protection::NoReplica => ("unprotected", "no replica is connected".to_owned()),
+        Protection::Seeding => ("unprotected", "a replica is receiving its first copy".to_owned()),
+        Protection::Joining => ("unprotected", "a replica holds everything and is being listed".to_owned()),
+        Protection::Protected(n) => ("protected", format!("{n} in sync")),
+        Protection::ReplicaSilent(why) => {
+            ("waiting", format!("a replica in sync is silent ({why:?}); output waits"))
+        }
+        Protection::Halted => ("halted", "a replica in sync is silent and the policy is to halt".to_owned()),
+        Protection::Stopped => ("stopped", "another process is the active now".to_owned()),
+    };
+    let protected = matches!(protection, Protection::Protected(_));
+    Event::Protection { state: state.to_owned(), reason, protected }
+}

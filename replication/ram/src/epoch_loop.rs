@@ -1,0 +1,465 @@
+//! The epoch thread: the only one that stops the guest.
+//!
+//! A cut, and what of it costs the guest time:
+//!
+//! ```text
+//!   pause ─ harvest ─ owe ─ save state ─ copy pages ─ seal gate ─ resume ─ │ encode ─ send parts ─ send end
+//!   └──────────────────────── guest stopped ──────────────────────────┘    │ guest runs in the next epoch
+//! ```
+//! Harvesting clears the dirty log, so its result goes into the ledgers before anything else can fail.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hdrhistogram::Histogram;
+use mycelium_ram_core::message::{EpochEnd, EpochPart, Message, Output};
+use mycelium_ram_core::page_codec::{PAGE_BYTES, PartWriter};
+use mycelium_ram_core::stage::{content_hash, part_hash};
+use mycelium_ram_core::{EpochId, IngressSeq, Member, PageIndex, PageLedger, PageSet, Time};
+
+use crate::clock;
+use crate::events::{Event, EventLog, Spread};
+use crate::gate::{Gate, micros};
+use crate::ingress::IngressTap;
+use crate::ports::{ActiveMachine, PortError, SendFailed, Wire};
+
+/// An idle loop still shows that it is alive this often.
+const IDLE_BEAT: Duration = Duration::from_millis(20);
+/// Rounds of copying the running guest before a seed's cut, at most.
+const SEED_ROUNDS: usize = 6;
+/// A seed's cut happens once this few pages are left to copy with the guest stopped.
+const SEED_CUT_PAGES: u64 = 2048;
+
+/// What the protocol thread orders.
+#[derive(Debug)]
+pub enum Order {
+    /// Seal this epoch.
+    Cut(EpochId),
+    /// Begin with a replica that has nothing.
+    Seed(Member, Arc<dyn Wire>),
+    /// Go on with a replica that kept epochs up to this one.
+    Resend(Member, EpochId, Arc<dyn Wire>),
+    /// A replica holds epochs up to this one.
+    Acked(Member, EpochId),
+    /// Stop sending to a replica.
+    Drop(Member),
+    /// Stop the guest until `Run`.
+    Pause,
+    /// Let the guest go on.
+    Run,
+    /// End the thread with the guest stopped for good.
+    Stop,
+}
+
+/// What the epoch thread reports.
+#[derive(Clone, Debug)]
+pub enum Report {
+    /// The epoch is sealed and on its way.
+    Sealed(EpochId),
+    /// The cut failed; nothing is lost.
+    CutFailed,
+}
+
+/// Figures of the epoch thread.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EpochFigures {
+    /// Epochs sealed.
+    pub epochs: u64,
+    /// Pages sent.
+    pub pages: u64,
+    /// Bytes handed to links.
+    pub bytes: u64,
+    /// Guest stopped, in microseconds, per epoch.
+    pub pause_us: Spread,
+}
+
+/// What both threads see.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// Moves as long as the loop does.
+    pub progress: AtomicU64,
+    /// The newest epoch whose output has left, told to replicas so that they keep only later output.
+    pub released: AtomicU64,
+    /// Figures, replaced after each epoch.
+    pub figures: std::sync::Mutex<EpochFigures>,
+}
+
+/// One replica's stream.
+#[derive(Debug)]
+struct Stream {
+    wire: Arc<dyn Wire>,
+    ledger: PageLedger,
+    /// The newest epoch sent; none before the seed.
+    sent: Option<EpochId>,
+    acked: Option<EpochId>,
+    /// Hashes of the parts sent of the epoch under way, in order.
+    part_hashes: Vec<u64>,
+}
+
+impl Stream {
+    /// A replica that is still digesting its seed gets the next epoch only when it has.
+    fn is_ready(&self) -> bool {
+        self.sent.is_none() || self.acked.is_some()
+    }
+}
+
+/// What a cut took out of the guest for one replica.
+#[derive(Debug)]
+struct Sealed {
+    member: Member,
+    base: Option<EpochId>,
+    pages: Vec<PageIndex>,
+    content: Vec<u8>,
+    outputs: Vec<Output>,
+}
+
+/// The thread's state.
+#[derive(Debug)]
+pub struct EpochLoop<M> {
+    machine: M,
+    gate: Arc<Gate>,
+    ingress: Arc<IngressTap>,
+    streams: BTreeMap<Member, Stream>,
+    dirty: PageSet,
+    tracking: bool,
+    halted: bool,
+    state: Vec<u8>,
+    cut_at: Time,
+    ingress_at_cut: IngressSeq,
+    /// Copy buffers, kept between epochs so that a cut does not fault in fresh memory.
+    spare: Vec<Vec<u8>>,
+    pause_us: Histogram<u64>,
+    figures: EpochFigures,
+    shared: Arc<Shared>,
+    events: EventLog,
+}
+
+impl<M: ActiveMachine> EpochLoop<M> {
+    /// A loop around a machine that runs, or will by the first order.
+    ///
+    /// # Panics
+    /// Never: the histogram's bounds are constants that fit.
+    pub fn new(
+        machine: M,
+        gate: Arc<Gate>,
+        ingress: Arc<IngressTap>,
+        shared: Arc<Shared>,
+        events: EventLog,
+    ) -> Self {
+        let pages = machine.pages();
+        Self {
+            machine,
+            gate,
+            ingress,
+            streams: BTreeMap::new(),
+            dirty: PageSet::empty(pages),
+            tracking: false,
+            halted: false,
+            state: Vec::new(),
+            cut_at: Time(0),
+            ingress_at_cut: IngressSeq(0),
+            spare: Vec::new(),
+            pause_us: Histogram::new_with_bounds(1, 60_000_000, 3).expect("valid bounds"),
+            figures: EpochFigures::default(),
+            shared,
+            events,
+        }
+    }
+
+    /// Runs until ordered to stop; then the guest is stopped for good. Returns the machine.
+    pub fn run(mut self, orders: &Receiver<Order>, mut report: impl FnMut(Report)) -> M {
+        loop {
+            self.beat();
+            match orders.recv_timeout(IDLE_BEAT) {
+                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(order) => self.obey(order, &mut report),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+        if !self.halted
+            && let Err(e) = self.machine.pause()
+        {
+            self.trouble(&e);
+        }
+        self.machine
+    }
+
+    fn obey(&mut self, order: Order, report: &mut impl FnMut(Report)) {
+        match order {
+            Order::Cut(epoch) => match self.cut(epoch) {
+                Ok(sealed) => {
+                    report(Report::Sealed(epoch));
+                    self.send_all(epoch, sealed);
+                }
+                Err(e) => {
+                    self.trouble(&e);
+                    report(Report::CutFailed);
+                }
+            },
+            Order::Seed(member, wire) => self.begin(member, wire),
+            Order::Resend(member, kept, wire) => self.go_on(member, kept, wire),
+            Order::Acked(member, epoch) => self.acked(member, epoch),
+            Order::Drop(member) => self.forget(member),
+            Order::Pause => self.halt(),
+            Order::Run => self.unhalt(),
+            Order::Stop => {}
+        }
+    }
+
+    fn begin(&mut self, member: Member, wire: Arc<dyn Wire>) {
+        if !self.tracking {
+            match self.machine.start_tracking() {
+                Ok(()) => self.tracking = true,
+                Err(e) => return self.trouble(&e),
+            }
+        }
+        let ledger = PageLedger::owing_all(self.machine.pages());
+        self.events.note(Event::Seeding { pages: self.machine.pages() });
+        self.streams
+            .insert(member, Stream { wire, ledger, sent: None, acked: None, part_hashes: Vec::new() });
+    }
+
+    fn go_on(&mut self, member: Member, kept: EpochId, wire: Arc<dyn Wire>) {
+        if let Some(stream) = self.streams.get_mut(&member) {
+            stream.ledger.acked(kept);
+            stream.ledger.abort_after(kept);
+            (stream.wire, stream.sent, stream.acked) = (wire, Some(kept), Some(kept));
+        }
+    }
+
+    fn acked(&mut self, member: Member, epoch: EpochId) {
+        if let Some(stream) = self.streams.get_mut(&member) {
+            stream.acked = stream.acked.max(Some(epoch));
+            stream.ledger.acked(epoch);
+        }
+    }
+
+    fn forget(&mut self, member: Member) {
+        self.streams.remove(&member);
+        if self.streams.is_empty() && self.tracking {
+            match self.machine.stop_tracking() {
+                Ok(()) => self.tracking = false,
+                Err(e) => self.trouble(&e),
+            }
+        }
+    }
+
+    fn halt(&mut self) {
+        match self.machine.pause() {
+            Ok(()) => self.halted = true,
+            Err(e) => self.trouble(&e),
+        }
+    }
+
+    fn unhalt(&mut self) {
+        if std::mem::take(&mut self.halted) {
+            self.machine.resume();
+        }
+    }
+
+    /// Seals an epoch. On failure the guest goes on in the same epoch and no page is lost.
+    fn cut(&mut self, epoch: EpochId) -> Result<Vec<Sealed>, PortError> {
+        self.copy_seeds_early(epoch)?;
+        let start = clock::now();
+        self.stop_guest()?;
+        let sealed = self.take_epoch(epoch);
+        self.continue_guest();
+        let paused = clock::now().since(start);
+        if sealed.is_ok() {
+            self.pause_us.saturating_record(micros(paused).max(1));
+        }
+        sealed
+    }
+
+    fn stop_guest(&mut self) -> Result<(), PortError> {
+        if self.halted { Ok(()) } else { self.machine.pause() }
+    }
+
+    fn continue_guest(&mut self) {
+        if !self.halted {
+            self.machine.resume();
+        }
+    }
+
+    /// With the guest stopped: everything that must be of one moment.
+    fn take_epoch(&mut self, epoch: EpochId) -> Result<Vec<Sealed>, PortError> {
+        self.cut_at = clock::now();
+        self.ingress_at_cut = self.ingress.delivered();
+        self.harvest()?;
+        self.state.clear();
+        self.machine.save_state(&mut self.state)?;
+        let mut taken = Vec::new();
+        let ready: Vec<Member> = self.streams.iter().filter(|(_, s)| s.is_ready()).map(|(m, _)| *m).collect();
+        for member in ready {
+            taken.push(self.take_for(member, epoch));
+        }
+        self.gate.seal();
+        for sealed in &mut taken {
+            sealed.outputs = self.gate.between(sealed.base.unwrap_or(epoch.prev()), epoch);
+        }
+        Ok(taken)
+    }
+
+    fn harvest(&mut self) -> Result<(), PortError> {
+        if !self.tracking {
+            return Ok(());
+        }
+        let harvested = self.machine.harvest(&mut self.dirty);
+        // Even a failed harvest may have cleared part of the log: what it gave is owed.
+        self.streams.values_mut().for_each(|s| s.ledger.owe(&self.dirty));
+        self.dirty.clear();
+        harvested
+    }
+
+    fn take_for(&mut self, member: Member, epoch: EpochId) -> Sealed {
+        let stream = self.streams.get_mut(&member).expect("listed by the caller");
+        let batch = stream.ledger.send_in(epoch);
+        let base = stream.sent.replace(epoch);
+        let mut content = self.spare.pop().unwrap_or_default();
+        let pages: Vec<PageIndex> = batch.iter().collect();
+        content.resize(pages.len() * PAGE_BYTES, 0);
+        for (page, room) in pages.iter().zip(content.as_chunks_mut().0) {
+            self.machine.read_page(*page, room);
+        }
+        Sealed { member, base, pages, content, outputs: Vec::new() }
+    }
+
+    /// Sends what a new replica lacks while the guest runs, so that its cut has only the remainder to copy.
+    fn copy_seeds_early(&mut self, epoch: EpochId) -> Result<(), PortError> {
+        let fresh: Vec<Member> =
+            self.streams.iter().filter(|(_, s)| s.sent.is_none()).map(|(m, _)| *m).collect();
+        for member in fresh {
+            let mut left = u64::MAX;
+            for _ in 0..SEED_ROUNDS {
+                let Some(stream) = self.streams.get_mut(&member) else { break };
+                let owed = stream.ledger.owed().len();
+                // A guest that dirties as fast as we send will not get better by trying.
+                if owed <= SEED_CUT_PAGES || owed >= left {
+                    break;
+                }
+                left = owed;
+                let batch = stream.ledger.send_in(epoch);
+                if self.send_early(member, epoch, &batch).is_err() {
+                    self.streams.remove(&member);
+                    break;
+                }
+                self.stop_guest()?;
+                let harvested = self.harvest();
+                self.continue_guest();
+                harvested?;
+            }
+        }
+        Ok(())
+    }
+
+    fn send_early(&mut self, member: Member, epoch: EpochId, batch: &PageSet) -> Result<(), SendFailed> {
+        let mut writer = PartWriter::default();
+        let mut page_content = [0; PAGE_BYTES];
+        let mut pages = batch.iter().peekable();
+        while let Some(page) = pages.next() {
+            self.machine.read_page(page, &mut page_content);
+            writer.push(page, &page_content);
+            if writer.is_full() || pages.peek().is_none() {
+                let payload = writer.finish();
+                self.send_part(member, epoch, None, payload)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends one part; its index follows from the hashes kept so far.
+    fn send_part(
+        &mut self,
+        member: Member,
+        epoch: EpochId,
+        base: Option<EpochId>,
+        payload: Bytes,
+    ) -> Result<(), SendFailed> {
+        let Some(stream) = self.streams.get_mut(&member) else { return Err(SendFailed::Closed) };
+        let index = u32::try_from(stream.part_hashes.len()).expect("parts are bounded by the guest's size");
+        stream.part_hashes.push(part_hash(&payload));
+        let wire = stream.wire.clone();
+        self.push(&*wire, Message::Part(EpochPart { epoch, base, index, payload }).encode())
+    }
+
+    fn send_all(&mut self, epoch: EpochId, sealed: Vec<Sealed>) {
+        for part in sealed {
+            let member = part.member;
+            if self.send_epoch(epoch, part).is_err() {
+                // Its pages stay in flight in the ledger: a new handshake aborts and returns them.
+                tracing::debug!(%member, %epoch, "the link closed before the epoch was sent");
+            }
+        }
+        self.figures.epochs += 1;
+        self.figures.pause_us = Spread::of(&self.pause_us);
+        if let Ok(mut shared) = self.shared.figures.lock() {
+            *shared = self.figures;
+        }
+    }
+
+    fn send_epoch(&mut self, epoch: EpochId, sealed: Sealed) -> Result<(), SendFailed> {
+        let Sealed { member, base, pages, content, outputs } = sealed;
+        let mut writer = PartWriter::default();
+        let last = pages.len().saturating_sub(1);
+        for (i, (page, bytes)) in pages.iter().zip(content.as_chunks().0).enumerate() {
+            writer.push(*page, bytes);
+            if writer.is_full() || i == last {
+                let payload = writer.finish();
+                self.send_part(member, epoch, base, payload)?;
+            }
+        }
+        self.spare.push(content);
+        self.figures.pages += pages.len() as u64;
+        self.send_end(member, epoch, base, outputs)
+    }
+
+    fn send_end(
+        &mut self,
+        member: Member,
+        epoch: EpochId,
+        base: Option<EpochId>,
+        outputs: Vec<Output>,
+    ) -> Result<(), SendFailed> {
+        let Some(stream) = self.streams.get_mut(&member) else { return Err(SendFailed::Closed) };
+        let hashes = std::mem::take(&mut stream.part_hashes);
+        let wire = stream.wire.clone();
+        let mut end = EpochEnd {
+            epoch,
+            base,
+            parts: u32::try_from(hashes.len()).expect("parts are bounded by the guest's size"),
+            content_hash: 0,
+            cut_at: self.cut_at,
+            released: EpochId(self.shared.released.load(Ordering::Relaxed)),
+            ingress: self.ingress_at_cut,
+            state: Bytes::copy_from_slice(&self.state),
+            outputs,
+        };
+        end.content_hash = content_hash(hashes, &end);
+        self.push(&*wire, Message::End(end).encode())
+    }
+
+    fn push(&mut self, wire: &dyn Wire, mut frame: Bytes) -> Result<(), SendFailed> {
+        self.figures.bytes += frame.len() as u64;
+        loop {
+            // Waiting for a slow link is not hanging.
+            self.beat();
+            match wire.bundle(false, frame, IDLE_BEAT) {
+                Err(SendFailed::Full(back)) => frame = back,
+                done => return done,
+            }
+        }
+    }
+
+    fn beat(&self) {
+        self.shared.progress.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn trouble(&self, error: &PortError) {
+        tracing::error!(%error, "the epoch loop met an error; the guest goes on");
+        self.events.note(Event::Trouble { what: error.to_string() });
+    }
+}

@@ -1,0 +1,151 @@
+//! The timeline: what happened to a protected VM, one JSON object per line, with the clock's reading.
+//!
+//! Writing happens on a thread of its own, so that a slow disk never holds up a heartbeat.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use hdrhistogram::Histogram;
+use mycelium_ram_core::Time;
+use serde::{Deserialize, Serialize};
+
+use crate::clock;
+
+/// Percentiles of a series.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spread {
+    /// Half of the values are at most this.
+    pub p50: u64,
+    /// 99 of 100 values are at most this.
+    pub p99: u64,
+    /// The largest.
+    pub max: u64,
+    /// How many values there are.
+    pub n: u64,
+}
+
+impl Spread {
+    /// Reads a histogram.
+    #[must_use]
+    pub fn of(h: &Histogram<u64>) -> Self {
+        Self { p50: h.value_at_quantile(0.5), p99: h.value_at_quantile(0.99), max: h.max(), n: h.len() }
+    }
+}
+
+/// Running figures of the active side.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Stats {
+    /// Epochs sealed.
+    pub epochs: u64,
+    /// Epochs committed: held by every replica in sync.
+    pub committed: u64,
+    /// Pages sent.
+    pub pages: u64,
+    /// Bytes of epochs handed to the link.
+    pub bytes: u64,
+    /// Guest stopped per epoch, in microseconds.
+    pub pause_us: Spread,
+    /// Output held back, in microseconds.
+    pub output_delay_us: Spread,
+    /// Bytes waiting at the gate.
+    pub gate_bytes: u64,
+    /// Epochs sealed and not acknowledged.
+    pub lag: u64,
+}
+
+/// Something worth a line.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[expect(missing_docs, reason = "fields say what they are; DESIGN words are used")]
+pub enum Event {
+    /// The process is up.
+    Started { role: String, vm: String, node: String, incarnation: String },
+    /// Protection changed.
+    Protection { state: String, reason: String, protected: bool },
+    /// The guest's first copy is being sent.
+    Seeding { pages: u64 },
+    /// A replica is connected.
+    Joined { replica: String },
+    /// A replica is given up.
+    Dropped { replica: String },
+    /// Running figures of the active.
+    Stats(Stats),
+    /// Running figures of a replica.
+    ReplicaStats { staged: u64, applied: u64, bytes: u64 },
+    /// The arbiter's record lists this replica (or not any more).
+    Listed { listed: bool },
+    /// The active is suspected.
+    Suspect { why: String, silent_us: u64, limit_us: u64 },
+    /// The takeover swap is on its way.
+    Taking { epoch: u64 },
+    /// The arbiter has decided for this process.
+    Won { generation: u64, epoch: u64 },
+    /// The guest runs here now.
+    Resumed { generation: u64, epoch: u64, elapsed_us: u64, replayed: u64, resent: u64 },
+    /// The first output of this process left.
+    FirstOutput { at_ns: u64 },
+    /// A replica is out.
+    Expelled { reason: String },
+    /// The guest was stopped for good.
+    Stopped { reason: String },
+    /// Something failed and the VM goes on.
+    Trouble { what: String },
+    /// The guest said something about itself (reset, power-off, panic), committed.
+    Guest { what: String },
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    t_ns: u64,
+    wall_ns: u64,
+    #[serde(flatten)]
+    event: &'a Event,
+}
+
+/// Where events go. Cloning shares the destination.
+#[derive(Clone, Debug)]
+pub struct EventLog {
+    to: Sender<(Time, Time, Event)>,
+}
+
+impl EventLog {
+    /// Appends to a file.
+    ///
+    /// # Errors
+    /// When the file cannot be opened for appending.
+    pub fn append(path: &Path) -> std::io::Result<Self> {
+        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        let (to, from) = channel();
+        std::thread::Builder::new().name("events".into()).spawn(move || write_lines(&from, file))?;
+        Ok(Self { to })
+    }
+
+    /// Keeps nothing.
+    #[must_use]
+    pub fn discard() -> Self {
+        let (to, _) = channel();
+        Self { to }
+    }
+
+    /// Notes an event now.
+    pub fn note(&self, event: Event) {
+        // The writer is gone only when nobody listens; the VM does not depend on its diary.
+        let _ = self.to.send((clock::now(), clock::wall(), event));
+    }
+}
+
+fn write_lines(from: &Receiver<(Time, Time, Event)>, file: File) {
+    let mut out = BufWriter::new(file);
+    while let Ok(first) = from.recv() {
+        for (t, wall, event) in std::iter::once(first).chain(from.try_iter()) {
+            let line = Line { t_ns: t.0, wall_ns: wall.0, event: &event };
+            if serde_json::to_writer(&mut out, &line).is_err() || out.write_all(b"\n").is_err() {
+                tracing::warn!("the event log cannot be written; events are dropped from here on");
+                return;
+            }
+        }
+        let _ = out.flush();
+    }
+}

@@ -1,0 +1,114 @@
+//! Forwarding what enters the guest to its replicas, so that they can give it to the guest again at takeover.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use mycelium_ram_core::message::{Ingress, Message};
+use mycelium_ram_core::{IngressSeq, limits};
+
+use crate::ports::Wire;
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Number of the newest frame given to the guest.
+    delivered: IngressSeq,
+    /// Frames not yet handed to the wires; the last one is number `delivered`.
+    waiting: Vec<(u8, Bytes)>,
+    waiting_bytes: usize,
+    wires: Vec<Arc<dyn Wire>>,
+    stop: bool,
+}
+
+/// Counts and forwards. Device threads deliver, a thread of its own sends.
+#[derive(Debug, Default)]
+pub struct IngressTap {
+    inner: Mutex<Inner>,
+    wake: Condvar,
+}
+
+impl IngressTap {
+    /// Starts the forwarding thread; numbering goes on after `delivered`.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn start(delivered: IngressSeq) -> std::io::Result<Arc<Self>> {
+        let tap = Arc::new(Self::default());
+        tap.lock().delivered = delivered;
+        let worker = tap.clone();
+        std::thread::Builder::new().name("ingress".into()).spawn(move || worker.forward_loop())?;
+        Ok(tap)
+    }
+
+    /// A frame is about to be given to the guest. Called under the device's lock, so that numbers follow the guest's
+    /// order.
+    pub fn deliver(&self, nic: u8, frame: &[u8]) {
+        let mut inner = self.lock();
+        inner.delivered = inner.delivered.next();
+        if inner.wires.is_empty() {
+            return;
+        }
+        if inner.waiting_bytes + frame.len() > limits::INGRESS_BYTES {
+            // The link is behind: replicas would drop the oldest anyway.
+            inner.waiting.clear();
+            inner.waiting_bytes = 0;
+        }
+        inner.waiting.push((nic, Bytes::copy_from_slice(frame)));
+        inner.waiting_bytes += frame.len();
+        drop(inner);
+        self.wake.notify_one();
+    }
+
+    /// Number of the newest frame the guest has been given; stable while the guest is paused.
+    #[must_use]
+    pub fn delivered(&self) -> IngressSeq {
+        self.lock().delivered
+    }
+
+    /// Forwards to these replicas from now on.
+    pub fn set_wires(&self, wires: Vec<Arc<dyn Wire>>) {
+        let mut inner = self.lock();
+        inner.waiting.clear();
+        inner.waiting_bytes = 0;
+        inner.wires = wires;
+    }
+
+    /// Ends the forwarding thread.
+    pub fn stop(&self) {
+        self.lock().stop = true;
+        self.wake.notify_one();
+    }
+
+    fn forward_loop(&self) {
+        loop {
+            let mut inner = self.lock();
+            while inner.waiting.is_empty() && !inner.stop {
+                inner = self.wake.wait(inner).unwrap_or_else(PoisonError::into_inner);
+            }
+            if inner.stop {
+                return;
+            }
+            let frames = std::mem::take(&mut inner.waiting);
+            inner.waiting_bytes = 0;
+            let (last, wires) = (inner.delivered, inner.wires.clone());
+            drop(inner);
+            send(frames, last, &wires);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Best effort: a wire without room loses the batch, and the clients retransmit.
+fn send(frames: Vec<(u8, Bytes)>, last: IngressSeq, wires: &[Arc<dyn Wire>]) {
+    let mut first = IngressSeq(last.0 + 1 - frames.len() as u64);
+    for batch in frames.chunks(limits::INGRESS_BATCH) {
+        let frame = Message::Ingress(Ingress { first, frames: batch.to_vec() }).encode();
+        for wire in wires {
+            let _ = wire.bundle(true, frame.clone(), Duration::ZERO);
+        }
+        first = IngressSeq(first.0 + batch.len() as u64);
+    }
+}

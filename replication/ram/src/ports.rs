@@ -1,0 +1,119 @@
+//! What replication needs from the outside. The VMM implements the machine ports and the output port, the link's owner
+//! implements [`Wire`], the arbiter's client implements [`Arbiter`].
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use bytes::Bytes;
+use mycelium_ram_core::message::Output;
+use mycelium_ram_core::settle::Request;
+use mycelium_ram_core::{PageIndex, PageSet};
+
+/// A machine port failed. The text is the machine's own account.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing}: {source}")]
+pub struct PortError {
+    /// What was being done.
+    pub doing: &'static str,
+    /// Why it failed.
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl PortError {
+    /// Wraps a machine's error.
+    pub fn new(doing: &'static str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self { doing, source: source.into() }
+    }
+}
+
+/// The running guest, as the epoch thread sees it. Only that thread calls these.
+pub trait ActiveMachine: Debug + Send + 'static {
+    /// Pages of guest RAM.
+    fn pages(&self) -> u64;
+
+    /// Begins to track which pages change. Every page counts as changed before this.
+    ///
+    /// # Errors
+    /// When tracking cannot be had; the machine is as before.
+    fn start_tracking(&mut self) -> Result<(), PortError>;
+
+    /// Ends tracking.
+    ///
+    /// # Errors
+    /// When it cannot be ended; it goes on.
+    fn stop_tracking(&mut self) -> Result<(), PortError>;
+
+    /// Stops all vCPUs and devices; when it returns nothing changes guest memory or state and no output is made.
+    ///
+    /// # Errors
+    /// When a vCPU does not stop; the guest then runs.
+    fn pause(&mut self) -> Result<(), PortError>;
+
+    /// Lets the guest go on after [`ActiveMachine::pause`].
+    fn resume(&mut self);
+
+    /// Adds the pages changed since the last harvest, by the guest or by devices, and begins a new count. Paused.
+    ///
+    /// # Errors
+    /// When the log cannot be read; what was not added to `into` will be in the next harvest.
+    fn harvest(&mut self, into: &mut PageSet) -> Result<(), PortError>;
+
+    /// Copies a page out. During seeding the guest runs and the copy may be torn; the page is then in the next harvest.
+    fn read_page(&self, page: PageIndex, into: &mut [u8; 4096]);
+
+    /// Appends vCPU and device state to `into`. Paused.
+    ///
+    /// # Errors
+    /// When some state cannot be read; the guest is unharmed.
+    fn save_state(&mut self, into: &mut Vec<u8>) -> Result<(), PortError>;
+}
+
+/// The machine that waits to become the guest. Only the staging thread calls these.
+pub trait PassiveMachine: Debug + Send + 'static {
+    /// Pages of guest RAM.
+    fn pages(&self) -> u64;
+
+    /// Writes a page; `None` is a page of zeros.
+    fn write_page(&mut self, page: PageIndex, content: Option<&[u8; 4096]>);
+}
+
+/// The outside world, as the gate sees it.
+pub trait OutputPort: Debug + Send + Sync + 'static {
+    /// Lets an output out. Must not block.
+    fn emit(&self, output: &Output);
+
+    /// There is room at the gate again: devices that were told to wait may offer again.
+    fn room(&self);
+}
+
+/// Sending half of the link to one peer.
+pub trait Wire: Debug + Send + Sync + 'static {
+    /// Sends a small frame, unreliably, at once.
+    fn datagram(&self, frame: Bytes);
+
+    /// Queues a frame for reliable delivery, exactly once, in any order. Waits up to `patience` for room.
+    ///
+    /// # Errors
+    /// [`SendFailed`], with the frame when it may be tried again.
+    fn bundle(&self, urgent: bool, frame: Bytes, patience: Duration) -> Result<(), SendFailed>;
+
+    /// Gives the link up.
+    fn close(&self);
+}
+
+/// A frame that was not queued.
+#[derive(Debug, thiserror::Error)]
+pub enum SendFailed {
+    /// No room yet.
+    #[error("the link has no room yet")]
+    Full(Bytes),
+    /// The link is gone.
+    #[error("the link is closed")]
+    Closed,
+}
+
+/// Way to the arbiter. Answers arrive in the inbox, or never; asking again is the core's business.
+pub trait Arbiter: Debug + Send + Sync + 'static {
+    /// Sends a request; must not block.
+    fn ask(&self, request: Request);
+}

@@ -1,0 +1,192 @@
+//! The replica's staging thread: verifies epochs and applies them to the waiting machine, away from the heartbeats.
+//!
+//! A whole epoch is reported, and applied only when the protocol thread says so: once a takeover epoch is fixed, later
+//! epochs must not touch the image.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use mycelium_ram_core::codec::DecodeError;
+use mycelium_ram_core::ingress::IngressLog;
+use mycelium_ram_core::message::{EpochEnd, Message, Output};
+use mycelium_ram_core::page_codec::apply_part;
+use mycelium_ram_core::sabotage::{Sabotage, sabotaged};
+use mycelium_ram_core::stage::{StageError, StagedEpoch, Stager};
+use mycelium_ram_core::{EpochId, IngressSeq};
+
+use crate::ports::PassiveMachine;
+
+const IDLE_BEAT: Duration = Duration::from_millis(20);
+
+/// What the protocol thread sends.
+#[derive(Debug)]
+pub enum Job {
+    /// A frame with a part, an end, or ingress.
+    Frame(Bytes),
+    /// Apply every whole epoch up to this one.
+    Apply(EpochId),
+    /// The link was made anew: parts of epochs that are not whole will be sent again.
+    Relinked,
+    /// Take over from this epoch: end the thread and hand everything out.
+    Finish(EpochId),
+}
+
+/// What the staging thread reports.
+#[derive(Debug)]
+pub enum Report {
+    /// This epoch is whole and verified.
+    Whole(EpochId),
+    /// The active sent nonsense.
+    Faulty(StagingError),
+}
+
+/// Why the active's stream cannot be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum StagingError {
+    /// A frame is malformed.
+    #[error("malformed frame: {0}")]
+    Decode(#[from] DecodeError),
+    /// An epoch is inconsistent.
+    #[error("inconsistent epoch: {0}")]
+    Stage(#[from] StageError),
+}
+
+/// What a takeover starts from.
+#[derive(Debug)]
+pub struct Inheritance<M> {
+    /// The machine, its RAM exactly as at the end of `last`.
+    pub machine: M,
+    /// The takeover epoch; its `state` is for the machine.
+    pub last: EpochEnd,
+    /// Output that the old active may not have let out, in order.
+    pub outputs: Vec<Output>,
+    /// Number of the newest frame the guest has been given.
+    pub ingress_seen: IngressSeq,
+    /// Frames to give it again: card and frame.
+    pub ingress: Vec<(u8, Bytes)>,
+}
+
+/// The thread's state.
+#[derive(Debug)]
+pub struct Staging<M> {
+    machine: M,
+    stager: Stager,
+    /// Whole, not yet applied.
+    whole: VecDeque<StagedEpoch>,
+    last: Option<EpochEnd>,
+    /// Outputs of applied epochs that the active had not released when it sealed a later one.
+    unreleased: VecDeque<(EpochId, Vec<Output>)>,
+    ingress: IngressLog<(u8, Bytes)>,
+    progress: Arc<AtomicU64>,
+}
+
+impl<M: PassiveMachine> Staging<M> {
+    /// A staging area that keeps at most `bytes_max` bytes of parts.
+    pub fn new(machine: M, bytes_max: usize, progress: Arc<AtomicU64>) -> Self {
+        Self {
+            machine,
+            stager: Stager::new(bytes_max),
+            whole: VecDeque::new(),
+            last: None,
+            unreleased: VecDeque::new(),
+            ingress: IngressLog::default(),
+            progress,
+        }
+    }
+
+    /// Runs until told to finish, or until the protocol thread is gone. Returns what was inherited, if it holds the
+    /// epoch asked for.
+    pub fn run(mut self, jobs: &Receiver<Job>, mut report: impl FnMut(Report)) -> Result<Inheritance<M>, M> {
+        loop {
+            self.progress.fetch_add(1, Ordering::Relaxed);
+            match jobs.recv_timeout(IDLE_BEAT) {
+                Ok(Job::Frame(frame)) => {
+                    if let Err(e) = self.take(&frame, &mut report) {
+                        report(Report::Faulty(e));
+                    }
+                }
+                Ok(Job::Apply(through)) => self.apply(through),
+                Ok(Job::Relinked) => self.stager.abort_open(),
+                Ok(Job::Finish(epoch)) => return self.finish(epoch),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err(self.machine),
+            }
+        }
+    }
+
+    fn take(&mut self, frame: &Bytes, report: &mut impl FnMut(Report)) -> Result<(), StagingError> {
+        match Message::decode(frame)? {
+            Message::Part(part) => {
+                for seed in self.stager.part(part)? {
+                    self.write(&seed)?;
+                }
+            }
+            Message::End(end) => self.stager.end(end)?,
+            Message::Ingress(batch) => {
+                for (n, (nic, frame)) in batch.frames.into_iter().enumerate() {
+                    self.ingress.keep(IngressSeq(batch.first.0 + n as u64), frame.len(), (nic, frame));
+                }
+            }
+            other => tracing::debug!(?other, "not a message for staging"),
+        }
+        while let Some(epoch) = self.stager.next_whole()? {
+            self.check(&epoch)?;
+            let id = epoch.end.epoch;
+            self.whole.push_back(epoch);
+            report(Report::Whole(id));
+        }
+        Ok(())
+    }
+
+    /// A malformed part must be found before the epoch is acknowledged, not when it is applied.
+    fn check(&self, epoch: &StagedEpoch) -> Result<(), DecodeError> {
+        let pages = self.machine.pages();
+        epoch.parts.iter().try_for_each(|part| apply_part(part, pages, |_, _| {}))
+    }
+
+    fn apply(&mut self, through: EpochId) {
+        while let Some(epoch) = self.whole.pop_front_if(|e| e.end.epoch <= through) {
+            for part in &epoch.parts {
+                self.write(part).expect("checked before it was acknowledged");
+            }
+            self.inherit(epoch.end);
+        }
+    }
+
+    fn inherit(&mut self, mut end: EpochEnd) {
+        self.ingress.seen(end.ingress);
+        let outputs = std::mem::take(&mut end.outputs);
+        self.unreleased.push_back((end.epoch, outputs));
+        while self.unreleased.pop_front_if(|(epoch, _)| *epoch <= end.released).is_some() {}
+        self.last = Some(end);
+    }
+
+    fn write(&mut self, part: &Bytes) -> Result<(), DecodeError> {
+        self.progress.fetch_add(1, Ordering::Relaxed);
+        let pages = self.machine.pages();
+        apply_part(part, pages, |page, content| self.machine.write_page(page, content))
+    }
+
+    fn finish(mut self, epoch: EpochId) -> Result<Inheritance<M>, M> {
+        self.apply(epoch);
+        match self.last {
+            Some(last) if last.epoch == epoch => {
+                let outputs = self.unreleased.into_iter().flat_map(|(_, outputs)| outputs);
+                let outputs =
+                    if sabotaged(Sabotage::GatedFramesDropped) { Vec::new() } else { outputs.collect() };
+                Ok(Inheritance {
+                    machine: self.machine,
+                    last,
+                    outputs,
+                    ingress_seen: self.ingress.seen_through(),
+                    ingress: self.ingress.replay(),
+                })
+            }
+            _ => Err(self.machine),
+        }
+    }
+}
