@@ -12,6 +12,7 @@ use std::time::Duration;
 use lab_agent::frame::{FrameError, read_frame, write_frame};
 use lab_agent::protocol::{Answer, Message, Order, ProcessId, Refusal, Request, Stream};
 
+use super::line_log::LineLog;
 use super::process::ProcessLog;
 use crate::LabError;
 use crate::limits::ORDER_TIMEOUT;
@@ -30,6 +31,7 @@ type Outcome = (Result<Answer, Refusal>, Vec<u8>);
 pub(crate) struct Control {
     host: String,
     folder: PathBuf,
+    console: Arc<LineLog>,
     outgoing: Mutex<UnixStream>,
     shared: Arc<Mutex<Shared>>,
 }
@@ -58,16 +60,15 @@ impl Control {
         host: &str,
         ours: UnixStream,
         folder: &Path,
+        console: Arc<LineLog>,
     ) -> Result<(Self, Receiver<Ready>), LabError> {
         let incoming = ours.try_clone().map_err(LabError::file("share", "the control channel"))?;
         let shared = Arc::<Mutex<Shared>>::default();
         let (say_ready, ready) = channel();
         let listener = Listener { shared: Arc::clone(&shared), say_ready };
         thread::spawn(move || listener.run(incoming));
-        Ok((
-            Self { host: host.to_owned(), folder: folder.to_owned(), outgoing: Mutex::new(ours), shared },
-            ready,
-        ))
+        let (host, folder) = (host.to_owned(), folder.to_owned());
+        Ok((Self { host, folder, console, outgoing: Mutex::new(ours), shared }, ready))
     }
 
     pub(crate) fn host(&self) -> &str {
@@ -123,8 +124,16 @@ impl Control {
         Ok(id)
     }
 
+    /// A channel that closed means a host that is gone, whatever ended it.
     fn broken(&self, source: FrameError) -> LabError {
-        LabError::Channel { host: self.host.clone(), source }
+        let host = self.host.clone();
+        match source {
+            FrameError::Closed => {
+                let reason = "its control channel closed".to_owned();
+                LabError::HostDead { host, reason, tail: self.console.tail() }
+            }
+            source => LabError::Channel { host, source },
+        }
     }
 }
 

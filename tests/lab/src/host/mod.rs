@@ -74,10 +74,12 @@ impl LabHost {
         let (ours, theirs) = Control::channel()?;
         let command = qemu::command(&config, &kernel.vmlinux(), &initramfs)?;
         let emulator = Emulator::start(&config.name, command, theirs, &folder)?;
-        let (control, ready) = Control::open(&config.name, ours, &folder)?;
+        let (control, ready) = Control::open(&config.name, ours, &folder, emulator.console())?;
         let Ok(ready) = ready.recv_timeout(BOOT_TIMEOUT) else {
             return Err(emulator.explain("booting", BOOT_TIMEOUT));
         };
+        // The emulator read it at power-on; a run of many hosts need not fill the disk.
+        fs::remove_file(&initramfs).map_err(LabError::file("remove", &initramfs))?;
         let boot = BootReport { kernel: ready.kernel, wall: begun.elapsed(), uptime: ready.uptime };
         Ok(Self { name: config.name, emulator, control: Arc::new(control), boot })
     }

@@ -102,7 +102,7 @@ impl Process {
     /// Kills it (SIGKILL) without waiting for its end.
     ///
     /// # Errors
-    /// [`LabError::Channel`] when its host is gone.
+    /// [`LabError::HostDead`] when its host is gone.
     pub fn kill(&self) -> Result<(), LabError> {
         self.signal(libc::SIGKILL)
     }
