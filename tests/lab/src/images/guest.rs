@@ -47,3 +47,26 @@ pub fn linux_guest_image(
     archive.file(MODULE_LIST_PATH, 0o644, list);
     Ok(GuestImage { vmlinux: kernel.vmlinux(), initrd: cache.store("guest", "cpio", &archive.finish()?)? })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::images::kernel::tests::lay_kernel;
+
+    #[test]
+    fn the_initramfs_holds_init_and_modules_in_load_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path()).unwrap();
+        let modules: [(&str, &[&str]); 3] =
+            [("virtio", &[]), ("virtio_net", &["virtio"]), ("virtio_pci", &["virtio"])];
+        lay_kernel(&cache, "linux-image-6.1.0-56", b"vmlinux", &modules);
+        let agent = folder.path().join("agent");
+        fs::write(&agent, "the agent").unwrap();
+        let kernel = Kernel::ensure(&cache).unwrap();
+        let image = linux_guest_image(&cache, &kernel, &agent).unwrap();
+        let initrd = String::from_utf8(fs::read(&image.initrd).unwrap()).unwrap();
+        let list = "/lib/modules/virtio.ko\n/lib/modules/virtio_pci.ko\n/lib/modules/virtio_net.ko\n";
+        assert!(initrd.contains("the agent") && initrd.contains(list), "{initrd}");
+        assert_eq!(linux_guest_image(&cache, &kernel, &agent).unwrap(), image);
+    }
+}

@@ -89,12 +89,19 @@ fn read_checked(path: &Path, sha256: &Sha256Hex) -> Result<Vec<u8>, LabError> {
     Err(LabError::image(path.display().to_string(), "changed since it was unpacked", REMEDY))
 }
 
-/// Folders are complete when they have their final name; of several the highest name wins.
+/// Folders are complete when they have their final name; of several the highest version wins.
 fn newest_folder(kernels: &Path) -> Result<Option<PathBuf>, LabError> {
     let entries = fs::read_dir(kernels).map_err(LabError::file("list", kernels))?;
     let complete = entries.flatten().map(|entry| entry.path()).filter(|path| path.join(MANIFEST).is_file());
     // A folder still being filled begins with a dot.
-    Ok(complete.filter(|path| !file_name(path).starts_with('.')).max())
+    Ok(complete
+        .filter(|path| !file_name(path).starts_with('.'))
+        .max_by_key(|path| version_key(&file_name(path))))
+}
+
+/// The numbers in a name, in order, so that 6.1.0-9 comes before 6.1.0-56.
+fn version_key(name: &str) -> Vec<u64> {
+    name.split(|symbol: char| !symbol.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }
 
 fn fetch(kernels: &Path) -> Result<PathBuf, LabError> {
@@ -170,21 +177,30 @@ fn file_name(path: &Path) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn cached_kernel(cache: &Cache, name: &str, vmlinux: &[u8]) {
+    /// Lays a kernel into the cache whose modules contain their own names.
+    pub(in crate::images) fn lay_kernel(
+        cache: &Cache,
+        name: &str,
+        vmlinux: &[u8],
+        modules: &[(&str, &[&str])],
+    ) {
         let folder = cache.subfolder("kernel").unwrap().join(name);
         fs::create_dir_all(folder.join("modules")).unwrap();
         fs::write(folder.join(VMLINUX), vmlinux).unwrap();
-        fs::write(folder.join("modules/tun.ko"), b"tun").unwrap();
-        let tun =
-            Module { path: "modules/tun.ko".into(), depends: Vec::new(), sha256: Sha256Hex::of(b"tun") };
+        let lay = |(name, depends): &(&str, &[&str])| {
+            let path = format!("modules/{name}.ko");
+            fs::write(folder.join(&path), name).unwrap();
+            let depends = depends.iter().map(|name| (*name).to_owned()).collect();
+            ((*name).to_owned(), Module { path, depends, sha256: Sha256Hex::of(name.as_bytes()) })
+        };
         let manifest = Manifest {
             package: name.into(),
             version: "1".into(),
             vmlinux_sha256: Sha256Hex::of(b"vmlinux"),
-            modules: [("tun".to_owned(), tun)].into(),
+            modules: modules.iter().map(lay).collect(),
         };
         fs::write(folder.join(MANIFEST), serde_json::to_vec(&manifest).unwrap()).unwrap();
     }
@@ -193,19 +209,23 @@ mod tests {
     fn a_cached_kernel_is_reused_and_the_newest_wins() {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::at(folder.path()).unwrap();
-        cached_kernel(&cache, "linux-image-6.1.0-55", b"vmlinux");
-        cached_kernel(&cache, "linux-image-6.1.0-56", b"vmlinux");
-        cached_kernel(&cache, ".fetch-unfinished", b"vmlinux");
+        for name in ["linux-image-6.1.0-9", "linux-image-6.1.0-56", ".fetch-unfinished"] {
+            lay_kernel(&cache, name, b"vmlinux", &[("tun", &[])]);
+        }
         let kernel = Kernel::ensure(&cache).unwrap();
         assert_eq!(kernel.version(), "linux-image-6.1.0-56 1");
         assert_eq!(kernel.modules(&["tun"]).unwrap(), [("tun".to_owned(), b"tun".to_vec())]);
     }
 
     #[test]
-    fn a_changed_file_is_refused() {
+    fn a_changed_kernel_or_module_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::at(folder.path()).unwrap();
-        cached_kernel(&cache, "linux-image-6.1.0-56", b"vmlinuX");
+        lay_kernel(&cache, "linux-image-6.1.0-56", b"vmlinux", &[("tun", &[])]);
+        let kernel = Kernel::ensure(&cache).unwrap();
+        fs::write(kernel.folder.join("modules/tun.ko"), b"other").unwrap();
+        assert!(kernel.modules(&["tun"]).unwrap_err().to_string().contains("changed since"));
+        fs::write(kernel.vmlinux(), b"other").unwrap();
         assert!(Kernel::ensure(&cache).unwrap_err().to_string().contains("changed since"));
     }
 }
