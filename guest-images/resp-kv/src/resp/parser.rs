@@ -314,7 +314,7 @@ mod tests {
                 loop {
                     match parser.next() {
                         Ok(Some(command)) => {
-                            commands.push(command.args_from(0).map(<[u8]>::to_vec).collect())
+                            commands.push(command.args_from(0).map(<[u8]>::to_vec).collect());
                         }
                         Ok(None) => break,
                         Err(error) => return (commands, Some(error)),

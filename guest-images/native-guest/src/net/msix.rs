@@ -1,0 +1,47 @@
+//! MSI-X: interrupts as memory writes to the local APIC.
+
+use super::caps::bar_address;
+use super::pci::Config;
+use crate::apic;
+use core::ptr;
+use virtio_drivers::transport::pci::bus::{ConfigurationAccess, DeviceFunction, PciRoot};
+
+const CAP_MSIX: u8 = 0x11;
+const ENABLE: u32 = 1 << 31;
+const FUNCTION_MASK: u32 = 1 << 30;
+
+/// Switches MSI-X on with one table entry per vector, in this order. `None` if the device lacks it or has fewer
+/// entries.
+pub(crate) fn enable(
+    root: &mut PciRoot<Config>,
+    mut config: Config,
+    function: DeviceFunction,
+    vectors: &[u8],
+) -> Option<()> {
+    let capability = root.capabilities(function).find(|cap| cap.id == CAP_MSIX)?.offset;
+    let control = config.read_word(function, capability);
+    let entries = usize::try_from(control >> 16 & 0x7ff).ok()? + 1;
+    if entries < vectors.len() {
+        return None;
+    }
+    let location = config.read_word(function, capability.checked_add(4)?);
+    let table = bar_address(root, function, location.to_le_bytes()[0] & 7, location & !7)?;
+    config.write_word(function, capability, control | ENABLE | FUNCTION_MASK);
+    for (entry, vector) in vectors.iter().enumerate() {
+        write_entry(table + 16 * entry, *vector);
+    }
+    config.write_word(function, capability, (control | ENABLE) & !FUNCTION_MASK);
+    Some(())
+}
+
+/// Fills a table entry: address (two words), data, and a control word whose bit 0 masks.
+fn write_entry(address: usize, vector: u8) {
+    let [low, high] = [apic::msi_address() & 0xffff_ffff, apic::msi_address() >> 32];
+    let entry: *mut u32 = ptr::with_exposed_provenance_mut(address);
+    let words = [u32::try_from(low), u32::try_from(high), Ok(u32::from(vector)), Ok(0)];
+    for (at, word) in words.into_iter().enumerate() {
+        // SAFETY: `address` lies in the MSI-X table the device's capability names, and the table has an entry
+        // there: device registers, no memory of ours.
+        unsafe { entry.add(at).write_volatile(word.unwrap_or(0)) }
+    }
+}
