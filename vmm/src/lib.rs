@@ -1,1 +1,32 @@
-//! KVM virtual machine monitor whose VMs survive the loss of their host.
+//! The only code of the network that opens `/dev/kvm`: one process runs one VM.
+//!
+//! A [`machine::Machine`] is built from a [`spec::VmSpec`] and from the ports that lead out of it
+//! ([`machine::MachinePorts`]). Built, it is parked: every KVM object and thread exists, no guest instruction
+//! has run. From there it either boots (active, fresh) or takes a saved state (passive, takeover):
+//!
+//! ```text
+//!            build            boot / restore_state + pages          resume
+//!   (spec) ────────> parked ───────────────────────────────> parked ───────> running
+//!                                                              ^                │ pause
+//!                                                              └────────────────┘
+//! ```
+//!
+//! Saving, restoring and harvesting dirty pages are allowed only while parked; then nothing in the process
+//! writes guest memory: vCPUs are outside `KVM_RUN` and devices hold still.
+
+pub mod arch;
+pub mod devices;
+pub mod doctor;
+mod irq;
+mod kvm;
+pub mod limits;
+pub mod machine;
+pub mod memory;
+mod pci;
+pub mod spec;
+pub mod state;
+mod vcpu;
+mod virtio;
+
+#[cfg(feature = "fuzzing")]
+pub use machine::fuzz_state;

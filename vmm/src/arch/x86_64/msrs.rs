@@ -1,0 +1,63 @@
+//! Which model-specific registers make up a vCPU, and in what order they go back.
+
+use kvm_bindings::{Msrs, kvm_msr_entry};
+use kvm_ioctls::{Kvm, VcpuFd};
+
+use crate::kvm::{KvmError, refused};
+use crate::limits::MSRS_MAX;
+
+/// Time stamp counter. Saved and restored as time (see `time`), never as a plain register.
+pub(crate) const TSC: u32 = 0x10;
+/// Deadline of the local APIC's timer; arms a timer against the TSC, so it goes back after the TSC.
+const TSC_DEADLINE: u32 = 0x6e0;
+
+/// The indices to save: KVM's list, less those that this vCPU refuses to read, TSC-relative ones last.
+///
+/// # Errors
+/// [`KvmError`] when KVM does not answer.
+pub(crate) fn readable(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Vec<u32>, KvmError> {
+    let listed = kvm.get_msr_index_list().map_err(refused("list MSRs"))?;
+    let mut indices: Vec<u32> = listed.as_slice().iter().copied().filter(|i| *i != TSC).collect();
+    if !indices.contains(&TSC_DEADLINE) {
+        indices.push(TSC_DEADLINE);
+    }
+    indices.retain(|index| read_one(vcpu, *index).is_some());
+    indices.sort_by_key(|index| *index == TSC_DEADLINE);
+    indices.truncate(MSRS_MAX);
+    Ok(indices)
+}
+
+/// One MSR's value, or `None` where KVM has no such register.
+pub(crate) fn read_one(vcpu: &VcpuFd, index: u32) -> Option<u64> {
+    let mut one = buffer(&[index]);
+    match vcpu.get_msrs(&mut one) {
+        Ok(1) => one.as_slice().first().map(|entry| entry.data),
+        _ => None,
+    }
+}
+
+/// A buffer to read or write `indices` with one call.
+pub(crate) fn buffer(indices: &[u32]) -> Msrs {
+    let entries: Vec<_> =
+        indices.iter().map(|index| kvm_msr_entry { index: *index, ..kvm_msr_entry::default() }).collect();
+    Msrs::from_entries(&entries).expect("indices are bounded by MSRS_MAX, which is KVM's own bound")
+}
+
+/// Writes all entries. A register that refuses its value is fine if it already holds it (read-only ones do).
+/// Returns the first that does not.
+///
+/// # Errors
+/// [`KvmError`] when KVM does not answer at all.
+pub(crate) fn write_all(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<Option<kvm_msr_entry>, KvmError> {
+    let mut rest = entries;
+    while !rest.is_empty() {
+        let batch = Msrs::from_entries(rest).expect("entries are bounded by MSRS_MAX");
+        let written = vcpu.set_msrs(&batch).map_err(refused("write MSRs"))?;
+        let Some(stuck) = rest.get(written) else { break };
+        if read_one(vcpu, stuck.index) != Some(stuck.data) {
+            return Ok(Some(*stuck));
+        }
+        rest = &rest[written + 1..];
+    }
+    Ok(None)
+}

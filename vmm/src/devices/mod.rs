@@ -1,0 +1,11 @@
+//! The devices of a machine. Each has the same files: `mod` (what it is), `device` (registers), and where it has
+//! them `queue` (virtio rings), `port` (the way out of the VM), `persist` (state) and `metrics`.
+//!
+//! All state of a device changes under one lock of its own. Pausing takes each lock once and leaves the device
+//! holding still; what arrives meanwhile (a notification, a frame) is owed and made up for at the resume.
+
+pub(crate) mod cmos;
+pub mod net;
+pub(crate) mod power;
+pub mod serial;
+pub(crate) mod watchdog;

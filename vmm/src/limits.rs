@@ -1,0 +1,60 @@
+//! Every bound of this crate, with its unit and its reason.
+
+/// vCPUs of one VM. Bounds the pause: every vCPU is kicked, waited for and saved in it.
+pub const VCPUS_MAX: u8 = 8;
+
+/// Least guest RAM: room for boot structures below 1 MiB, a kernel above it and its page tables.
+pub const RAM_BYTES_MIN: u64 = 16 << 20;
+
+/// Most guest RAM: what a 39-bit guest physical address space holds beside the hole for devices.
+pub const RAM_BYTES_MAX: u64 = 256 << 30;
+
+/// Network cards of one VM; each takes one PCI slot and three interrupt routes.
+pub const NICS_MAX: usize = 4;
+
+/// Longest kernel command line, terminator included: what Linux accepts on x86_64 (`COMMAND_LINE_SIZE`).
+pub const CMDLINE_BYTES_MAX: usize = 2048;
+
+/// Longest VM name: it becomes part of file and interface names.
+pub const NAME_BYTES_MAX: usize = 64;
+
+/// Longest VM spec file. A spec is a page of text; more is a wrong file.
+pub const SPEC_BYTES_MAX: u64 = 64 << 10;
+
+/// Descriptors per virtio queue.
+pub const QUEUE_SIZE: u16 = 256;
+
+/// Longest Ethernet frame: 1500 bytes of payload, header and one VLAN tag. No offloads are negotiated, so
+/// neither side may send more.
+pub const FRAME_BYTES_MAX: usize = 1518;
+
+/// Shortest frame that has a whole Ethernet header.
+pub const FRAME_BYTES_MIN: usize = 14;
+
+/// Frames a card works off per turn in each direction, so that a flood cannot keep a pause waiting for its lock.
+pub const NIC_TURN_FRAMES: usize = 64;
+
+/// Frames that wait for guest receive buffers before further ones are dropped: the replay of one takeover.
+pub const RX_BACKLOG_FRAMES: usize = 1024;
+
+/// Serial input bytes that wait for the guest before further ones are refused.
+pub const SERIAL_INPUT_BYTES_MAX: usize = 64 << 10;
+
+/// Events not yet fetched. A guest can repeat itself (panic, watchdog); the first ones tell the story.
+pub const EVENTS_MAX: usize = 64;
+
+/// Largest saved machine state accepted for restoring; 8 vCPUs with AMX state need about 150 KiB.
+pub const STATE_BYTES_MAX: usize = 4 << 20;
+
+/// Most sections in one state: one per vCPU, card and platform part, with room for later ones.
+pub const STATE_SECTIONS_MAX: usize = 64;
+
+/// Most MSRs in one vCPU section (`KVM_MAX_MSR_ENTRIES`).
+pub const MSRS_MAX: usize = 256;
+
+/// Largest XSAVE area accepted, bytes (AMX has 11 KiB).
+pub const XSAVE_BYTES_MAX: usize = 64 << 10;
+
+/// How long a vCPU may take to leave `KVM_RUN` after it was kicked before pausing counts as failed, seconds.
+/// It normally takes microseconds; the bound only turns a hang into an error.
+pub const PARK_TIMEOUT_S: u64 = 10;

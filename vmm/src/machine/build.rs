@@ -1,0 +1,123 @@
+//! Building: all KVM objects, devices and threads, before any guest instruction.
+
+use std::sync::{Arc, Mutex};
+
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+
+use super::device_thread::DeviceThread;
+use super::lifecycle::Lifecycle;
+use super::platform::Platform;
+use super::{Machine, MachineError, MachineFingerprint, MachinePorts, Processor};
+use crate::arch::layout::COM1_IRQ;
+use crate::arch::vcpu_state::VcpuBuffers;
+use crate::arch::{chips, cpuid, msrs, time};
+use crate::devices::net::Nic;
+use crate::devices::serial::SerialDevice;
+use crate::devices::watchdog::Watchdog;
+use crate::irq::IrqRouter;
+use crate::kvm::{self, DirtyLog, refused};
+use crate::memory::GuestRam;
+use crate::spec::VmSpec;
+use crate::vcpu::{Bus, Gate, Vcpu};
+
+impl Machine {
+    /// Builds a machine: paused, RAM zero, reception off. It can then boot or take a state.
+    ///
+    /// # Errors
+    /// [`MachineError`]; whatever was created is gone again.
+    pub fn build(spec: &VmSpec, ports: MachinePorts) -> Result<Machine, MachineError> {
+        if ports.net.len() != spec.net.len() {
+            return Err(MachineError::Ports { spec: spec.net.len(), ports: ports.net.len() });
+        }
+        let kvm = kvm::open()?;
+        let vm = Arc::new(kvm.create_vm().map_err(refused("create a VM"))?);
+        let ram = Arc::new(GuestRam::new(spec.ram_bytes)?);
+        let dirty = DirtyLog::new(&vm, &ram);
+        map_ram(&vm, &ram)?;
+        chips::create(&vm)?;
+        let gate = Arc::new(Gate::new());
+        let platform = Arc::new(build_platform(spec, ports, &vm, &ram, &gate)?);
+        let (fds, buffers, processor) = create_vcpus(&kvm, &vm, spec.vcpus)?;
+        let fingerprint = MachineFingerprint::new(spec.fingerprint()?, &processor);
+        let mut machine = Machine {
+            spec: spec.clone(),
+            fingerprint,
+            lifecycle: Mutex::new(Lifecycle::default()),
+            dirty: Mutex::new(dirty),
+            vcpus: Vec::with_capacity(fds.len()),
+            buffers: Mutex::new(buffers),
+            power_on: Vec::new(),
+            device_thread: None,
+            platform,
+            gate,
+            vm,
+            ram,
+        };
+        machine.start_threads(fds)?;
+        let mut power_on = Vec::new();
+        machine.save_state(&mut power_on)?;
+        machine.power_on = power_on;
+        Ok(machine)
+    }
+
+    fn start_threads(&mut self, fds: Vec<VcpuFd>) -> Result<(), MachineError> {
+        let host = |action| move |source| MachineError::Host { action, source };
+        let count = fds.len();
+        for (number, fd) in (0..).zip(fds) {
+            let bus = Arc::clone(&self.platform) as Arc<dyn Bus>;
+            let vcpu = Vcpu::start(number, fd, Arc::clone(&self.gate), bus);
+            self.vcpus.push(vcpu.map_err(host("start a vCPU thread"))?);
+        }
+        self.gate.wait_parked(count)?;
+        let thread =
+            DeviceThread::start(Arc::clone(&self.platform)).map_err(host("start the device thread"))?;
+        self.device_thread = Some(thread);
+        Ok(())
+    }
+}
+
+fn map_ram(vm: &VmFd, ram: &GuestRam) -> Result<(), MachineError> {
+    for (number, slot) in (0..).zip(ram.slots()) {
+        let region = kvm::region(number, 0, slot.gpa, slot.bytes, slot.host);
+        // SAFETY: the range is one whole mapping of `ram`; the machine owns both and drops the VM first.
+        unsafe { vm.set_user_memory_region(region) }.map_err(refused("map guest RAM"))?;
+    }
+    Ok(())
+}
+
+fn build_platform(
+    spec: &VmSpec,
+    ports: MachinePorts,
+    vm: &Arc<VmFd>,
+    ram: &Arc<GuestRam>,
+    gate: &Arc<Gate>,
+) -> Result<Platform, MachineError> {
+    let router = Arc::new(IrqRouter::new(Arc::clone(vm))?);
+    let serial = SerialDevice::new(router.line(COM1_IRQ)?, ports.serial);
+    let watchdog = Watchdog::new().map_err(|source| MachineError::Host { action: "make a timer", source })?;
+    let mut nics = Vec::with_capacity(spec.net.len());
+    for ((number, card), port) in (0..).zip(&spec.net).zip(ports.net) {
+        nics.push(Arc::new(Nic::new(number, card.mac, port, Arc::clone(ram), vm, &router)?));
+    }
+    Ok(Platform::new(Arc::clone(gate), serial, watchdog, nics))
+}
+
+fn create_vcpus(
+    kvm: &Kvm,
+    vm: &VmFd,
+    count: u8,
+) -> Result<(Vec<VcpuFd>, Vec<VcpuBuffers>, Processor), MachineError> {
+    let shared = cpuid::for_machine(kvm, count)?;
+    let mut fds = Vec::new();
+    let mut buffers = Vec::new();
+    for number in 0..count {
+        let fd = vm.create_vcpu(u64::from(number)).map_err(refused("create a vCPU"))?;
+        fd.set_cpuid2(&cpuid::for_vcpu(&shared, number, count)).map_err(refused("take CPUID"))?;
+        buffers.push(VcpuBuffers::new(kvm, vm, &fd)?);
+        fds.push(fd);
+    }
+    let first = &fds[0];
+    let processor =
+        Processor { tsc_khz: time::tsc_khz(first)?, msrs: msrs::readable(kvm, first)?, cpuid: shared };
+    Ok((fds, buffers, processor))
+}

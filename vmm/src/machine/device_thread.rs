@@ -1,0 +1,151 @@
+//! The one thread that does the devices' work: it waits for doorbells, frames and the watchdog.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::platform::Platform;
+use crate::devices::net::{CTRL, RX, TX};
+use crate::irq;
+
+/// Events handled per wake-up.
+const BATCH: usize = 32;
+
+/// What a poll event means, packed into its 64 bits of user data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Stop,
+    Watchdog,
+    /// Queue `queue` of card `nic` was notified.
+    Doorbell {
+        nic: u16,
+        queue: u16,
+    },
+    /// The tap of card `nic` has frames.
+    Tap {
+        nic: u16,
+    },
+}
+
+impl Source {
+    fn pack(self) -> u64 {
+        let (kind, nic, queue) = match self {
+            Source::Stop => (0, 0, 0),
+            Source::Watchdog => (1, 0, 0),
+            Source::Doorbell { nic, queue } => (2, nic, queue),
+            Source::Tap { nic } => (3, nic, 0),
+        };
+        kind | u64::from(nic) << 16 | u64::from(queue) << 32
+    }
+
+    fn unpack(data: u64) -> Source {
+        let field = |shift: u32| u16::try_from(data >> shift & 0xffff).unwrap_or(0);
+        match field(0) {
+            0 => Source::Stop,
+            1 => Source::Watchdog,
+            2 => Source::Doorbell { nic: field(16), queue: field(32) },
+            _ => Source::Tap { nic: field(16) },
+        }
+    }
+}
+
+/// The running thread; ends when dropped.
+#[derive(Debug)]
+pub(super) struct DeviceThread {
+    stop: EventFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl DeviceThread {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When the kernel grants no thread or poll set.
+    pub(super) fn start(platform: Arc<Platform>) -> io::Result<DeviceThread> {
+        let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let epoll = poll_set(&platform, stop.as_raw_fd())?;
+        let name = "devices".to_owned();
+        let thread = std::thread::Builder::new().name(name).spawn(move || serve(&epoll, &platform))?;
+        Ok(DeviceThread { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for DeviceThread {
+    fn drop(&mut self) {
+        irq::raise(&self.stop);
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+fn poll_set(platform: &Platform, stop: RawFd) -> io::Result<Epoll> {
+    let epoll = Epoll::new()?;
+    let add = |fd: RawFd, events, source: Source| {
+        epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, source.pack()))
+    };
+    add(stop, EventSet::IN, Source::Stop)?;
+    let timer = super::platform::lock(&platform.watchdog).timer_fd();
+    // Edge-triggered throughout: an event is consumed by being seen, no read needed.
+    let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
+    add(timer, edge, Source::Watchdog)?;
+    for nic in platform.nics() {
+        let number = nic.number();
+        for queue in [RX, TX, CTRL] {
+            add(nic.doorbell(queue).as_raw_fd(), edge, Source::Doorbell { nic: number, queue })?;
+        }
+        add(nic.attached().tap.as_raw_fd(), edge, Source::Tap { nic: number })?;
+    }
+    Ok(epoll)
+}
+
+fn serve(epoll: &Epoll, platform: &Platform) {
+    let mut events = [EpollEvent::default(); BATCH];
+    loop {
+        let ready = match epoll.wait(-1, &mut events) {
+            Ok(ready) => ready,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => {
+                // Cannot happen with a valid set; a machine without devices is of no use, and says so.
+                tracing::error!(%error, "device thread ends");
+                return;
+            }
+        };
+        for event in &events[..ready] {
+            match Source::unpack(event.data()) {
+                Source::Stop => return,
+                Source::Watchdog => platform.watchdog_fired(),
+                Source::Doorbell { nic, queue } => serve_nic(platform, nic, queue),
+                Source::Tap { nic } => serve_nic(platform, nic, RX),
+            }
+        }
+    }
+}
+
+fn serve_nic(platform: &Platform, nic: u16, queue: u16) {
+    if let Some(nic) = platform.nics().get(usize::from(nic)) {
+        nic.serve(queue);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_survive_packing() {
+        for source in [
+            Source::Stop,
+            Source::Watchdog,
+            Source::Doorbell { nic: 3, queue: 2 },
+            Source::Doorbell { nic: 0, queue: 0 },
+            Source::Tap { nic: 1 },
+        ] {
+            assert_eq!(Source::unpack(source.pack()), source);
+        }
+    }
+}

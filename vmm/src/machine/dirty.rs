@@ -1,0 +1,52 @@
+//! Which pages changed: KVM's log for what vCPUs wrote, our own for what devices wrote.
+
+use std::sync::MutexGuard;
+
+use mycelium_ram_core::{PageIndex, PageSet};
+
+use super::{Machine, MachineError};
+use crate::kvm::DirtyLog;
+
+impl Machine {
+    fn dirty(&self) -> MutexGuard<'_, DirtyLog> {
+        self.dirty.lock().expect("no holder of the dirty log panics")
+    }
+
+    /// Starts tracking with nothing dirty: whoever calls this owns a copy of all RAM, or treats all of it as
+    /// dirty. Works on a running machine too.
+    ///
+    /// # Errors
+    /// [`MachineError::Kvm`]; tracking is then off.
+    pub fn start_dirty_tracking(&self) -> Result<(), MachineError> {
+        let mut log = self.dirty();
+        self.ram.slots().for_each(|slot| slot.written.drain(|_, _| {}));
+        Ok(log.set_enabled(&self.vm, &self.ram, true)?)
+    }
+
+    /// Stops tracking; what was dirty is forgotten.
+    ///
+    /// # Errors
+    /// [`MachineError::Kvm`].
+    pub fn stop_dirty_tracking(&self) -> Result<(), MachineError> {
+        Ok(self.dirty().set_enabled(&self.vm, &self.ram, false)?)
+    }
+
+    /// Adds every page written since the last call to `into` and starts afresh. Call it paused to have exactly
+    /// the pages of an epoch; on a running machine a page written during the call may be reported again.
+    ///
+    /// # Errors
+    /// [`MachineError::NotTracking`] or [`MachineError::Kvm`]. Pages added before an error are in `into`, all
+    /// others will be reported by the next call: keep `into`, and none is lost.
+    pub fn take_dirty(&self, into: &mut PageSet) -> Result<(), MachineError> {
+        let mut log = self.dirty();
+        if !log.is_enabled() {
+            return Err(MachineError::NotTracking);
+        }
+        for slot in self.ram.slots() {
+            slot.written.drain(|word, bits| {
+                into.union_words(PageIndex(slot.first_page + 64 * word as u64), &[bits]);
+            });
+        }
+        Ok(log.harvest(&self.vm, &self.ram, into)?)
+    }
+}

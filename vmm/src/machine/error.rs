@@ -1,0 +1,79 @@
+//! What can go wrong with a machine.
+
+use std::io;
+
+use crate::arch::boot::BootError;
+use crate::kvm::{KvmError, KvmUnavailable};
+use crate::memory::MemoryError;
+use crate::spec::SpecError;
+use crate::state::StateError;
+use crate::vcpu::ParkTimeout;
+
+/// Why a machine could not be built or did not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// No usable `/dev/kvm`.
+    #[error(transparent)]
+    KvmUnavailable(#[from] KvmUnavailable),
+    /// A KVM call failed.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// Guest RAM.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Loading the guest.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// A file named by the spec.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// A state that cannot be restored.
+    #[error("cannot restore the machine: {0}")]
+    State(#[from] StateError),
+    /// A vCPU does not leave the guest.
+    #[error("cannot pause the machine: {0}")]
+    Park(#[from] ParkTimeout),
+    /// Threads, timers, polling.
+    #[error("cannot {action}: {source}")]
+    Host {
+        /// What was being done.
+        action: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The spec has another number of cards than there are ports.
+    #[error("the spec has {spec} network cards but {ports} ports were given; open one port per card")]
+    Ports {
+        /// Cards in the spec.
+        spec: usize,
+        /// Ports given.
+        ports: usize,
+    },
+    /// An operation that needs the machine to stand still.
+    #[error("cannot {action} while the machine runs; pause it first")]
+    Running {
+        /// What was asked.
+        action: &'static str,
+    },
+    /// An operation that needs dirty tracking.
+    #[error("dirty pages are not being tracked; call start_dirty_tracking first")]
+    NotTracking,
+    /// A register holds a value this host's processor does not take.
+    #[error(
+        "vCPU {vcpu}: register {index:#x} cannot be set to {value:#x} on this host; the nodes' processors or kernels differ too much"
+    )]
+    RegisterRefused {
+        /// The vCPU.
+        vcpu: u8,
+        /// MSR index.
+        index: u32,
+        /// Value refused.
+        value: u64,
+    },
+    /// The state comes from a processor with another FPU layout.
+    #[error("vCPU {vcpu}: its FPU state has another size than this host's; the nodes' processors differ")]
+    FpuSize {
+        /// The vCPU.
+        vcpu: u8,
+    },
+}

@@ -1,0 +1,126 @@
+//! What two machines must have in common for one to go on where the other stopped.
+
+use kvm_bindings::kvm_cpuid_entry2;
+use serde::{Deserialize, Serialize};
+
+use super::Processor;
+use crate::spec::SpecFingerprint;
+use crate::state::FORMAT_VERSION;
+
+/// Counters whose frequencies differ by more than this show a guest a changed clock: parts per million.
+const TSC_TOLERANCE_PPM: u64 = 10_000;
+
+/// Everything compared before the first epoch. Serialisable for the handshake.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineFingerprint {
+    /// The VM as specified.
+    pub spec: SpecFingerprint,
+    /// Version of the state format.
+    pub state_format: u16,
+    /// Devices, in order, with the version of their section.
+    pub devices: Vec<String>,
+    /// CPUID as guests see it.
+    pub cpuid: Vec<CpuidLeaf>,
+    /// Model-specific registers that are saved.
+    pub msrs: Vec<u32>,
+    /// Frequency of the time stamp counter.
+    pub tsc_khz: u32,
+}
+
+/// One CPUID leaf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuidLeaf {
+    /// EAX asked with.
+    pub function: u32,
+    /// ECX asked with.
+    pub index: u32,
+    /// EAX, EBX, ECX, EDX answered.
+    pub registers: [u32; 4],
+}
+
+impl MachineFingerprint {
+    pub(super) fn new(spec: SpecFingerprint, processor: &Processor) -> MachineFingerprint {
+        let mut devices = vec!["pci-host", "serial", "cmos", "power", "watchdog", "panic"];
+        devices.extend(spec.macs.iter().map(|_| "virtio-net"));
+        MachineFingerprint {
+            spec,
+            state_format: FORMAT_VERSION,
+            devices: devices.into_iter().map(str::to_owned).collect(),
+            cpuid: processor.cpuid.as_slice().iter().filter_map(lasting).collect(),
+            msrs: processor.msrs.clone(),
+            tsc_khz: processor.tsc_khz,
+        }
+    }
+
+    /// Names what differs; empty if one machine can go on where the other stopped.
+    pub fn diff(&self, other: &MachineFingerprint) -> Vec<String> {
+        let mut found = self.spec.diff(&other.spec);
+        if self.state_format != other.state_format {
+            found.push(format!("state format: {} here, {} there", self.state_format, other.state_format));
+        }
+        if self.devices != other.devices {
+            found.push(format!("devices: {:?} here, {:?} there", self.devices, other.devices));
+        }
+        found.extend(diff_cpuid(&self.cpuid, &other.cpuid));
+        found.extend(diff_msrs(&self.msrs, &other.msrs));
+        let (mine, theirs) = (u64::from(self.tsc_khz), u64::from(other.tsc_khz));
+        if mine.abs_diff(theirs) * 1_000_000 > mine.max(theirs) * TSC_TOLERANCE_PPM {
+            found.push(format!("TSC frequency: {mine} kHz here, {theirs} kHz there"));
+        }
+        found
+    }
+}
+
+/// The leaf without what names the host's own processor or the vCPU; `None` if that is all it does.
+fn lasting(entry: &kvm_cpuid_entry2) -> Option<CpuidLeaf> {
+    let mut registers = [entry.eax, entry.ebx, entry.ecx, entry.edx];
+    match entry.function {
+        // Stepping, and initial APIC id.
+        0x1 => registers[1] &= 0x00ff_ffff,
+        // Size of what is enabled at the moment.
+        0xd if entry.index <= 1 => registers[1] = 0,
+        // Topology carries the vCPU's number; cache sharing, frequencies and names are advice.
+        0xb
+        | 0x1f
+        | 0x4
+        | 0x15
+        | 0x16
+        | 0x4000_0010
+        | 0x8000_0002..=0x8000_0006
+        | 0x8000_001d
+        | 0x8000_001e => {
+            return None;
+        }
+        _ => {}
+    }
+    Some(CpuidLeaf { function: entry.function, index: entry.index, registers })
+}
+
+fn diff_cpuid(mine: &[CpuidLeaf], theirs: &[CpuidLeaf]) -> Vec<String> {
+    let same = |a: &CpuidLeaf, b: &CpuidLeaf| (a.function, a.index) == (b.function, b.index);
+    let of = |set: &[CpuidLeaf], leaf: &CpuidLeaf| {
+        set.iter().find(|l| same(l, leaf)).map_or([0; 4], |l| l.registers)
+    };
+    let only_theirs = theirs.iter().filter(|leaf| !mine.iter().any(|m| same(m, leaf)));
+    mine.iter()
+        .chain(only_theirs)
+        .map(|leaf| (leaf, of(mine, leaf), of(theirs, leaf)))
+        .filter(|(_, mine, theirs)| mine != theirs)
+        .map(|(leaf, mine, theirs)| {
+            format!("CPUID {:#x}/{}: {mine:08x?} here, {theirs:08x?} there", leaf.function, leaf.index)
+        })
+        .collect()
+}
+
+fn diff_msrs(mine: &[u32], theirs: &[u32]) -> Vec<String> {
+    let missing = |from: &[u32], there: &[u32]| -> Vec<u32> {
+        from.iter().copied().filter(|index| !there.contains(index)).collect()
+    };
+    let mut found = Vec::new();
+    for (place, indices) in [("there", missing(mine, theirs)), ("here", missing(theirs, mine))] {
+        if !indices.is_empty() {
+            found.push(format!("MSRs not known {place}: {indices:x?}"));
+        }
+    }
+    found
+}

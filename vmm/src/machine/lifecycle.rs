@@ -1,0 +1,135 @@
+//! Boot, pause, resume, reset.
+
+use std::sync::MutexGuard;
+use std::time::{Duration, Instant};
+
+use super::{Machine, MachineError};
+use crate::arch::boot::{self, BootSource};
+
+/// Where the machine is in its life.
+#[derive(Debug, Default)]
+pub(super) struct Lifecycle {
+    /// vCPUs may be in the guest.
+    pub(super) running: bool,
+    /// A state was restored and the guest has not run since.
+    pub(super) restored: bool,
+    pub(super) pauses: u64,
+    pub(super) last_pause: PauseTimes,
+}
+
+/// Where the time of a pause went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PauseTimes {
+    /// Until the last vCPU had left the guest.
+    pub vcpus: Duration,
+    /// From then until the last device held still.
+    pub devices: Duration,
+}
+
+impl PauseTimes {
+    /// Both together.
+    pub fn total(&self) -> Duration {
+        self.vcpus + self.devices
+    }
+}
+
+impl Machine {
+    pub(super) fn lifecycle(&self) -> MutexGuard<'_, Lifecycle> {
+        self.lifecycle.lock().expect("no holder of the lifecycle panics")
+    }
+
+    /// The lifecycle of a machine that stands still, held so that it stays so.
+    pub(super) fn parked(&self, action: &'static str) -> Result<MutexGuard<'_, Lifecycle>, MachineError> {
+        let lifecycle = self.lifecycle();
+        if lifecycle.running { Err(MachineError::Running { action }) } else { Ok(lifecycle) }
+    }
+
+    /// Whether the machine is paused.
+    pub fn is_paused(&self) -> bool {
+        !self.lifecycle().running
+    }
+
+    /// Loads kernel and initrd and points the first vCPU at the entry. The machine stays paused.
+    ///
+    /// # Errors
+    /// [`MachineError::Boot`], or [`MachineError::Running`].
+    pub fn boot(&self) -> Result<(), MachineError> {
+        let _parked = self.parked("boot")?;
+        let source = BootSource {
+            kernel: &self.spec.kernel,
+            initrd: self.spec.initrd.as_deref(),
+            cmdline: &self.spec.cmdline,
+            vcpus: self.spec.vcpus,
+        };
+        let entry = boot::load(&self.ram, &source)?;
+        boot::enter(&self.vcpus[0].fd(), entry).map_err(boot::BootError::Kvm)?;
+        Ok(())
+    }
+
+    /// Lets the guest run. A guest that has ended (switched off, triple fault) stays where it is; its event is
+    /// reported once by each process that resumes it.
+    ///
+    /// # Errors
+    /// None at present; restoring to a running machine is checked elsewhere.
+    pub fn resume(&self) -> Result<(), MachineError> {
+        let mut lifecycle = self.lifecycle();
+        if lifecycle.running {
+            return Ok(());
+        }
+        if std::mem::take(&mut lifecycle.restored) {
+            self.make_up();
+        }
+        lifecycle.running = true;
+        self.platform.resume();
+        if !self.platform.is_halted() {
+            self.gate.open();
+        }
+        Ok(())
+    }
+
+    /// After a restore: interrupts and notifications under way at the cut are repeated, and the guest is told
+    /// that it was paused so that it does not take the gap for a lockup of its own.
+    fn make_up(&self) {
+        self.platform.nics().iter().for_each(|nic| nic.make_up());
+        for vcpu in &self.vcpus {
+            // Refused by guests without the paravirtual clock, which have no such watchdog.
+            let _ = vcpu.fd().kvmclock_ctrl();
+        }
+    }
+
+    /// Stops all vCPUs and devices. On return nothing in this process changes guest state.
+    ///
+    /// # Errors
+    /// [`MachineError::Park`] when a vCPU does not come out; the machine then counts as running and the call can
+    /// be repeated.
+    pub fn pause(&self) -> Result<PauseTimes, MachineError> {
+        let mut lifecycle = self.lifecycle();
+        if !lifecycle.running {
+            return Ok(PauseTimes::default());
+        }
+        let start = Instant::now();
+        self.gate.close_and_wait(self.vcpus.len())?;
+        let vcpus = start.elapsed();
+        self.platform.pause();
+        let times = PauseTimes { vcpus, devices: start.elapsed() - vcpus };
+        lifecycle.running = false;
+        lifecycle.pauses += 1;
+        lifecycle.last_pause = times;
+        Ok(times)
+    }
+
+    /// Switches the machine off and on again: RAM zero, devices at power-on, kernel loaded. It stays paused.
+    ///
+    /// # Errors
+    /// As [`Machine::boot`].
+    pub fn reset(&self) -> Result<(), MachineError> {
+        {
+            let mut lifecycle = self.parked("reset")?;
+            lifecycle.restored = false;
+            *self.platform.halt() = None;
+            self.ram.zero()?;
+            self.power_on()?;
+        }
+        self.boot()
+    }
+}

@@ -1,0 +1,30 @@
+//! Counters of a machine.
+
+use super::{Machine, PauseTimes};
+use crate::devices::net::NetMetrics;
+
+/// Counters since the machine was built.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MachineMetrics {
+    /// Exits from the guest to this process, per vCPU.
+    pub vcpu_exits: Vec<u64>,
+    /// Per network card.
+    pub net: Vec<NetMetrics>,
+    /// Pauses.
+    pub pauses: u64,
+    /// The last of them.
+    pub last_pause: PauseTimes,
+}
+
+pub(super) fn collect(machine: &Machine) -> MachineMetrics {
+    let (pauses, last_pause) = {
+        let lifecycle = machine.lifecycle();
+        (lifecycle.pauses, lifecycle.last_pause)
+    };
+    MachineMetrics {
+        vcpu_exits: machine.vcpus.iter().map(|vcpu| vcpu.exits()).collect(),
+        net: machine.nics().iter().map(|nic| nic.metrics()).collect(),
+        pauses,
+        last_pause,
+    }
+}

@@ -1,0 +1,134 @@
+//! A virtual machine: built once, then paused and resumed, saved and restored.
+
+mod build;
+mod device_thread;
+mod dirty;
+mod error;
+mod events;
+mod fingerprint;
+mod lifecycle;
+mod metrics;
+mod platform;
+mod ports;
+mod snapshot;
+
+use std::sync::{Arc, Mutex};
+
+use kvm_bindings::CpuId;
+use kvm_ioctls::VmFd;
+
+pub use error::MachineError;
+pub use events::{EventReceiver, MachineEvent};
+pub use fingerprint::MachineFingerprint;
+pub use lifecycle::PauseTimes;
+pub use metrics::MachineMetrics;
+pub use ports::{MachinePorts, PortsError};
+pub use snapshot::RestoreOptions;
+#[cfg(feature = "fuzzing")]
+pub use snapshot::fuzz_state;
+
+use crate::arch::vcpu_state::VcpuBuffers;
+use crate::devices::net::Nic;
+use crate::kvm::DirtyLog;
+use crate::memory::GuestRam;
+use crate::spec::VmSpec;
+use crate::vcpu::{Gate, Vcpu};
+use device_thread::DeviceThread;
+use lifecycle::Lifecycle;
+use platform::Platform;
+
+/// One VM with all its KVM objects, devices and threads. Shared by `Arc`; every method takes `&self`.
+///
+/// Dropping it ends the threads and frees everything.
+#[derive(Debug)]
+pub struct Machine {
+    spec: VmSpec,
+    fingerprint: MachineFingerprint,
+    lifecycle: Mutex<Lifecycle>,
+    dirty: Mutex<DirtyLog>,
+    vcpus: Vec<Vcpu>,
+    buffers: Mutex<Vec<VcpuBuffers>>,
+    /// The machine as built, for resets.
+    power_on: Vec<u8>,
+    device_thread: Option<DeviceThread>,
+    platform: Arc<Platform>,
+    gate: Arc<Gate>,
+    vm: Arc<VmFd>,
+    // Last, so that KVM lets go of the memory before it is unmapped.
+    ram: Arc<GuestRam>,
+}
+
+impl Machine {
+    /// The spec it was built from.
+    pub fn spec(&self) -> &VmSpec {
+        &self.spec
+    }
+
+    /// Its RAM. Copy pages while the machine is paused, or accept that they change under your hands.
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+
+    /// What happens to the guest, to be fetched by whoever runs the machine.
+    pub fn events(&self) -> &EventReceiver {
+        self.platform.events()
+    }
+
+    /// What two nodes compare before one may take over from the other.
+    pub fn fingerprint(&self) -> &MachineFingerprint {
+        &self.fingerprint
+    }
+
+    /// Counters since the machine was built.
+    pub fn metrics(&self) -> MachineMetrics {
+        metrics::collect(self)
+    }
+
+    /// Starts or stops receiving from the taps. While off, frames are discarded, as a passive replica must.
+    pub fn set_rx_enabled(&self, enabled: bool) {
+        self.nics().iter().for_each(|nic| nic.set_rx_enabled(enabled));
+    }
+
+    /// Gives card `nic` a frame from elsewhere, ahead of its tap and in the order of the calls. False if it was
+    /// dropped: no such card, too long, or backlog full.
+    pub fn inject_rx(&self, nic: usize, frame: &[u8]) -> bool {
+        self.nics().get(nic).is_some_and(|nic| nic.inject(frame))
+    }
+
+    /// Card `nic`'s port, once `Full`, has room again.
+    pub fn kick_tx(&self, nic: usize) {
+        if let Some(nic) = self.nics().get(nic) {
+            nic.ring(crate::devices::net::TX);
+        }
+    }
+
+    /// Asks guest drivers that know how to announce their addresses (VIRTIO_NET_F_GUEST_ANNOUNCE).
+    pub fn announce(&self) {
+        self.nics().iter().for_each(|nic| nic.announce());
+    }
+
+    /// Types into the guest's console; returns how many bytes were taken.
+    pub fn serial_input(&self, bytes: &[u8]) -> usize {
+        self.platform.serial_input(bytes)
+    }
+
+    fn nics(&self) -> &[Arc<Nic>] {
+        self.platform.nics()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.gate.stop();
+        self.vcpus.iter_mut().for_each(Vcpu::wait);
+        drop(self.device_thread.take());
+    }
+}
+
+/// CPUID shared by all vCPUs, kept for the fingerprint.
+#[derive(Debug)]
+struct Processor {
+    cpuid: CpuId,
+    tsc_khz: u32,
+    msrs: Vec<u32>,
+}

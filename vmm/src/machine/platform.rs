@@ -1,0 +1,196 @@
+//! The board: which device answers at which port, and what ends a run.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::events::{EventReceiver, MachineEvent};
+use crate::arch::acpi::RESET_VALUE;
+use crate::arch::layout::port;
+use crate::devices::cmos::Cmos;
+use crate::devices::net::Nic;
+use crate::devices::power::Power;
+use crate::devices::serial::SerialDevice;
+use crate::devices::watchdog::Watchdog;
+use crate::pci::{PciFunction, PciHost};
+use crate::vcpu::{Bus, Exit, Gate};
+
+/// Keyboard controller command that pulses the reset line.
+const KEYBOARD_RESET: u8 = 0xfe;
+/// What the panic port can report: panicked, crash kernel loaded.
+const PANIC_BITS: u8 = 0b11;
+
+/// All devices, reachable from vCPU threads.
+#[derive(Debug)]
+pub(super) struct Platform {
+    gate: Arc<Gate>,
+    events: EventReceiver,
+    halt: Mutex<Option<Halt>>,
+    pub(super) serial: Mutex<SerialDevice>,
+    pub(super) cmos: Mutex<Cmos>,
+    pub(super) power: Mutex<Power>,
+    pub(super) watchdog: Mutex<Watchdog>,
+    pub(super) pci: PciHost,
+    nics: Vec<Arc<Nic>>,
+}
+
+/// Why vCPUs stand still although nobody paused them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Halt {
+    pub(super) cause: MachineEvent,
+    /// Whether the event was reported by this process; a replica that takes over reports it again.
+    pub(super) reported: bool,
+}
+
+impl Platform {
+    pub(super) fn new(
+        gate: Arc<Gate>,
+        serial: SerialDevice,
+        watchdog: Watchdog,
+        nics: Vec<Arc<Nic>>,
+    ) -> Platform {
+        let pci = PciHost::new();
+        pci.plug(nics.iter().map(|nic| Arc::clone(nic) as Arc<dyn PciFunction>).collect());
+        Platform {
+            gate,
+            events: EventReceiver::default(),
+            halt: Mutex::new(None),
+            serial: Mutex::new(serial),
+            cmos: Mutex::new(Cmos::new()),
+            power: Mutex::new(Power::default()),
+            watchdog: Mutex::new(watchdog),
+            pci,
+            nics,
+        }
+    }
+
+    pub(super) fn events(&self) -> &EventReceiver {
+        &self.events
+    }
+
+    pub(super) fn nics(&self) -> &[Arc<Nic>] {
+        &self.nics
+    }
+
+    pub(super) fn serial_input(&self, bytes: &[u8]) -> usize {
+        lock(&self.serial).input(bytes)
+    }
+
+    /// All devices hold still when this returns.
+    pub(super) fn pause(&self) {
+        self.nics.iter().for_each(|nic| nic.pause());
+        lock(&self.watchdog).pause();
+    }
+
+    /// All devices go on.
+    pub(super) fn resume(&self) {
+        lock(&self.watchdog).resume();
+        self.nics.iter().for_each(|nic| nic.resume());
+    }
+
+    /// The device thread saw the watchdog's timer fire.
+    pub(super) fn watchdog_fired(&self) {
+        if lock(&self.watchdog).fired() {
+            self.events.push(MachineEvent::WatchdogExpired);
+        }
+    }
+
+    pub(super) fn halt(&self) -> MutexGuard<'_, Option<Halt>> {
+        lock(&self.halt)
+    }
+
+    /// Whether vCPUs must stay parked; reports why if nobody here has heard of it.
+    pub(super) fn is_halted(&self) -> bool {
+        let mut halt = self.halt();
+        if let Some(halt) = halt.as_mut().filter(|halt| !halt.reported) {
+            halt.reported = true;
+            self.events.push(halt.cause.clone());
+        }
+        halt.is_some()
+    }
+
+    /// Ends the run for all vCPUs. The first cause counts.
+    fn end(&self, cause: MachineEvent) {
+        let mut halt = self.halt();
+        if halt.is_none() {
+            *halt = Some(Halt { cause: cause.clone(), reported: true });
+            self.gate.close();
+            self.events.push(cause);
+        }
+    }
+}
+
+/// Locks a device.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("device code does not panic, whatever the guest does")
+}
+
+/// Whether `number` is one of `count` ports from `first`; its offset then.
+fn within(number: u16, first: u16, count: u16) -> Option<u16> {
+    number.checked_sub(first).filter(|offset| *offset < count)
+}
+
+impl Bus for Platform {
+    fn port_read(&self, number: u16, into: &mut [u8]) {
+        if let Some(register) = within(number, port::COM1, port::COM1_LEN) {
+            let mut serial = lock(&self.serial);
+            let register = register.to_le_bytes()[0];
+            into.iter_mut().for_each(|byte| *byte = serial.read(register));
+        } else if let Some(byte) = within(number, port::PCI_DATA, 4) {
+            self.pci.data_read(usize::from(byte), into);
+        } else if let Some(byte) = within(number, port::PCI_ADDRESS, 4) {
+            self.pci.address_read(usize::from(byte), into);
+        } else if let (Some(which), [byte]) = (within(number, port::CMOS, port::CMOS_LEN), &mut *into) {
+            *byte = lock(&self.cmos).read(which);
+        } else if let Some(offset) = within(number, port::PM1_EVENT, port::PM1_EVENT_LEN) {
+            lock(&self.power).event_read(usize::from(offset), into);
+        } else if let Some(offset) = within(number, port::PM1_CONTROL, port::PM1_CONTROL_LEN) {
+            lock(&self.power).control_read(usize::from(offset), into);
+        } else if let (port::PVPANIC, [byte]) = (number, &mut *into) {
+            *byte = PANIC_BITS;
+        }
+    }
+
+    fn port_write(&self, number: u16, data: &[u8]) {
+        if let Some(register) = within(number, port::COM1, port::COM1_LEN) {
+            lock(&self.serial).write(register.to_le_bytes()[0], data);
+        } else if let Some(byte) = within(number, port::PCI_DATA, 4) {
+            self.pci.data_write(usize::from(byte), data);
+        } else if let (port::RESET, [value]) = (number, data) {
+            // The address latch is written whole; a byte written into it is the reset port.
+            if value & RESET_VALUE == RESET_VALUE {
+                self.end(MachineEvent::GuestReset);
+            }
+        } else if number == port::PCI_ADDRESS {
+            self.pci.address_write(data);
+        } else if let (Some(which), [value]) = (within(number, port::CMOS, port::CMOS_LEN), data) {
+            lock(&self.cmos).write(which, *value);
+        } else if let Some(offset) = within(number, port::PM1_EVENT, port::PM1_EVENT_LEN) {
+            lock(&self.power).event_write(usize::from(offset), data);
+        } else if let Some(offset) = within(number, port::PM1_CONTROL, port::PM1_CONTROL_LEN) {
+            let off = lock(&self.power).control_write(usize::from(offset), data);
+            if off {
+                self.end(MachineEvent::GuestShutdown);
+            }
+        } else if within(number, port::WATCHDOG, port::WATCHDOG_LEN).is_some() {
+            lock(&self.watchdog).write(data);
+        } else if let (port::PVPANIC, [bits]) = (number, data) {
+            self.events.push(MachineEvent::GuestPanic { bits: bits & PANIC_BITS });
+        } else if let (port::KEYBOARD_COMMAND, [KEYBOARD_RESET]) = (number, data) {
+            self.end(MachineEvent::GuestReset);
+        }
+    }
+
+    fn memory_read(&self, address: u64, into: &mut [u8]) {
+        self.pci.memory_read(address, into);
+    }
+
+    fn memory_write(&self, address: u64, data: &[u8]) {
+        self.pci.memory_write(address, data);
+    }
+
+    fn ended(&self, vcpu: u8, exit: Exit) {
+        self.end(match exit {
+            Exit::Shutdown => MachineEvent::TripleFault { vcpu },
+            Exit::Error(reason) => MachineEvent::VcpuError { vcpu, reason },
+        });
+    }
+}

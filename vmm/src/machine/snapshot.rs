@@ -1,0 +1,242 @@
+//! Saving and restoring everything but RAM.
+//!
+//! Restoring happens in two steps: the whole state is decoded and checked against this machine first; only then
+//! is anything changed. A machine that never ran can be given one state after the other.
+
+use std::time::Duration;
+
+use super::events::MachineEvent;
+use super::platform::{Halt, lock};
+use super::{Machine, MachineError};
+use crate::arch::chips::{self, ChipsState};
+use crate::arch::time::{self, Elapsed, TimeState};
+use crate::arch::vcpu_state::VcpuState;
+use crate::devices::cmos::CmosState;
+use crate::devices::net::NicState;
+use crate::devices::power::PowerState;
+use crate::devices::serial::SerialSaved;
+use crate::devices::watchdog::WatchdogState;
+use crate::kvm::KvmError;
+use crate::limits::STATE_BYTES_MAX;
+use crate::pci::PciHost;
+use crate::state::{Fields, Payload, SectionId, Sections, StateError, StateWriter};
+
+/// How to restore.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RestoreOptions {
+    /// Real time since the state was saved. Guest clocks advance by it, and by the time restoring takes.
+    pub elapsed: Duration,
+}
+
+/// A whole state, decoded.
+struct MachineState {
+    halt: Option<MachineEvent>,
+    time: TimeState,
+    chips: ChipsState,
+    vcpus: Vec<VcpuState>,
+    serial: SerialSaved,
+    cmos: CmosState,
+    power: PowerState,
+    watchdog: WatchdogState,
+    pci_address: u32,
+    nics: Vec<NicState>,
+}
+
+impl MachineState {
+    fn decode(state: &[u8], vcpus: u8, ram_bytes: u64, nics: u16) -> Result<MachineState, StateError> {
+        let mut sections = Sections::parse(state)?;
+        let decoded = MachineState {
+            halt: decode_machine(sections.take(SectionId::Machine, 0)?, vcpus, ram_bytes)?,
+            time: TimeState::decode(sections.take(SectionId::Time, 0)?, vcpus)?,
+            chips: ChipsState::decode(sections.take(SectionId::Chips, 0)?)?,
+            vcpus: (0..u16::from(vcpus))
+                .map(|n| VcpuState::decode(sections.take(SectionId::Vcpu, n)?))
+                .collect::<Result<_, _>>()?,
+            serial: SerialSaved::decode(sections.take(SectionId::Serial, 0)?)?,
+            cmos: CmosState::decode(sections.take(SectionId::Cmos, 0)?)?,
+            power: PowerState::decode(sections.take(SectionId::Power, 0)?)?,
+            watchdog: WatchdogState::decode(sections.take(SectionId::Watchdog, 0)?)?,
+            pci_address: PciHost::decode(sections.take(SectionId::PciHost, 0)?)?,
+            nics: (0..nics)
+                .map(|n| NicState::decode(sections.take(SectionId::Net, n)?))
+                .collect::<Result<_, _>>()?,
+        };
+        sections.finish()?;
+        Ok(decoded)
+    }
+}
+
+impl Machine {
+    /// Replaces `out` with the state of the paused machine: all but RAM. `out` keeps its capacity.
+    ///
+    /// # Errors
+    /// [`MachineError::Running`], or [`MachineError::Kvm`].
+    pub fn save_state(&self, out: &mut Vec<u8>) -> Result<(), MachineError> {
+        let _parked = self.parked("save its state")?;
+        out.clear();
+        let mut writer = StateWriter::new(out);
+        writer.section(SectionId::Machine, 0, |p| {
+            self.save_machine(p);
+            Ok::<(), KvmError>(())
+        })?;
+        self.save_processors(&mut writer)?;
+        self.save_devices(&mut writer)?;
+        writer.finish();
+        Ok(())
+    }
+
+    fn save_machine(&self, out: &mut Payload<'_>) {
+        out.u8(self.spec.vcpus);
+        out.u64(self.spec.ram_bytes);
+        let halt = self.platform.halt();
+        let (code, vcpu, reason) = match halt.as_ref().map(|halt| &halt.cause) {
+            Some(MachineEvent::GuestShutdown) => (1, 0, ""),
+            Some(MachineEvent::GuestReset) => (2, 0, ""),
+            Some(MachineEvent::TripleFault { vcpu }) => (3, *vcpu, ""),
+            Some(MachineEvent::VcpuError { vcpu, reason }) => (4, *vcpu, reason.as_str()),
+            None | Some(MachineEvent::GuestPanic { .. } | MachineEvent::WatchdogExpired) => (0, 0, ""),
+        };
+        out.u8(code);
+        out.u8(vcpu);
+        out.blob(&reason.as_bytes()[..reason.len().min(REASON_BYTES_MAX)]);
+    }
+
+    fn save_processors(&self, writer: &mut StateWriter<'_>) -> Result<(), KvmError> {
+        let fds: Vec<_> = self.vcpus.iter().map(|vcpu| vcpu.fd()).collect();
+        let mut buffers = lock(&self.buffers);
+        for ((number, fd), buffers) in (0..).zip(&fds).zip(&mut *buffers) {
+            writer.section(SectionId::Vcpu, number, |p| buffers.save(fd, p))?;
+        }
+        writer.section(SectionId::Chips, 0, |p| chips::save(&self.vm, p))?;
+        writer.section(SectionId::Time, 0, |p| time::save(&self.vm, fds.iter().map(|fd| &**fd), p))
+    }
+
+    fn save_devices(&self, writer: &mut StateWriter<'_>) -> Result<(), KvmError> {
+        let platform = &self.platform;
+        let mut simple = |id, instance, save: &dyn Fn(&mut Payload<'_>)| {
+            writer.section(id, instance, |p| {
+                save(p);
+                Ok::<(), KvmError>(())
+            })
+        };
+        simple(SectionId::Serial, 0, &|p| lock(&platform.serial).save(p))?;
+        simple(SectionId::Cmos, 0, &|p| lock(&platform.cmos).save(p))?;
+        simple(SectionId::Power, 0, &|p| lock(&platform.power).save(p))?;
+        simple(SectionId::Watchdog, 0, &|p| lock(&platform.watchdog).save(p))?;
+        simple(SectionId::PciHost, 0, &|p| platform.pci.save(p))?;
+        for nic in platform.nics() {
+            simple(SectionId::Net, nic.number(), &|p| nic.save(p))?;
+        }
+        Ok(())
+    }
+
+    /// Gives the paused machine a saved state; RAM must hold, or later be given, the pages that belong to it,
+    /// before it is resumed.
+    ///
+    /// # Errors
+    /// [`MachineError::State`] with nothing changed; [`MachineError::Kvm`], [`MachineError::FpuSize`] or
+    /// [`MachineError::RegisterRefused`] when this host cannot take it, after which the machine must be given a
+    /// whole state again or dropped.
+    pub fn restore_state(&self, state: &[u8], options: RestoreOptions) -> Result<(), MachineError> {
+        let elapsed = Elapsed::new(options.elapsed);
+        let mut lifecycle = self.parked("restore a state")?;
+        let state = self.decode(state)?;
+        self.apply(&state, Some(&elapsed))?;
+        lifecycle.restored = true;
+        Ok(())
+    }
+
+    /// Checks that `state` could be restored here, without touching the machine.
+    ///
+    /// # Errors
+    /// As [`Machine::restore_state`], as far as that can be known beforehand.
+    pub fn check_state(&self, state: &[u8]) -> Result<(), MachineError> {
+        self.decode(state).map(|_| ())
+    }
+
+    fn decode(&self, state: &[u8]) -> Result<MachineState, MachineError> {
+        let nics = u16::try_from(self.platform.nics().len()).unwrap_or(u16::MAX);
+        let decoded = MachineState::decode(state, self.spec.vcpus, self.spec.ram_bytes, nics)?;
+        match (0..).zip(&decoded.vcpus).find(|(_, vcpu)| !vcpu.fits_xsave(&self.vm)) {
+            Some((vcpu, _)) => Err(MachineError::FpuSize { vcpu }),
+            None => Ok(decoded),
+        }
+    }
+
+    /// Back to the state the machine was built with; clocks go on.
+    pub(super) fn power_on(&self) -> Result<(), MachineError> {
+        let state = self.decode(&self.power_on)?;
+        self.apply(&state, None)
+    }
+
+    fn apply(&self, state: &MachineState, elapsed: Option<&Elapsed>) -> Result<(), MachineError> {
+        let fds: Vec<_> = self.vcpus.iter().map(|vcpu| vcpu.fd()).collect();
+        // The paravirtual clock first: KVM derives the wall clock page from it when its MSR is written.
+        if let Some(elapsed) = elapsed {
+            state.time.apply_clock(&self.vm, elapsed)?;
+        }
+        state.chips.apply(&self.vm)?;
+        if let Some(elapsed) = elapsed {
+            state.time.apply_tsc(fds.iter().map(|fd| &**fd), elapsed)?;
+        }
+        for ((vcpu, fd), saved) in (0..).zip(&fds).zip(&state.vcpus) {
+            if let Some(stuck) = saved.apply(fd)? {
+                return Err(MachineError::RegisterRefused { vcpu, index: stuck.index, value: stuck.data });
+            }
+        }
+        self.apply_devices(state);
+        Ok(())
+    }
+
+    fn apply_devices(&self, state: &MachineState) {
+        let platform = &self.platform;
+        lock(&platform.serial).restore(&state.serial);
+        lock(&platform.cmos).restore(&state.cmos);
+        lock(&platform.power).restore(&state.power);
+        lock(&platform.watchdog).restore(&state.watchdog);
+        platform.pci.restore(state.pci_address);
+        for (nic, saved) in platform.nics().iter().zip(&state.nics) {
+            nic.restore(saved);
+        }
+        *platform.halt() = state.halt.clone().map(|cause| Halt { cause, reported: false });
+    }
+}
+
+/// Longest explanation of a vCPU error that travels with a state.
+const REASON_BYTES_MAX: usize = 1024;
+
+fn decode_machine(
+    mut fields: Fields<'_>,
+    vcpus: u8,
+    ram_bytes: u64,
+) -> Result<Option<MachineEvent>, StateError> {
+    let their_vcpus = fields.u8()?;
+    if their_vcpus != vcpus {
+        return Err(fields.invalid("number of vCPUs", u64::from(their_vcpus), "this machine has another"));
+    }
+    let their_ram = fields.u64()?;
+    if their_ram != ram_bytes {
+        return Err(fields.invalid("RAM size", their_ram, "this machine has another"));
+    }
+    let code = fields.u8()?;
+    let vcpu = fields.u8()?;
+    let reason = String::from_utf8_lossy(fields.blob("reason", REASON_BYTES_MAX)?).into_owned();
+    let halt = match code {
+        0 => None,
+        1 => Some(MachineEvent::GuestShutdown),
+        2 => Some(MachineEvent::GuestReset),
+        3 => Some(MachineEvent::TripleFault { vcpu }),
+        4 => Some(MachineEvent::VcpuError { vcpu, reason }),
+        other => return Err(fields.invalid("halt cause", u64::from(other), "there is no such cause")),
+    };
+    fields.finish()?;
+    Ok(halt)
+}
+
+/// Decodes `data` as the state of a machine with two vCPUs and one card; for a fuzzer.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_state(data: &[u8]) {
+    drop(MachineState::decode(data, 2, 64 << 20, 1));
+}
+
+const _: () = assert!(STATE_BYTES_MAX > 1 << 20, "eight vCPUs with large FPU state must fit");

@@ -1,0 +1,243 @@
+//! The memfd behind guest RAM and the ways to reach one page of it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd};
+
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MmapRegion,
+};
+
+use super::{DirtyMap, Gpa, PageIndex};
+use crate::arch::layout;
+
+/// Bytes of a guest page: the unit of dirty tracking and replication.
+pub const PAGE_BYTES: usize = 4096;
+
+/// The contents of one page.
+pub type Page = [u8; PAGE_BYTES];
+
+/// Why guest RAM could not be made or reached.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The kernel refused the memory itself.
+    #[error("cannot {action} {bytes} bytes of guest RAM: {source}; check free memory and `ulimit -v`")]
+    Map {
+        /// What was being done.
+        action: &'static str,
+        /// Size asked for.
+        bytes: u64,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A page outside RAM was named.
+    #[error("page {page} is outside guest RAM, which has {pages} pages; the sender has another RAM size")]
+    NoSuchPage {
+        /// The page named.
+        page: u64,
+        /// How many there are.
+        pages: u64,
+    },
+}
+
+/// Guest RAM. Shared by `Arc` between the machine and whoever copies pages.
+#[derive(Debug)]
+pub struct GuestRam {
+    memory: GuestMemoryMmap<DirtyMap>,
+    memfd: File,
+    pages: u64,
+}
+
+impl GuestRam {
+    /// Makes zeroed RAM of `bytes`, a multiple of [`PAGE_BYTES`].
+    ///
+    /// # Errors
+    /// [`MemoryError::Map`] when memory cannot be had.
+    pub fn new(bytes: u64) -> Result<GuestRam, MemoryError> {
+        let map_error = |action| move |source| MemoryError::Map { action, bytes, source };
+        let memfd = memfd(bytes).map_err(map_error("allocate"))?;
+        let mut regions = Vec::new();
+        let mut offset = 0;
+        for (gpa, len) in layout::ram_ranges(bytes) {
+            let file = memfd.try_clone().map_err(map_error("share"))?;
+            let size = usize::try_from(len).unwrap_or(usize::MAX);
+            let region = MmapRegion::from_file(FileOffset::new(file, offset), size)
+                .map_err(|e| map_error("map")(io::Error::other(e)))?;
+            regions.push(
+                GuestRegionMmap::new(region, GuestAddress(gpa))
+                    .ok_or_else(|| map_error("place")(io::Error::other("end of guest address space")))?,
+            );
+            offset += len;
+        }
+        let memory =
+            GuestMemoryMmap::from_regions(regions).map_err(|e| map_error("place")(io::Error::other(e)))?;
+        Ok(GuestRam { memory, memfd, pages: bytes / PAGE_BYTES as u64 })
+    }
+
+    /// Number of pages.
+    pub fn page_count(&self) -> u64 {
+        self.pages
+    }
+
+    /// The file behind RAM: page `i` is at offset `i * PAGE_BYTES`.
+    pub fn memfd(&self) -> BorrowedFd<'_> {
+        self.memfd.as_fd()
+    }
+
+    /// Guest physical address of `page`, or `None` past the end of RAM.
+    pub fn gpa_of(&self, page: PageIndex) -> Option<Gpa> {
+        let low = layout::RAM_LOW_END / PAGE_BYTES as u64;
+        let address = match page.0 {
+            past if past >= self.pages => return None,
+            index if index < low => index * PAGE_BYTES as u64,
+            index => layout::RAM_HIGH_START + (index - low) * PAGE_BYTES as u64,
+        };
+        Some(Gpa(address))
+    }
+
+    /// The RAM page that holds `gpa`, or `None` if no RAM is there.
+    pub fn page_of(&self, gpa: Gpa) -> Option<PageIndex> {
+        let offset = match gpa.0 {
+            low if low < layout::RAM_LOW_END => low,
+            high if high >= layout::RAM_HIGH_START => high - layout::RAM_HIGH_START + layout::RAM_LOW_END,
+            _ => return None,
+        };
+        let page = offset / PAGE_BYTES as u64;
+        (page < self.pages).then_some(PageIndex(page))
+    }
+
+    /// Copies one page out. With the VM running, each byte is one the page held at some moment of the call.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchPage`].
+    pub fn read_page(&self, page: PageIndex, into: &mut Page) -> Result<(), MemoryError> {
+        let from = self.page_ptr(page)?;
+        // SAFETY: `page_ptr` returns the start of PAGE_BYTES mapped bytes that stay mapped as long as `self`;
+        // `into` is ours and of the same size, and cannot overlap a mapping nobody else hands out as a slice.
+        unsafe { std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), PAGE_BYTES) };
+        Ok(())
+    }
+
+    /// Overwrites one page. Dirty tracking does not see it: this is how a replica's image is written, and what
+    /// came from the peer need not go back.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchPage`].
+    pub fn write_page(&self, page: PageIndex, from: &Page) -> Result<(), MemoryError> {
+        let into = self.page_ptr(page)?;
+        // SAFETY: as in `read_page`, with the roles exchanged.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), into, PAGE_BYTES) };
+        Ok(())
+    }
+
+    /// Address of the first of [`PAGE_BYTES`] bytes of `page` in this process, for encoding without a copy.
+    /// Valid as long as this `GuestRam`; reading through it races with the guest unless the machine is paused.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchPage`].
+    pub fn page_ptr(&self, page: PageIndex) -> Result<*mut u8, MemoryError> {
+        let missing = MemoryError::NoSuchPage { page: page.0, pages: self.pages };
+        let Some(Gpa(gpa)) = self.gpa_of(page) else { return Err(missing) };
+        self.memory.get_host_address(GuestAddress(gpa)).map_err(|_| missing)
+    }
+
+    /// Sets all of RAM to zero and marks nothing: for a machine that is not being tracked.
+    ///
+    /// # Errors
+    /// [`MemoryError::Map`] when the kernel refuses to punch the hole.
+    pub(crate) fn zero(&self) -> Result<(), MemoryError> {
+        let bytes = self.pages * PAGE_BYTES as u64;
+        let length = libc::off_t::try_from(bytes).unwrap_or(libc::off_t::MAX);
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        // SAFETY: fallocate takes no pointers; the fd is open for as long as `self`.
+        let result =
+            unsafe { libc::fallocate(std::os::fd::AsRawFd::as_raw_fd(&self.memfd), mode, 0, length) };
+        if result == 0 {
+            return Ok(());
+        }
+        Err(MemoryError::Map { action: "clear", bytes, source: io::Error::last_os_error() })
+    }
+
+    /// Guest memory as `vm-memory` sees it; writes through it are marked in the regions' [`DirtyMap`]s.
+    pub(crate) fn memory(&self) -> &GuestMemoryMmap<DirtyMap> {
+        &self.memory
+    }
+
+    /// The parts of RAM as (first page, guest address, host address, bytes), one KVM memory slot each.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = Slot<'_>> {
+        let mut first = 0;
+        self.memory.iter().map(move |region| {
+            let slot = Slot {
+                first_page: first,
+                gpa: region.start_addr().0,
+                host: region.as_ptr() as u64,
+                bytes: region.len(),
+                written: (**region).bitmap(),
+            };
+            first += slot.bytes / PAGE_BYTES as u64;
+            slot
+        })
+    }
+}
+
+/// One contiguous part of RAM.
+pub(crate) struct Slot<'a> {
+    pub(crate) first_page: u64,
+    pub(crate) gpa: u64,
+    pub(crate) host: u64,
+    pub(crate) bytes: u64,
+    pub(crate) written: &'a DirtyMap,
+}
+
+fn memfd(bytes: u64) -> io::Result<File> {
+    // SAFETY: the name is a NUL-terminated literal; no other pointer is passed.
+    let fd = unsafe { libc::memfd_create(c"endophyte-ram".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `fd` was just opened and nothing else owns it.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(bytes)?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn pages_and_addresses_map_onto_each_other_around_the_hole() {
+        // Sparse memfd: 4 GiB of address space, no memory.
+        let ram = GuestRam::new(4 << 30).unwrap();
+        let low = layout::RAM_LOW_END / 4096;
+        for (page, gpa) in
+            [(0, 0), (1, 4096), (low - 1, layout::RAM_LOW_END - 4096), (low, layout::RAM_HIGH_START)]
+        {
+            assert_eq!(ram.gpa_of(PageIndex(page)), Some(Gpa(gpa)));
+            assert_eq!(ram.page_of(Gpa(gpa + 17)), Some(PageIndex(page)));
+        }
+        assert_eq!(ram.page_of(Gpa(layout::RAM_LOW_END)), None);
+        assert_eq!(ram.gpa_of(PageIndex(ram.page_count())), None);
+        assert_eq!(ram.page_of(Gpa(u64::MAX)), None);
+    }
+
+    #[test]
+    fn a_page_written_is_the_page_read_and_only_guest_writes_are_marked() {
+        let ram = GuestRam::new(64 * 4096).unwrap();
+        ram.write_page(PageIndex(7), &[9; PAGE_BYTES]).unwrap();
+        let mut page = [0; PAGE_BYTES];
+        ram.read_page(PageIndex(7), &mut page).unwrap();
+        assert_eq!(page, [9; PAGE_BYTES]);
+        ram.memory().write_obj(1u8, GuestAddress(3 * 4096)).unwrap();
+        let mut words = Vec::new();
+        ram.slots().for_each(|slot| slot.written.drain(|_, bits| words.push(bits)));
+        assert_eq!(words, [1 << 3]);
+        assert!(matches!(
+            ram.read_page(PageIndex(64), &mut page),
+            Err(MemoryError::NoSuchPage { page: 64, pages: 64 })
+        ));
+    }
+}

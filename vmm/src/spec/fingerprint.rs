@@ -1,0 +1,92 @@
+//! What two nodes must agree on about a VM before one can take over from the other.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::{Policies, SpecError, VmSpec};
+
+/// A spec without what belongs to a node: tap names, console, paths. Kernel and initrd count by content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpecFingerprint {
+    /// Name of the VM.
+    pub name: String,
+    /// Number of vCPUs.
+    pub vcpus: u8,
+    /// Bytes of RAM.
+    pub ram_bytes: u64,
+    /// Digest of the kernel file (XXH3, 128 bits, hexadecimal).
+    pub kernel: String,
+    /// Digest of the initrd.
+    pub initrd: Option<String>,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// Addresses of the network cards, in order.
+    pub macs: Vec<String>,
+    /// What to do when the guest fails.
+    pub policies: Policies,
+}
+
+impl VmSpec {
+    /// The spec's fingerprint; reads kernel and initrd.
+    ///
+    /// # Errors
+    /// [`SpecError::File`] when one of them cannot be read.
+    pub fn fingerprint(&self) -> Result<SpecFingerprint, SpecError> {
+        Ok(SpecFingerprint {
+            name: self.name.clone(),
+            vcpus: self.vcpus,
+            ram_bytes: self.ram_bytes,
+            kernel: digest("kernel", &self.kernel)?,
+            initrd: self.initrd.as_deref().map(|path| digest("initrd", path)).transpose()?,
+            cmdline: self.cmdline.clone(),
+            macs: self.net.iter().map(|nic| nic.mac.to_string()).collect(),
+            policies: self.policies,
+        })
+    }
+}
+
+impl SpecFingerprint {
+    /// Names what differs, as "field: mine, theirs".
+    pub fn diff(&self, other: &SpecFingerprint) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut compare = |field: &str, mine: String, theirs: String| {
+            if mine != theirs {
+                found.push(format!("{field}: {mine} here, {theirs} there"));
+            }
+        };
+        compare("name", self.name.clone(), other.name.clone());
+        compare("vcpus", self.vcpus.to_string(), other.vcpus.to_string());
+        compare("ram_bytes", self.ram_bytes.to_string(), other.ram_bytes.to_string());
+        compare("kernel digest", self.kernel.clone(), other.kernel.clone());
+        compare("initrd digest", format!("{:?}", self.initrd), format!("{:?}", other.initrd));
+        compare("cmdline", format!("{:?}", self.cmdline), format!("{:?}", other.cmdline));
+        compare("net macs", format!("{:?}", self.macs), format!("{:?}", other.macs));
+        compare("policies", format!("{:?}", self.policies), format!("{:?}", other.policies));
+        found
+    }
+}
+
+fn digest(field: &'static str, path: &Path) -> Result<String, SpecError> {
+    digest_of(path).map_err(|e| SpecError::File {
+        field,
+        path: path.to_owned(),
+        reason: format!("cannot be read: {e}"),
+        remedy: "check path and permissions",
+    })
+}
+
+fn digest_of(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut hasher = Xxh3::new();
+    let mut chunk = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut chunk)? {
+            0 => return Ok(format!("{:032x}", hasher.digest128())),
+            n => hasher.update(&chunk[..n]),
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The VM spec file: what a VM is, and what it is attached to on this node.
+//!
+//! ```toml
+//! name = "shop"
+//! vcpus = 2
+//! ram_mib = 512                 # or ram_bytes
+//! kernel = "vmlinux"            # relative paths are relative to this file
+//! initrd = "initrd.img"         # optional
+//! cmdline = "console=ttyS0"     # optional
+//! serial = "stdio"              # optional: "stdio" (default), "null" or a file
+//! on_panic = "stop"             # optional, each: "stop" (default), "reset" or "pause"
+//! on_triple_fault = "reset"
+//! on_watchdog = "reset"
+//!
+//! [[net]]
+//! tap = "tap0"
+//! mac = "02:00:00:00:00:01"
+//! ```
+
+mod error;
+mod fingerprint;
+mod kernel;
+mod mac;
+mod parse;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use error::SpecError;
+pub use fingerprint::SpecFingerprint;
+pub use mac::MacAddress;
+
+/// A VM spec whose values have all been checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmSpec {
+    /// Name, the same on every node.
+    pub name: String,
+    /// Number of vCPUs.
+    pub vcpus: u8,
+    /// Bytes of RAM, a multiple of the page size.
+    pub ram_bytes: u64,
+    /// ELF kernel with a PVH entry.
+    pub kernel: PathBuf,
+    /// Initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// Network cards.
+    pub net: Vec<NetSpec>,
+    /// Where console output goes.
+    pub serial: SerialSpec,
+    /// What to do when the guest fails.
+    pub policies: Policies,
+}
+
+/// One network card.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetSpec {
+    /// Name of the tap on this node.
+    pub tap: String,
+    /// Address of the card, the same on every node.
+    pub mac: MacAddress,
+}
+
+/// Where console output goes on this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SerialSpec {
+    /// Standard output; input from standard input.
+    #[default]
+    Stdio,
+    /// Nowhere.
+    Null,
+    /// Appended to a file.
+    File(PathBuf),
+}
+
+/// What to do about an event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// End the VM.
+    #[default]
+    Stop,
+    /// Boot it again.
+    Reset,
+    /// Leave it standing for inspection.
+    Pause,
+}
+
+/// What to do when the guest fails. The machine only reports; whoever runs it acts, after committing what led up
+/// to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policies {
+    /// The guest kernel reports a panic.
+    pub on_panic: Policy,
+    /// The guest triple-faults.
+    pub on_triple_fault: Policy,
+    /// The guest did not feed its watchdog.
+    pub on_watchdog: Policy,
+}

@@ -1,0 +1,190 @@
+//! From a TOML file to a [`VmSpec`] that cannot be wrong.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::{NetSpec, Policies, Policy, SerialSpec, SpecError, VmSpec, kernel};
+use crate::limits::{
+    CMDLINE_BYTES_MAX, NAME_BYTES_MAX, NICS_MAX, RAM_BYTES_MAX, RAM_BYTES_MIN, SPEC_BYTES_MAX, VCPUS_MAX,
+};
+use crate::memory::PAGE_BYTES;
+
+/// The file as written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    name: String,
+    #[serde(default = "one")]
+    vcpus: i64,
+    ram_mib: Option<i64>,
+    ram_bytes: Option<i64>,
+    kernel: PathBuf,
+    initrd: Option<PathBuf>,
+    #[serde(default)]
+    cmdline: String,
+    serial: Option<String>,
+    #[serde(default)]
+    on_panic: Policy,
+    #[serde(default)]
+    on_triple_fault: Policy,
+    #[serde(default)]
+    on_watchdog: Policy,
+    #[serde(default)]
+    net: Vec<WrittenNet>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenNet {
+    tap: String,
+    mac: String,
+}
+
+fn one() -> i64 {
+    1
+}
+
+impl VmSpec {
+    /// Reads and checks a spec file and the kernel it names. Relative paths in it are relative to the file.
+    ///
+    /// # Errors
+    /// [`SpecError`] naming file, field, reason and remedy.
+    pub fn load(path: &Path) -> Result<VmSpec, SpecError> {
+        let read = |source| SpecError::Read { path: path.to_owned(), source };
+        let bytes = fs::metadata(path).map_err(read)?.len();
+        if bytes > SPEC_BYTES_MAX {
+            return Err(SpecError::TooLarge { path: path.to_owned(), bytes });
+        }
+        let text = fs::read_to_string(path).map_err(read)?;
+        let written: Written = toml::from_str(&text)
+            .map_err(|e| SpecError::Syntax { path: path.to_owned(), source: Box::new(e) })?;
+        let spec = written.check(path.parent().unwrap_or(Path::new("")))?;
+        kernel::check(&spec.kernel)?;
+        if let Some(initrd) = &spec.initrd {
+            check_initrd(initrd)?;
+        }
+        Ok(spec)
+    }
+}
+
+impl Written {
+    fn check(self, base: &Path) -> Result<VmSpec, SpecError> {
+        Ok(VmSpec {
+            name: check_name(self.name)?,
+            vcpus: check_vcpus(self.vcpus)?,
+            ram_bytes: check_ram(self.ram_mib, self.ram_bytes)?,
+            kernel: base.join(self.kernel),
+            initrd: self.initrd.map(|path| base.join(path)),
+            cmdline: check_cmdline(self.cmdline)?,
+            net: check_net(&self.net)?,
+            serial: match self.serial.as_deref() {
+                None | Some("stdio") => SerialSpec::Stdio,
+                Some("null") => SerialSpec::Null,
+                Some(path) => SerialSpec::File(base.join(path)),
+            },
+            policies: Policies {
+                on_panic: self.on_panic,
+                on_triple_fault: self.on_triple_fault,
+                on_watchdog: self.on_watchdog,
+            },
+        })
+    }
+}
+
+fn field(
+    name: &'static str,
+    value: impl ToString,
+    reason: impl Into<String>,
+    remedy: &'static str,
+) -> SpecError {
+    SpecError::Field { field: name, value: value.to_string(), reason: reason.into(), remedy }
+}
+
+fn check_name(name: String) -> Result<String, SpecError> {
+    let legal = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_' || b == b'.';
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(legal) {
+        let reason = format!("is not 1 to {NAME_BYTES_MAX} letters, digits, '-', '_' or '.'");
+        return Err(field("name", name, reason, "choose a plain name"));
+    }
+    Ok(name)
+}
+
+fn check_vcpus(vcpus: i64) -> Result<u8, SpecError> {
+    match u8::try_from(vcpus) {
+        Ok(n @ 1..=VCPUS_MAX) => Ok(n),
+        _ => Err(field(
+            "vcpus",
+            vcpus,
+            format!("is not between 1 and {VCPUS_MAX}"),
+            "choose a number in that range",
+        )),
+    }
+}
+
+fn check_ram(mib: Option<i64>, bytes: Option<i64>) -> Result<u64, SpecError> {
+    let (name, value, bytes) = match (mib, bytes) {
+        (Some(mib), None) => ("ram_mib", mib, u64::try_from(mib).ok().and_then(|m| m.checked_mul(1 << 20))),
+        (None, Some(bytes)) => ("ram_bytes", bytes, u64::try_from(bytes).ok()),
+        (None, None) => return Err(field("ram_mib", "", "is missing", "say how much RAM the VM has")),
+        (Some(mib), Some(_)) => {
+            return Err(field("ram_mib", mib, "is given together with ram_bytes", "keep one of the two"));
+        }
+    };
+    let bytes = bytes.unwrap_or(0);
+    if bytes < RAM_BYTES_MIN {
+        let reason = format!("is less than {} MiB", RAM_BYTES_MIN >> 20);
+        return Err(field(name, value, reason, "give the VM more RAM"));
+    }
+    if bytes > RAM_BYTES_MAX {
+        let reason = format!("is more than {} GiB", RAM_BYTES_MAX >> 30);
+        return Err(field(name, value, reason, "give the VM less RAM"));
+    }
+    if bytes % PAGE_BYTES as u64 != 0 {
+        return Err(field(name, value, "is not a multiple of the page size, 4096", "round it up"));
+    }
+    Ok(bytes)
+}
+
+fn check_cmdline(cmdline: String) -> Result<String, SpecError> {
+    if cmdline.len() >= CMDLINE_BYTES_MAX || cmdline.bytes().any(|b| b == 0) {
+        let reason = format!("is longer than {} bytes or has a NUL in it", CMDLINE_BYTES_MAX - 1);
+        return Err(field("cmdline", cmdline, reason, "shorten it"));
+    }
+    Ok(cmdline)
+}
+
+fn check_net(written: &[WrittenNet]) -> Result<Vec<NetSpec>, SpecError> {
+    if written.len() > NICS_MAX {
+        let reason = format!("cards are more than {NICS_MAX}");
+        return Err(field("net", written.len(), reason, "remove some"));
+    }
+    let mut cards: Vec<NetSpec> = Vec::with_capacity(written.len());
+    for WrittenNet { tap, mac } in written {
+        let remedy = "a locally administered one begins with 02:";
+        let address = mac.parse().map_err(|reason: String| field("net.mac", mac, reason, remedy))?;
+        if cards.iter().any(|card| card.mac == address) {
+            return Err(field("net.mac", mac, "is given to two cards", "give each its own"));
+        }
+        if cards.iter().any(|card| card.tap == *tap) {
+            return Err(field("net.tap", tap, "is given to two cards", "give each its own"));
+        }
+        cards.push(NetSpec { tap: tap.clone(), mac: address });
+    }
+    Ok(cards)
+}
+
+fn check_initrd(path: &Path) -> Result<(), SpecError> {
+    match fs::metadata(path) {
+        Ok(found) if found.is_file() => Ok(()),
+        Ok(_) => Err("is not a file".to_owned()),
+        Err(e) => Err(format!("cannot be read: {e}")),
+    }
+    .map_err(|reason| SpecError::File {
+        field: "initrd",
+        path: path.to_owned(),
+        reason,
+        remedy: "check path and permissions",
+    })
+}
