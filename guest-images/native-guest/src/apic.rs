@@ -29,7 +29,7 @@ const CALIBRATION_NS: u64 = 1_000_000;
 
 /// The address an MSI to this CPU is written to.
 pub(crate) fn msi_address() -> u64 {
-    BASE as u64 | u64::from(read(ID) >> 24) << 12
+    BASE as u64 | (u64::from(read(ID) >> 24) << 12)
 }
 
 fn register(offset: usize) -> *mut u32 {
@@ -74,7 +74,7 @@ impl Timer {
         if self.armed_ns.is_some_and(|armed| armed > now_ns && armed <= deadline_ns) {
             return;
         }
-        let wait = u128::from(deadline_ns.saturating_sub(now_ns)) * u128::from(self.ticks_per_mi_ns) >> 20;
+        let wait = (u128::from(deadline_ns.saturating_sub(now_ns)) * u128::from(self.ticks_per_mi_ns)) >> 20;
         // Rounded up and at least one: zero would switch the timer off. A wait beyond the register's range ends
         // early, and the caller sleeps again.
         write(TIMER_INITIAL, u32::try_from(wait.saturating_add(1)).unwrap_or(u32::MAX));

@@ -45,8 +45,15 @@ start64:
         movw %ax, %ds
         movw %ax, %es
         movw %ax, %ss
-        # TR keeps what the loader left, base 0: RSP0 of that TSS lies at linear address 4.
-        movq $ring0_stack_top, 4
+        # TR keeps what the loader left, base 0, so the TSS starts at linear address 0. Software-virtualised KVM
+        # forgets the I/O privilege level in ring 3 and asks the TSS's I/O bitmap instead: it must be there and
+        # be zero for the ports used, or OUT faults. Firmware leaves its vectors in this place.
+        xorl %edi, %edi
+        xorl %eax, %eax
+        movl $(0x400 / 4), %ecx         # the TSS and its bitmap for ports below 0x1cc0
+        rep stosl
+        movq $ring0_stack_top, 4        # RSP0
+        movw $0x68, 102                 # where the bitmap starts
 
         # What only ring 0 may ask: the hypervisor's CPUID leaves and the paravirtual clock.
         movl $0x40000000, %eax

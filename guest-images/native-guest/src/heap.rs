@@ -19,7 +19,6 @@ struct OneThread(AtomicBool);
 // SAFETY: `lock` returns only after it changed the flag from false to true, and panics where it was true already,
 // so there is never more than one holder.
 unsafe impl RawMutex for OneThread {
-    #[expect(clippy::declare_interior_mutable_const, reason = "lock_api makes each mutex from this constant")]
     const INIT: Self = Self(AtomicBool::new(false));
 
     type GuardMarker = GuardNoSend;

@@ -64,7 +64,7 @@ pub fn heap_parts(entry: &MapEntry) -> [Range<u64>; 2] {
     if entry.kind != KIND_RAM {
         return [0..0, 0..0];
     }
-    let start = entry.addr.max(HEAP_FLOOR).next_multiple_of(4096);
+    let start = entry.addr.clamp(HEAP_FLOOR, MAP_LIMIT).next_multiple_of(4096);
     let end = entry.addr.saturating_add(entry.size).min(MAP_LIMIT) & !4095;
     let low = start..end.min(STATIC_MAP_BYTES);
     let high = start.max(STATIC_MAP_BYTES)..end;

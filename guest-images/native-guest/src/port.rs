@@ -17,7 +17,7 @@ impl Port {
     pub(crate) fn write_u8(self, value: u8) {
         // SAFETY: the constructor's caller promised that accesses to this port leave our memory alone.
         unsafe {
-            asm!("out dx, al", in("dx") self.0, in("al") value, options(nomem, nostack, preserves_flags))
+            asm!("out dx, al", in("dx") self.0, in("al") value, options(nomem, nostack, preserves_flags));
         }
     }
 
@@ -25,7 +25,7 @@ impl Port {
         let value: u8;
         // SAFETY: as in `write_u8`.
         unsafe {
-            asm!("in al, dx", in("dx") self.0, out("al") value, options(nomem, nostack, preserves_flags))
+            asm!("in al, dx", in("dx") self.0, out("al") value, options(nomem, nostack, preserves_flags));
         }
         value
     }
@@ -33,14 +33,14 @@ impl Port {
     pub(crate) fn write_u16(self, value: u16) {
         // SAFETY: as in `write_u8`.
         unsafe {
-            asm!("out dx, ax", in("dx") self.0, in("ax") value, options(nomem, nostack, preserves_flags))
+            asm!("out dx, ax", in("dx") self.0, in("ax") value, options(nomem, nostack, preserves_flags));
         }
     }
 
     pub(crate) fn write_u32(self, value: u32) {
         // SAFETY: as in `write_u8`.
         unsafe {
-            asm!("out dx, eax", in("dx") self.0, in("eax") value, options(nomem, nostack, preserves_flags))
+            asm!("out dx, eax", in("dx") self.0, in("eax") value, options(nomem, nostack, preserves_flags));
         }
     }
 
@@ -48,7 +48,7 @@ impl Port {
         let value: u32;
         // SAFETY: as in `write_u8`.
         unsafe {
-            asm!("in eax, dx", in("dx") self.0, out("eax") value, options(nomem, nostack, preserves_flags))
+            asm!("in eax, dx", in("dx") self.0, out("eax") value, options(nomem, nostack, preserves_flags));
         }
         value
     }
