@@ -20,6 +20,8 @@ pub enum Port {
     Net(u8),
     /// The serial console.
     Serial,
+    /// What the guest did to itself (power-off, reset, panic), for whoever runs it: a word of output like any other.
+    Notice,
 }
 
 /// Something the guest said.
@@ -310,6 +312,7 @@ fn put_end(out: &mut BytesMut, m: &EpochEnd) {
         let (port, nic) = match output.port {
             Port::Net(nic) => (0, nic),
             Port::Serial => (1, 0),
+            Port::Notice => (2, 0),
         };
         out.put_slice(&[port, nic]);
         out.put_u64_le(output.offset);
@@ -344,6 +347,7 @@ fn get_output(r: &mut Reader) -> Result<Output, DecodeError> {
     let port = match port {
         0 => Port::Net(nic),
         1 => Port::Serial,
+        2 => Port::Notice,
         other => return Err(DecodeError::Value { what: "output port", got: u64::from(other) }),
     };
     Ok(Output { port, offset: r.u64("output offset")?, data: r.bytes("output", limits::FRAME_BYTES)? })
@@ -393,7 +397,7 @@ mod tests {
     }
 
     fn output() -> impl Strategy<Value = Output> {
-        let port = prop_oneof![any::<u8>().prop_map(Port::Net), Just(Port::Serial)];
+        let port = prop_oneof![any::<u8>().prop_map(Port::Net), Just(Port::Serial), Just(Port::Notice)];
         (port, any::<u64>(), bytes(80)).prop_map(|(port, offset, data)| Output { port, offset, data })
     }
 

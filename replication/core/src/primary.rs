@@ -88,6 +88,8 @@ pub enum Event {
     OutputPending(bool),
     /// The arbiter answered.
     Arbiter(Reply),
+    /// The VM is to end here and nowhere else go on: take every replica off the record. Stop the guest first.
+    Retire,
     /// Time has passed. Hand in everything that has arrived first.
     Tick,
 }
@@ -119,6 +121,8 @@ pub enum Action {
     RunGuest,
     /// Stop the guest for good and discard what waits: somebody else is the active now.
     Stop(StopReason),
+    /// After `Retire`: the record lists nobody, this process may end.
+    Retired,
     /// The protection changed.
     Status(Protection),
 }
@@ -229,6 +233,7 @@ pub struct Primary {
     last_cut: Time,
     paused: bool,
     stopped: bool,
+    retiring: bool,
     doubt: bool,
     proposal: Option<Proposal>,
     ops: u64,
@@ -262,6 +267,7 @@ impl Primary {
             last_cut: now,
             paused: false,
             stopped: false,
+            retiring: false,
             doubt: false,
             proposal: None,
             ops,
@@ -316,6 +322,7 @@ impl Primary {
             Event::Progress(count) => self.progress = count,
             Event::OutputPending(pending) => self.output_pending = pending,
             Event::Arbiter(reply) => self.answered(&reply, out),
+            Event::Retire => self.retiring = true,
             Event::Tick => self.tick(now, out),
         }
         if !self.stopped {
@@ -523,8 +530,19 @@ impl Primary {
         self.release(now, out);
         self.propose(now, out);
         self.obey_policy(out);
-        self.cut_if_due(now, out);
+        if self.retiring {
+            self.retire_if_alone(out);
+        } else {
+            self.cut_if_due(now, out);
+        }
         self.report(out);
+    }
+
+    fn retire_if_alone(&mut self, out: &mut Vec<Action>) {
+        if self.record.in_sync.is_empty() && self.proposal.is_none() {
+            self.stopped = true;
+            out.push(Action::Retired);
+        }
     }
 
     /// A replica that holds its seed becomes required. Until it is listed, the gate holds: what leaves now must not be
@@ -604,10 +622,11 @@ impl Primary {
         let may_unlist = self.record.policy == LossPolicy::Degrade
             || self.peers.iter().any(|p| p.standing == Standing::InSync);
         self.peers.iter().find_map(|p| match p.standing {
-            Standing::Joining { need } if p.holds(need) => {
+            Standing::Joining { need } if p.holds(need) && !self.retiring => {
                 Some((p.member, Change::List { member: p.member, since: p.acked? }))
             }
-            Standing::Lost if may_unlist => Some((p.member, Change::Unlist { member: p.member })),
+            Standing::InSync if self.retiring => Some((p.member, Change::Unlist { member: p.member })),
+            Standing::Lost if may_unlist || self.retiring => Some((p.member, Change::Unlist { member: p.member })),
             _ => None,
         })
     }

@@ -26,6 +26,9 @@ const TICK: Duration = Duration::from_millis(4);
 /// Figures are written to the timeline this often.
 const STATS_EVERY: Duration = Duration::from_millis(100);
 
+/// Ending a VM waits this long for the arbiter to take its replicas off the record.
+const RETIRE_PATIENCE: Duration = Duration::from_secs(3);
+
 /// What reaches the protocol thread.
 #[derive(Debug)]
 pub enum Inbox {
@@ -46,7 +49,11 @@ pub enum Inbox {
     Epoch(Report),
     /// Output waits that did not before.
     OutputPending,
-    /// End the guest here: the operator or the guest itself wants it.
+    /// Boot the guest anew.
+    ResetGuest,
+    /// Stop the guest where it is, for inspection.
+    PauseGuest,
+    /// End the VM, here and everywhere: the operator or the guest itself wants it.
     Shutdown,
 }
 
@@ -100,6 +107,7 @@ struct Active {
     actions: Vec<Action>,
     next_stats: Time,
     told_first_output: bool,
+    retire_by: Option<Time>,
     ended: Option<Ended>,
 }
 
@@ -136,6 +144,7 @@ pub fn run<M: ActiveMachine>(
         actions: Vec::new(),
         next_stats: now,
         told_first_output: false,
+        retire_by: None,
         ended: None,
     };
     active.events.note(protection_event(Protection::NoReplica));
@@ -186,6 +195,10 @@ impl Active {
             self.feed(Input::Progress(self.shared.progress.load(Ordering::Relaxed)));
             self.feed(Input::Tick);
             self.tell();
+            if self.retire_by.is_some_and(|by| clock::now() >= by) {
+                tracing::error!("the arbiter did not take the replicas off the record; one of them may take over");
+                return Ended::Shutdown;
+            }
             if let Some(ended) = self.ended {
                 return ended;
             }
@@ -206,7 +219,14 @@ impl Active {
             Inbox::Epoch(Report::Sealed(epoch)) => self.feed(Input::Sealed(epoch)),
             Inbox::Epoch(Report::CutFailed) => self.feed(Input::CutFailed),
             Inbox::OutputPending => self.feed(Input::OutputPending(true)),
-            Inbox::Shutdown => self.ended = Some(Ended::Shutdown),
+            Inbox::ResetGuest => self.order(Order::Reset),
+            Inbox::PauseGuest => self.order(Order::Pause),
+            Inbox::Shutdown => {
+                self.order(Order::Pause);
+                self.gate.shut();
+                self.retire_by.get_or_insert(clock::now() + RETIRE_PATIENCE);
+                self.feed(Input::Retire);
+            }
         }
     }
 
@@ -256,6 +276,7 @@ impl Active {
                 self.events.note(Event::Stopped { reason: reason.to_string() });
                 self.ended = Some(Ended::Stopped(reason));
             }
+            Action::Retired => self.ended = Some(Ended::Shutdown),
             Action::Status(protection) => self.events.note(protection_event(protection)),
         }
     }

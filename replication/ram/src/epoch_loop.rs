@@ -51,6 +51,8 @@ pub enum Order {
     Pause,
     /// Let the guest go on.
     Run,
+    /// Boot the guest anew.
+    Reset,
     /// End the thread with the guest stopped for good.
     Stop,
 }
@@ -206,6 +208,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
             Order::Drop(member) => self.forget(member),
             Order::Pause => self.halt(),
             Order::Run => self.unhalt(),
+            Order::Reset => self.reset(),
             Order::Stop => {}
         }
     }
@@ -251,6 +254,16 @@ impl<M: ActiveMachine> EpochLoop<M> {
     fn halt(&mut self) {
         match self.machine.pause() {
             Ok(()) => self.halted = true,
+            Err(e) => self.trouble(&e),
+        }
+    }
+
+    fn reset(&mut self) {
+        let reset = self.stop_guest().and_then(|()| self.machine.reset());
+        let all = PageSet::full(self.machine.pages());
+        self.streams.values_mut().for_each(|s| s.ledger.owe(&all));
+        match reset {
+            Ok(()) => self.continue_guest(),
             Err(e) => self.trouble(&e),
         }
     }

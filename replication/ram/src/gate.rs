@@ -78,6 +78,11 @@ impl Gate {
         }
     }
 
+    /// Starts anew, open, for a guest that goes on in epoch `open` (a takeover).
+    pub fn begin(&self, open: EpochId) {
+        self.lock().queue = OutputQueue::new(GateMode::Open, open);
+    }
+
     /// Ends the open epoch. Paused guest only.
     pub fn seal(&self) -> EpochId {
         self.lock().queue.seal()

@@ -28,13 +28,12 @@ pub struct IngressTap {
 }
 
 impl IngressTap {
-    /// Starts the forwarding thread; numbering goes on after `delivered`.
+    /// Starts the forwarding thread; the first frame will be number 1.
     ///
     /// # Errors
     /// When no thread can be started.
-    pub fn start(delivered: IngressSeq) -> std::io::Result<Arc<Self>> {
+    pub fn start() -> std::io::Result<Arc<Self>> {
         let tap = Arc::new(Self::default());
-        tap.lock().delivered = delivered;
         let worker = tap.clone();
         std::thread::Builder::new().name("ingress".into()).spawn(move || worker.forward_loop())?;
         Ok(tap)
@@ -57,6 +56,11 @@ impl IngressTap {
         inner.waiting_bytes += frame.len();
         drop(inner);
         self.wake.notify_one();
+    }
+
+    /// Numbering goes on after `delivered` (a takeover).
+    pub fn resume_after(&self, delivered: IngressSeq) {
+        self.lock().delivered = delivered;
     }
 
     /// Number of the newest frame the guest has been given; stable while the guest is paused.

@@ -26,8 +26,6 @@ const STATS_EVERY: Duration = Duration::from_millis(100);
 pub enum Inbox {
     /// A frame from the active; datagrams are handled at once, bundles go to staging.
     Frame(Bytes),
-    /// The active made its link anew (same process on both sides); this is the new way to it.
-    Relinked(Arc<dyn Wire>),
     /// The arbiter answered.
     Arbiter(Reply),
     /// The staging thread reports.
@@ -194,10 +192,6 @@ impl Passive {
     fn take(&mut self, item: Inbox) {
         match item {
             Inbox::Frame(frame) => self.take_frame(frame),
-            Inbox::Relinked(wire) => {
-                self.wire = wire;
-                let _ = self.jobs.send(Job::Relinked);
-            }
             Inbox::Arbiter(reply) => self.feed(Input::Arbiter(reply)),
             Inbox::Staging(Report::Whole(epoch)) => self.whole(epoch),
             Inbox::Staging(Report::Faulty(e)) => self.verdict = Some(Verdict::Faulty(e.to_string())),

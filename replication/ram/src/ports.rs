@@ -61,6 +61,12 @@ pub trait ActiveMachine: Debug + Send + 'static {
     /// Copies a page out. During seeding the guest runs and the copy may be torn; the page is then in the next harvest.
     fn read_page(&self, page: PageIndex, into: &mut [u8; 4096]);
 
+    /// Boots the guest anew. Paused; every page counts as changed after this.
+    ///
+    /// # Errors
+    /// When it cannot; the guest must not go on then.
+    fn reset(&mut self) -> Result<(), PortError>;
+
     /// Appends vCPU and device state to `into`. Paused.
     ///
     /// # Errors

@@ -29,8 +29,6 @@ pub enum Job {
     Frame(Bytes),
     /// Apply every whole epoch up to this one.
     Apply(EpochId),
-    /// The link was made anew: parts of epochs that are not whole will be sent again.
-    Relinked,
     /// Take over from this epoch: end the thread and hand everything out.
     Finish(EpochId),
 }
@@ -110,7 +108,6 @@ impl<M: PassiveMachine> Staging<M> {
                     }
                 }
                 Ok(Job::Apply(through)) => self.apply(through),
-                Ok(Job::Relinked) => self.stager.abort_open(),
                 Ok(Job::Finish(epoch)) => return self.finish(epoch),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Err(self.machine),
