@@ -281,6 +281,7 @@ impl Active {
         }
     }
 
+    /// Gives the machine its way to a replica whose handshake the core has accepted.
     fn connect(&mut self, member: Member, order: impl FnOnce(Arc<dyn Wire>) -> Order) {
         let Some(wire) = self.arrivals.remove(&member) else { return };
         self.events.note(Event::Joined { replica: member.to_string() });

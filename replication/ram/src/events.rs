@@ -1,14 +1,10 @@
-//! The timeline: what happened to a protected VM, one JSON object per line, with the clock's reading.
+//! The timeline: what happened to a protected VM, with the clock's reading.
 //!
 //! Writing happens on a thread of its own, so that a slow disk never holds up a heartbeat.
 
-use std::fs::{File, OpenOptions};
-use std::io::{BufWriter, Write};
-use std::path::Path;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Sender, channel};
 
 use hdrhistogram::Histogram;
-use mycelium_ram_core::Time;
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
@@ -96,29 +92,34 @@ pub enum Event {
     Guest { what: String },
 }
 
-#[derive(Serialize)]
-struct Line<'a> {
-    t_ns: u64,
-    wall_ns: u64,
+/// An event and when it happened.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Stamped {
+    /// Nanoseconds on CLOCK_MONOTONIC.
+    pub t_ns: u64,
+    /// Nanoseconds since 1970.
+    pub wall_ns: u64,
+    /// What happened.
     #[serde(flatten)]
-    event: &'a Event,
+    pub event: Event,
 }
 
 /// Where events go. Cloning shares the destination.
 #[derive(Clone, Debug)]
 pub struct EventLog {
-    to: Sender<(Time, Time, Event)>,
+    to: Sender<Stamped>,
 }
 
 impl EventLog {
-    /// Appends to a file.
+    /// Hands each event to `sink`, on a thread of its own.
     ///
     /// # Errors
-    /// When the file cannot be opened for appending.
-    pub fn append(path: &Path) -> std::io::Result<Self> {
-        let file = OpenOptions::new().create(true).append(true).open(path)?;
+    /// When no thread can be started.
+    pub fn start(mut sink: impl FnMut(&Stamped) + Send + 'static) -> std::io::Result<Self> {
         let (to, from) = channel();
-        std::thread::Builder::new().name("events".into()).spawn(move || write_lines(&from, file))?;
+        std::thread::Builder::new()
+            .name("events".into())
+            .spawn(move || from.iter().for_each(|event| sink(&event)))?;
         Ok(Self { to })
     }
 
@@ -132,20 +133,6 @@ impl EventLog {
     /// Notes an event now.
     pub fn note(&self, event: Event) {
         // The writer is gone only when nobody listens; the VM does not depend on its diary.
-        let _ = self.to.send((clock::now(), clock::wall(), event));
-    }
-}
-
-fn write_lines(from: &Receiver<(Time, Time, Event)>, file: File) {
-    let mut out = BufWriter::new(file);
-    while let Ok(first) = from.recv() {
-        for (t, wall, event) in std::iter::once(first).chain(from.try_iter()) {
-            let line = Line { t_ns: t.0, wall_ns: wall.0, event: &event };
-            if serde_json::to_writer(&mut out, &line).is_err() || out.write_all(b"\n").is_err() {
-                tracing::warn!("the event log cannot be written; events are dropped from here on");
-                return;
-            }
-        }
-        let _ = out.flush();
+        let _ = self.to.send(Stamped { t_ns: clock::now().0, wall_ns: clock::wall().0, event });
     }
 }

@@ -1,0 +1,153 @@
+//! The active role: run the guest, keep its replicas.
+
+use std::process::ExitCode;
+use std::sync::mpsc::{Sender, channel};
+
+use anyhow::{Context, anyhow};
+use endophyte_vmm::spec::Policies;
+use endophyte_vmm::spec::Policy;
+use mycelium_arbiter::client::Client;
+use mycelium_ram::active::{self, ActiveParts, Ended, Inbox};
+use mycelium_ram::events::{Event, EventLog};
+use mycelium_ram_core::record::{Change, LossPolicy, Record, Refusal, Swap};
+use mycelium_ram_core::settle::{Reply, Request};
+use mycelium_ram_core::{EpochId, Member, OpId, VmId};
+use rhizomorph_link::Ticket;
+
+use crate::cli::ActiveArgs;
+use crate::exit::{Exit, Failure, OrExit};
+use crate::guest::Guest;
+use crate::node::{Node, primary_config};
+use crate::session::Offering;
+use crate::signals::Signals;
+
+/// Boots a VM and protects it until it ends.
+pub(crate) fn run(args: &ActiveArgs, signals: Signals) -> Result<ExitCode, Exit> {
+    let node = Node::open(&args.node)?;
+    let guest = node.build_guest()?;
+    let me = node.incarnate("active");
+    let record = node.runtime.block_on(create_record(&node.arbiter()?, &node.vm, me, args.on_loss))?;
+    guest.machine.boot().or_exit(Failure::Host)?;
+    guest.machine.set_rx_enabled(true);
+    guest.machine.resume().or_exit(Failure::Host)?;
+    protect(&node, guest, Mandate { me, record, resumed_from: EpochId(0), ops: 1 }, &args.replica, signals)
+}
+
+/// Makes the record that says this process is the active.
+async fn create_record(
+    arbiter: &Client,
+    vm: &VmId,
+    me: Member,
+    policy: LossPolicy,
+) -> Result<Record, Exit> {
+    let op = OpId { incarnation: me.incarnation, count: 1 };
+    let create =
+        Swap { vm: vm.clone(), expected_version: 0, proposer: me, op, change: Change::Create { policy } };
+    match arbiter.ask(Request::Swap(create)).await.or_exit(Failure::Peer)? {
+        Reply::Applied { record, .. } => Ok(record),
+        Reply::Refused { refusal: Refusal::Exists, record: Some(record), .. } => Err(anyhow!(
+            "the arbiter's record says that VM {vm} runs as generation {} on node {}; \
+             if it runs nowhere any more, say so with: mycelium arbiter forget {vm}",
+            record.generation.0,
+            record.active.node
+        ))
+        .or_exit(Failure::Peer),
+        other => Err(anyhow!("the arbiter did not make a record of VM {vm}: {other:?}")).or_exit(Failure::Peer),
+    }
+}
+
+/// By what right this process runs the guest.
+#[derive(Debug)]
+pub(crate) struct Mandate {
+    pub(crate) me: Member,
+    pub(crate) record: Record,
+    pub(crate) resumed_from: EpochId,
+    pub(crate) ops: u64,
+}
+
+/// Protects a running guest until it ends, here or by somebody else's takeover.
+pub(crate) fn protect(
+    node: &Node,
+    guest: Guest,
+    mandate: Mandate,
+    replicas: &[Ticket],
+    signals: Signals,
+) -> Result<ExitCode, Exit> {
+    let (to_inbox, inbox) = channel();
+    guest.door.ring_at(to_inbox.clone());
+    guest.gate_events().or_exit(Failure::Host)?;
+    let offer = node.offer(mandate.me, mandate.record.generation, &guest)?;
+    for replica in replicas {
+        let offering = Offering {
+            identity: node.identity.clone(),
+            options: node.link_options(),
+            offer: offer.clone(),
+            events: node.events.clone(),
+        };
+        node.runtime.spawn(offering.keep(replica.clone(), to_inbox.clone()));
+    }
+    let parts = ActiveParts {
+        cfg: primary_config(node.args.timing),
+        me: mandate.me,
+        record: mandate.record,
+        resumed_from: mandate.resumed_from,
+        ops: mandate.ops,
+        machine: guest.port(),
+        gate: guest.door.gate.clone(),
+        ingress: guest.ingress.clone(),
+        arbiter: node.arbiter_port(to_inbox.clone(), Inbox::Arbiter)?,
+        events: node.events.clone(),
+    };
+    let shutdown = to_inbox.clone();
+    signals.on_signal(move || drop(shutdown.send(Inbox::Shutdown))).or_exit(Failure::Host)?;
+    let Guest { machine, announcer, notices, .. } = guest;
+    let verdict = watch_guest(notices, machine.spec().policies, to_inbox.clone(), node.events.clone());
+    let verdict = verdict.context("cannot start a thread").or_exit(Failure::Host)?;
+    let (ended, _machine) = active::run(parts, &inbox, &to_inbox).or_exit(Failure::Host)?;
+    announcer.stop();
+    match ended {
+        Ended::Stopped(reason) => Err(anyhow!("the guest was stopped here: {reason}")).or_exit(Failure::Deposed),
+        Ended::Shutdown => match verdict.try_recv() {
+            Ok(what) => Err(anyhow!("guest {what}; the VM was stopped by its policy")).or_exit(Failure::Guest),
+            Err(_) => Ok(ExitCode::SUCCESS),
+        },
+    }
+}
+
+/// Acts on what the guest did to itself, once that is committed. The receiver holds why the VM was stopped, if it was
+/// the guest's failure.
+fn watch_guest(
+    notices: std::sync::mpsc::Receiver<String>,
+    policies: Policies,
+    inbox: Sender<Inbox>,
+    events: EventLog,
+) -> std::io::Result<std::sync::mpsc::Receiver<String>> {
+    let (tell, verdict) = channel();
+    let watch = move || {
+        for what in notices {
+            events.note(Event::Guest { what: what.clone() });
+            let (policy, failure) = match what.as_str() {
+                "power-off" => (Policy::Stop, false),
+                "reset" => (Policy::Reset, false),
+                "panic" => (policies.on_panic, true),
+                "triple-fault" => (policies.on_triple_fault, true),
+                "watchdog" => (policies.on_watchdog, true),
+                _ => (Policy::Stop, true),
+            };
+            tracing::warn!(%what, ?policy, "acting on the VM's policy");
+            let order = match policy {
+                Policy::Stop => Inbox::Shutdown,
+                Policy::Reset => Inbox::ResetGuest,
+                Policy::Pause => Inbox::PauseGuest,
+            };
+            if failure && policy == Policy::Stop {
+                let _ = tell.send(what);
+            }
+            if inbox.send(order).is_err() {
+                return;
+            }
+        }
+    };
+    std::thread::Builder::new().name("watch".into()).spawn(watch)?;
+    Ok(verdict)
+}

@@ -1,0 +1,164 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use mycelium_ram_core::record::LossPolicy;
+use rhizomorph_link::{PeerKey, Ticket};
+
+/// A virtual machine monitor whose VMs survive the loss of their host.
+///
+/// A protected VM is one `active` process, one `passive` process on another node, and an arbiter (`mycelium arbiter`)
+/// that decides who runs it. docs/two-machines.md goes through it line by line.
+#[derive(Debug, Parser)]
+#[command(version, about, after_help = "Exit codes: 0 ended well, 1 unexpected, 2 usage, 3 spec or key, 4 this host, 5 the guest failed, 6 deposed by a takeover, 7 arbiter or peer.")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a VM without protection.
+    Run(RunArgs),
+    /// Run a VM and keep replicas of it.
+    Active(ActiveArgs),
+    /// Hold a replica of a VM, and run it when its host is lost.
+    Passive(PassiveArgs),
+    /// Make this node's key; prints the public key that other nodes need.
+    Keygen {
+        /// File for the private key; must not exist.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Print the public key of a key file.
+    Key {
+        /// The private key's file.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Explain what this host offers a VM.
+    Doctor {
+        /// One JSON object instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show how a VM of this host is doing, from its run folder.
+    Status {
+        /// The VM's run folder.
+        #[arg(long, value_name = "DIR")]
+        run_dir: PathBuf,
+        /// One JSON object instead of words.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a completion script for a shell.
+    Completion {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// VM spec file (TOML).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) spec: PathBuf,
+}
+
+/// What both roles of a protected VM need.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct NodeArgs {
+    /// VM spec file (TOML); name, RAM, vCPUs, kernel, command line and MACs must be the same on every node.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) spec: PathBuf,
+    /// This node's private key (`endophyte keygen`).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: PathBuf,
+    /// The arbiter: KEY@ADDRESS.
+    #[arg(long, value_name = "TICKET")]
+    pub(crate) arbiter: Ticket,
+    /// Folder for the timeline (events.jsonl), status.json, metrics.prom and serial.log.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run_dir: PathBuf,
+    /// Largest UDP payload of the replication paths: 1452 works everywhere, 8952 where the MTU is 9000 all the way.
+    #[arg(long, value_name = "BYTES", default_value_t = 1452, value_parser = clap::value_parser!(u16).range(1200..=16000))]
+    pub(crate) mtu: u16,
+    #[command(flatten)]
+    pub(crate) timing: TimingArgs,
+    /// Commit a deliberate protocol fault (test builds only).
+    #[cfg(feature = "sabotage")]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) sabotage: Option<mycelium_ram_core::sabotage::Sabotage>,
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct TimingArgs {
+    /// Longest epoch.
+    #[arg(long, value_name = "MS", default_value_t = 25, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub(crate) epoch_ms: u64,
+    /// Interval of heartbeats.
+    #[arg(long, value_name = "MS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub(crate) heartbeat_ms: u64,
+    /// Silence of the active below this is never suspect; the limit adapts upwards to the jitter seen. Keep it above
+    /// the paths' round trip time.
+    #[arg(long, value_name = "MS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(5..=60_000))]
+    pub(crate) detect_ms: u64,
+}
+
+impl TimingArgs {
+    pub(crate) fn heartbeat(self) -> Duration {
+        Duration::from_millis(self.heartbeat_ms)
+    }
+
+    pub(crate) fn detect(self) -> Duration {
+        Duration::from_millis(self.detect_ms)
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ActiveArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    /// A passive process that is to hold a replica: KEY@ADDRESS,ADDRESS; every address is a path of its own.
+    #[arg(long, value_name = "TICKET", required = true)]
+    pub(crate) replica: Vec<Ticket>,
+    /// When a replica is lost: run on unprotected once the arbiter has recorded it, or stop until one is back.
+    #[arg(long, value_name = "POLICY", default_value = "degrade", value_parser = parse_policy)]
+    pub(crate) on_loss: LossPolicy,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PassiveArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    /// Address to listen on for the active; give it once per path.
+    #[arg(long, value_name = "ADDRESS", required = true)]
+    pub(crate) listen: Vec<SocketAddr>,
+    /// Public key of a node that may be the active; may be given several times.
+    #[arg(long, value_name = "KEY", required = true)]
+    pub(crate) allow: Vec<PeerKey>,
+    /// After a takeover, keep a replica there.
+    #[arg(long, value_name = "TICKET")]
+    pub(crate) replica: Vec<Ticket>,
+}
+
+fn parse_policy(text: &str) -> Result<LossPolicy, String> {
+    match text {
+        "degrade" => Ok(LossPolicy::Degrade),
+        "halt" => Ok(LossPolicy::Halt),
+        other => Err(format!("{other:?} is no policy; there are degrade and halt")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,173 @@
+//! The machine as the replication driver sees it, and the machine with its doors.
+
+use std::fs::OpenOptions;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use endophyte_vmm::devices::net::{NicPort, Tap};
+use endophyte_vmm::machine::{Machine, MachineEvent, MachinePorts, RestoreOptions};
+use endophyte_vmm::spec::VmSpec;
+use mycelium_ram::gate::Gate;
+use mycelium_ram::ingress::IngressTap;
+use mycelium_ram::ports::{ActiveMachine, PassiveMachine, PortError};
+use mycelium_ram_core::message::Port;
+use mycelium_ram_core::{EpochId, PageIndex, PageSet};
+
+use crate::announce::Announcer;
+use crate::outlet::{Door, NicDoor, Outlet, SerialDoor};
+
+/// Bytes before the machine's state in an epoch: the console's offset.
+const PREFIX: usize = 8;
+
+/// A machine and everything that leads in and out of it.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    pub(crate) machine: Arc<Machine>,
+    pub(crate) outlet: Arc<Outlet>,
+    pub(crate) door: Door,
+    pub(crate) ingress: Arc<IngressTap>,
+    pub(crate) announcer: Arc<Announcer>,
+    /// What the guest did to itself, once committed.
+    pub(crate) notices: Receiver<String>,
+    serial_written: Arc<AtomicU64>,
+}
+
+impl Guest {
+    /// Builds the machine, parked, with its taps open and its gate in place.
+    pub(crate) fn build(spec: &VmSpec, run_dir: &Path) -> Result<Self> {
+        let taps = spec.net.iter().map(|n| Ok(Arc::new(Tap::open(&n.tap)?))).collect::<Result<Vec<_>>>()?;
+        let serial_log = run_dir.join("serial.log");
+        let log = OpenOptions::new().create(true).write(true).truncate(false).open(&serial_log);
+        let log = log.with_context(|| format!("cannot open the console log {}", serial_log.display()))?;
+        let (tell, notices) = channel();
+        let outlet = Arc::new(Outlet::new(taps.clone(), log, tell));
+        let door = Door::new(Arc::new(Gate::new(outlet.clone(), EpochId(1))));
+        let ingress = IngressTap::start().context("cannot start the ingress thread")?;
+        let macs: Vec<[u8; 6]> = spec.net.iter().map(|n| n.mac.0).collect();
+        let announcer = Announcer::new(macs.iter().copied().zip(taps.iter().cloned()).collect());
+        let serial_written = Arc::new(AtomicU64::new(0));
+        let nic = |(nic, (mac, tap)): (u8, ([u8; 6], Arc<Tap>))| NicPort {
+            tap,
+            port: Arc::new(NicDoor {
+                nic,
+                mac,
+                door: door.clone(),
+                ingress: ingress.clone(),
+                announcer: announcer.clone(),
+            }),
+        };
+        let ports = MachinePorts {
+            net: (0..).zip(macs.into_iter().zip(taps)).map(nic).collect(),
+            serial: Arc::new(SerialDoor::new(door.clone(), serial_written.clone())),
+        };
+        let machine = Arc::new(Machine::build(spec, ports)?);
+        outlet.attach(&machine);
+        Ok(Self { machine, outlet, door, ingress, announcer, notices, serial_written })
+    }
+
+    /// The machine as the driver sees it.
+    pub(crate) fn port(&self) -> MachinePort {
+        MachinePort { machine: self.machine.clone(), serial_written: self.serial_written.clone() }
+    }
+
+    /// Sets the parked machine to the state at the end of an epoch.
+    pub(crate) fn restore(&self, state: &[u8], elapsed: Duration) -> Result<()> {
+        let (written, state) = state.split_first_chunk::<PREFIX>().context("the state is too short")?;
+        self.serial_written.store(u64::from_le_bytes(*written), Ordering::Relaxed);
+        self.machine.restore_state(state, RestoreOptions { elapsed })?;
+        Ok(())
+    }
+
+    /// Passes the machine's own events through the gate, from a thread that ends with the process.
+    pub(crate) fn gate_events(&self) -> Result<()> {
+        let (events, door) = (self.machine.events().clone(), self.door.clone());
+        let gate = move || {
+            loop {
+                if let Some(event) = events.recv_timeout(Duration::from_secs(3600)) {
+                    door.offer(Port::Notice, 0, notice(&event).as_bytes());
+                }
+            }
+        };
+        std::thread::Builder::new().name("notices".into()).spawn(gate).context("cannot start a thread")?;
+        Ok(())
+    }
+}
+
+/// The word for an event, as it passes the gate.
+fn notice(event: &MachineEvent) -> String {
+    match event {
+        MachineEvent::GuestShutdown => "power-off".to_owned(),
+        MachineEvent::GuestReset => "reset".to_owned(),
+        MachineEvent::GuestPanic { .. } => "panic".to_owned(),
+        MachineEvent::TripleFault { .. } => "triple-fault".to_owned(),
+        MachineEvent::WatchdogExpired => "watchdog".to_owned(),
+        MachineEvent::VcpuError { vcpu, reason } => format!("vcpu-error {vcpu}: {reason}"),
+    }
+}
+
+/// The machine, shared with the driver's threads.
+#[derive(Clone, Debug)]
+pub(crate) struct MachinePort {
+    machine: Arc<Machine>,
+    serial_written: Arc<AtomicU64>,
+}
+
+fn port_error<E: Into<anyhow::Error>>(doing: &'static str) -> impl FnOnce(E) -> PortError {
+    move |error| PortError::new(doing, format!("{:#}", error.into()))
+}
+
+impl ActiveMachine for MachinePort {
+    fn pages(&self) -> u64 {
+        self.machine.ram().page_count()
+    }
+
+    fn start_tracking(&mut self) -> Result<(), PortError> {
+        self.machine.start_dirty_tracking().map_err(port_error("cannot start tracking dirty pages"))
+    }
+
+    fn stop_tracking(&mut self) -> Result<(), PortError> {
+        self.machine.stop_dirty_tracking().map_err(port_error("cannot stop tracking dirty pages"))
+    }
+
+    fn pause(&mut self) -> Result<(), PortError> {
+        self.machine.pause().map(drop).map_err(port_error("cannot pause the guest"))
+    }
+
+    fn resume(&mut self) {
+        if let Err(error) = self.machine.resume() {
+            tracing::error!(%error, "the guest cannot be resumed");
+        }
+    }
+
+    fn harvest(&mut self, into: &mut PageSet) -> Result<(), PortError> {
+        self.machine.take_dirty(into).map_err(port_error("cannot read the dirty log"))
+    }
+
+    fn read_page(&self, page: PageIndex, into: &mut [u8; 4096]) {
+        self.machine.ram().read_page(page, into).expect("the driver asks for pages of this guest only");
+    }
+
+    fn reset(&mut self) -> Result<(), PortError> {
+        self.machine.reset().map_err(port_error("cannot reset the guest"))
+    }
+
+    fn save_state(&mut self, into: &mut Vec<u8>) -> Result<(), PortError> {
+        into.extend(self.serial_written.load(Ordering::Relaxed).to_le_bytes());
+        self.machine.save_state(into).map_err(port_error("cannot save the machine's state"))
+    }
+}
+
+impl PassiveMachine for MachinePort {
+    fn pages(&self) -> u64 {
+        self.machine.ram().page_count()
+    }
+
+    fn write_page(&mut self, page: PageIndex, content: Option<&[u8; 4096]>) {
+        let page_content = content.unwrap_or(&[0; 4096]);
+        self.machine.ram().write_page(page, page_content).expect("staging has checked the page's number");
+    }
+}

@@ -1,0 +1,83 @@
+//! `endophyte`: runs one VM in this process, alone, or as one side of a protected pair.
+
+mod active;
+mod announce;
+mod cli;
+mod exit;
+mod guest;
+mod node;
+mod outlet;
+mod passive;
+mod plain;
+mod rundir;
+mod session;
+mod signals;
+mod wire;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{CommandFactory, Parser};
+use endophyte_vmm::doctor;
+use rhizomorph_link::Identity;
+
+use cli::{Cli, Command};
+use exit::{Exit, Failure, OrExit};
+use outlet::say;
+use rundir::RunDir;
+use signals::Signals;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).init();
+    dispatch(cli.command).unwrap_or_else(|exit| exit.report())
+}
+
+fn dispatch(command: Command) -> Result<ExitCode, Exit> {
+    match command {
+        Command::Run(args) => plain::run(&args, &Signals::block()?),
+        Command::Active(args) => active::run(&args, Signals::block()?),
+        Command::Passive(args) => passive::run(&args, Signals::block()?),
+        Command::Keygen { out } => keygen(&out),
+        Command::Key { file } => {
+            say(&Identity::load(&file).or_exit(Failure::Spec)?.peer_key().to_string());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Doctor { json } => Ok(report_host(json)),
+        Command::Status { run_dir, json } => status(&run_dir, json),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "endophyte", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn keygen(out: &Path) -> Result<ExitCode, Exit> {
+    let identity = Identity::generate().or_exit(Failure::Host)?;
+    identity.save(out).or_exit(Failure::Spec)?;
+    say(&identity.peer_key().to_string());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report_host(json: bool) -> ExitCode {
+    let report = doctor::examine();
+    if json {
+        say(&report.to_json());
+    } else {
+        say(report.to_string().trim_end());
+    }
+    if report.can_run_vms() { ExitCode::SUCCESS } else { ExitCode::from(4) }
+}
+
+fn status(run_dir: &Path, json: bool) -> Result<ExitCode, Exit> {
+    let status = RunDir::existing(run_dir).status().or_exit(Failure::Spec)?;
+    if json {
+        say(&serde_json::to_string(&status)?);
+    } else {
+        let age = mycelium_ram::clock::wall().0.saturating_sub(status.updated_wall_ns);
+        say(&rundir::describe(&status, Duration::from_nanos(age)));
+    }
+    Ok(ExitCode::SUCCESS)
+}

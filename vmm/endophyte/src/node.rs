@@ -1,0 +1,132 @@
+//! What both roles set up before they part: who we are, whom we ask, what we run.
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use anyhow::Context;
+use bytes::Bytes;
+use endophyte_vmm::spec::VmSpec;
+use mycelium_arbiter::client::Client;
+use mycelium_ram::events::{Event, EventLog};
+use mycelium_ram::ports::Arbiter;
+use mycelium_ram_core::detector::DetectorConfig;
+use mycelium_ram_core::message::Offer;
+use mycelium_ram_core::primary::PrimaryConfig;
+use mycelium_ram_core::replica::ReplicaConfig;
+use mycelium_ram_core::settle::Reply;
+use mycelium_ram_core::{Generation, Incarnation, Member, NodeId, VmId};
+use rhizomorph_link::{Identity, LinkOptions, MtuPolicy};
+use tokio::runtime::Runtime;
+
+use crate::cli::{NodeArgs, TimingArgs};
+use crate::exit::{Exit, Failure, OrExit};
+use crate::guest::Guest;
+use crate::rundir::RunDir;
+
+/// One node's part in protecting one VM.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) args: NodeArgs,
+    pub(crate) spec: VmSpec,
+    pub(crate) vm: VmId,
+    pub(crate) identity: Identity,
+    pub(crate) run_dir: RunDir,
+    pub(crate) events: EventLog,
+    pub(crate) runtime: Runtime,
+}
+
+impl Node {
+    pub(crate) fn open(args: &NodeArgs) -> Result<Self, Exit> {
+        #[cfg(feature = "sabotage")]
+        mycelium_ram_core::sabotage::set_sabotage(args.sabotage);
+        let spec = VmSpec::load(&args.spec).or_exit(Failure::Spec)?;
+        let vm = VmId::new(spec.name.clone()).or_exit(Failure::Spec)?;
+        let identity = Identity::load(&args.key).or_exit(Failure::Spec)?;
+        let run_dir = RunDir::open(&args.run_dir).or_exit(Failure::Host)?;
+        let events = run_dir.events().or_exit(Failure::Host)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("link")
+            .enable_all()
+            .build()
+            .context("cannot start the network runtime")
+            .or_exit(Failure::Host)?;
+        Ok(Self { args: args.clone(), spec, vm, identity, run_dir, events, runtime })
+    }
+
+    /// A new incarnation of this node.
+    pub(crate) fn incarnate(&self, role: &str) -> Member {
+        let me =
+            Member { node: NodeId(self.identity.peer_key().0), incarnation: Incarnation(rand::random()) };
+        self.events.note(Event::Started {
+            role: role.to_owned(),
+            vm: self.vm.to_string(),
+            node: me.node.to_string(),
+            incarnation: format!("{:?}", me.incarnation),
+        });
+        me
+    }
+
+    /// Builds the machine, parked.
+    pub(crate) fn build_guest(&self) -> Result<Guest, Exit> {
+        Guest::build(&self.spec, self.run_dir.path()).or_exit(Failure::Host)
+    }
+
+    /// A client of the arbiter, not yet connected.
+    pub(crate) fn arbiter(&self) -> Result<Client, Exit> {
+        let _inside = self.runtime.enter();
+        Client::new(&self.identity, &self.args.arbiter, self.vm.clone()).or_exit(Failure::Host)
+    }
+
+    /// The arbiter as the driver's port; replies go to the inbox.
+    pub(crate) fn arbiter_port<I: Send + 'static>(
+        &self,
+        inbox: Sender<I>,
+        wrap: fn(Reply) -> I,
+    ) -> Result<Arc<dyn Arbiter>, Exit> {
+        let client = self.arbiter()?;
+        let _inside = self.runtime.enter();
+        Ok(client.start(move |reply| drop(inbox.send(wrap(reply)))))
+    }
+
+    pub(crate) fn link_options(&self) -> LinkOptions {
+        let mtu = if self.args.mtu > 1452 { MtuPolicy::fixed(self.args.mtu) } else { MtuPolicy::default() };
+        LinkOptions { mtu, ..LinkOptions::default() }
+    }
+
+    /// The offer of this VM, as the active of a generation.
+    pub(crate) fn offer(&self, me: Member, generation: Generation, guest: &Guest) -> Result<Offer, Exit> {
+        let fingerprint = serde_json::to_vec(guest.machine.fingerprint()).or_exit(Failure::Unexpected)?;
+        Ok(Offer { vm: self.vm.clone(), active: me, generation, fingerprint: Bytes::from(fingerprint) })
+    }
+}
+
+/// The active's timing.
+pub(crate) fn primary_config(timing: TimingArgs) -> PrimaryConfig {
+    let standard = PrimaryConfig::default();
+    PrimaryConfig {
+        heartbeat_every: timing.heartbeat(),
+        epoch_max: Duration::from_millis(timing.epoch_ms),
+        epoch_min: standard.epoch_min.min(Duration::from_millis(timing.epoch_ms)),
+        // Word from a replica must be younger than the silence after which it may suspect us.
+        fresh: timing.detect().mul_f64(0.8),
+        detector: DetectorConfig {
+            floor: standard.detector.floor.max(timing.detect() * 3),
+            ceiling: standard.detector.ceiling.max(timing.detect() * 6),
+            ..standard.detector
+        },
+        ..standard
+    }
+}
+
+/// The passive's timing.
+pub(crate) fn replica_config(timing: TimingArgs) -> ReplicaConfig {
+    let standard = ReplicaConfig::default();
+    let detector = DetectorConfig {
+        floor: timing.detect(),
+        ceiling: standard.detector.ceiling.max(timing.detect() * 4),
+        ..standard.detector
+    };
+    ReplicaConfig { heartbeat_every: timing.heartbeat(), detector, ..standard }
+}

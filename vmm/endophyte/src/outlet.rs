@@ -1,0 +1,150 @@
+//! The doors of a protected VM: what the guest says goes to the gate, what the gate lets out goes to the world.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+
+use endophyte_vmm::devices::net::{NetPort, Tap, Transmit};
+use endophyte_vmm::devices::serial::SerialPort;
+use endophyte_vmm::machine::Machine;
+use mycelium_ram::active::Inbox;
+use mycelium_ram::gate::{Gate, Offer};
+use mycelium_ram::ingress::IngressTap;
+use mycelium_ram::ports::OutputPort;
+use mycelium_ram_core::message::{Output, Port};
+
+use crate::announce::Announcer;
+
+/// Where released output goes.
+#[derive(Debug)]
+pub(crate) struct Outlet {
+    taps: Vec<Arc<Tap>>,
+    /// Written at the guest's own byte offsets, so that a takeover repeats bytes instead of losing or moving them.
+    serial_log: File,
+    notices: Mutex<Sender<String>>,
+    machine: OnceLock<Weak<Machine>>,
+}
+
+impl Outlet {
+    pub(crate) fn new(taps: Vec<Arc<Tap>>, serial_log: File, notices: Sender<String>) -> Self {
+        Self { taps, serial_log, notices: Mutex::new(notices), machine: OnceLock::new() }
+    }
+
+    /// Tells the outlet whose devices wait for room.
+    pub(crate) fn attach(&self, machine: &Arc<Machine>) {
+        let _ = self.machine.set(Arc::downgrade(machine));
+    }
+}
+
+impl OutputPort for Outlet {
+    fn emit(&self, output: &Output) {
+        match output.port {
+            Port::Net(nic) => {
+                if let Some(tap) = self.taps.get(usize::from(nic)) {
+                    // A tap that is down or full drops the frame, like a cable.
+                    let _ = tap.write(&output.data);
+                }
+            }
+            Port::Serial => {
+                if let Err(error) = self.serial_log.write_all_at(&output.data, output.offset) {
+                    tracing::warn!(%error, "the console log cannot be written");
+                }
+            }
+            Port::Notice => {
+                let notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+                let _ = notices.send(String::from_utf8_lossy(&output.data).into_owned());
+            }
+        }
+    }
+
+    fn room(&self) {
+        if let Some(machine) = self.machine.get().and_then(Weak::upgrade) {
+            (0..self.taps.len()).for_each(|nic| machine.kick_tx(nic));
+        }
+    }
+}
+
+/// The gate with the bell that wakes the protocol thread.
+#[derive(Clone, Debug)]
+pub(crate) struct Door {
+    pub(crate) gate: Arc<Gate>,
+    bell: Arc<Mutex<Option<Sender<Inbox>>>>,
+}
+
+impl Door {
+    pub(crate) fn new(gate: Arc<Gate>) -> Self {
+        Self { gate, bell: Arc::default() }
+    }
+
+    /// Output that begins to wait is reported here.
+    pub(crate) fn ring_at(&self, inbox: Sender<Inbox>) {
+        *self.bell.lock().unwrap_or_else(PoisonError::into_inner) = Some(inbox);
+    }
+
+    pub(crate) fn offer(&self, port: Port, offset: u64, data: &[u8]) -> Offer {
+        let (offer, first) = self.gate.offer(port, offset, data);
+        if first && let Some(inbox) = &*self.bell.lock().unwrap_or_else(PoisonError::into_inner) {
+            let _ = inbox.send(Inbox::OutputPending);
+        }
+        offer
+    }
+}
+
+/// One network card's door.
+pub(crate) struct NicDoor {
+    pub(crate) nic: u8,
+    pub(crate) mac: [u8; 6],
+    pub(crate) door: Door,
+    pub(crate) ingress: Arc<IngressTap>,
+    pub(crate) announcer: Arc<Announcer>,
+}
+
+impl NetPort for NicDoor {
+    fn transmit(&self, frame: &[u8]) -> Transmit {
+        match self.door.offer(Port::Net(self.nic), 0, frame) {
+            Offer::Taken => Transmit::Taken,
+            Offer::Full => Transmit::Full,
+        }
+    }
+
+    fn deliver(&self, frame: &[u8]) {
+        // A frame from our own address: a stale active spoke, and switches now believe it.
+        if frame.get(6..12) == Some(&self.mac[..]) {
+            self.announcer.again();
+        }
+        self.ingress.deliver(self.nic, frame);
+    }
+}
+
+/// The console's door. Offsets count every byte the guest ever wrote, through takeovers.
+pub(crate) struct SerialDoor {
+    door: Door,
+    written: Arc<AtomicU64>,
+    said_lost: AtomicBool,
+}
+
+impl SerialDoor {
+    pub(crate) fn new(door: Door, written: Arc<AtomicU64>) -> Self {
+        Self { door, written, said_lost: AtomicBool::new(false) }
+    }
+}
+
+impl SerialPort for SerialDoor {
+    fn write(&self, bytes: &[u8]) {
+        let offset = self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        // The caller is a vCPU that must stay stoppable, so it cannot wait for room; a UART's overrun loses bytes too.
+        if self.door.offer(Port::Serial, offset, bytes) == Offer::Full
+            && !self.said_lost.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!(offset, "the output gate is full: console bytes are lost until a replica answers");
+        }
+    }
+}
+
+/// A console for the operator on standard output, besides the log; plain text, best effort.
+pub(crate) fn say(line: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "{line}");
+}

@@ -1,0 +1,171 @@
+//! A VM's run folder: what an operator, a monitor and a test look at.
+//!
+//! - `events.jsonl`: the timeline, one JSON object per line, appended;
+//! - `status.json`: how it is now, replaced atomically on every change and once a second;
+//! - `metrics.prom`: the same for Prometheus' textfile collector; `endophyte_protected 0` is the one to alert on;
+//! - `serial.log`: the guest's console, every byte at its own offset.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use mycelium_ram::events::{Event, EventLog, Stamped, Stats};
+use serde::{Deserialize, Serialize};
+
+const REFRESH: Duration = Duration::from_secs(1);
+
+/// How a VM is doing.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Status {
+    pub(crate) vm: String,
+    pub(crate) role: String,
+    pub(crate) node: String,
+    pub(crate) generation: u64,
+    pub(crate) state: String,
+    pub(crate) reason: String,
+    pub(crate) protected: bool,
+    pub(crate) staged_epoch: u64,
+    pub(crate) listed: bool,
+    pub(crate) stats: Stats,
+    pub(crate) last_trouble: Option<String>,
+    /// Nanoseconds since 1970; older than a few seconds means the process is gone or stopped.
+    pub(crate) updated_wall_ns: u64,
+}
+
+impl Status {
+    fn take(&mut self, stamped: &Stamped) {
+        self.updated_wall_ns = stamped.wall_ns;
+        match &stamped.event {
+            Event::Started { role, vm, node, .. } => {
+                (self.role, self.vm, self.node) = (role.clone(), vm.clone(), node.clone());
+                self.state = if role == "active" { "unprotected" } else { "waiting" }.to_owned();
+                self.generation = u64::from(role == "active");
+            }
+            Event::Protection { state, reason, protected } => {
+                (self.state, self.reason, self.protected) = (state.clone(), reason.clone(), *protected);
+            }
+            Event::Stats(stats) => self.stats = *stats,
+            Event::ReplicaStats { staged, .. } => self.staged_epoch = *staged,
+            Event::Listed { listed } => {
+                self.listed = *listed;
+                self.state = if *listed { "in sync" } else { "waiting" }.to_owned();
+            }
+            Event::Resumed { generation, .. } => {
+                (self.role, self.generation) = ("active".to_owned(), *generation);
+                self.listed = false;
+            }
+            Event::Stopped { reason } | Event::Expelled { reason } => {
+                (self.state, self.reason, self.protected) = ("stopped".to_owned(), reason.clone(), false);
+            }
+            Event::Trouble { what } => self.last_trouble = Some(what.clone()),
+            _ => {}
+        }
+    }
+
+    fn metrics(&self) -> String {
+        let labels = format!("{{vm=\"{}\",role=\"{}\"}}", self.vm, self.role);
+        let mut text = String::new();
+        let mut gauge = |name: &str, help: &str, value: u64| {
+            text += &format!("# HELP endophyte_{name} {help}\n# TYPE endophyte_{name} gauge\nendophyte_{name}{labels} {value}\n");
+        };
+        gauge("protected", "1 if every output waits for a replica in sync; alert on 0 for an active.", self.protected.into());
+        gauge("replica_listed", "1 if this passive may take over.", self.listed.into());
+        gauge("generation", "Takeovers of this VM, plus one.", self.generation);
+        gauge("epochs_committed", "Newest epoch whose output has left.", self.stats.committed);
+        gauge("epochs_unacknowledged", "Epochs sealed and not held by every replica in sync.", self.stats.lag);
+        gauge("pause_us_p99", "Guest stopped per epoch, 99th percentile, microseconds.", self.stats.pause_us.p99);
+        gauge("output_delay_us_p99", "Output held back, 99th percentile, microseconds.", self.stats.output_delay_us.p99);
+        gauge("gate_bytes", "Output waiting at the gate.", self.stats.gate_bytes);
+        gauge("replicated_bytes", "Bytes of epochs handed to the link.", self.stats.bytes);
+        text
+    }
+}
+
+/// The folder.
+#[derive(Clone, Debug)]
+pub(crate) struct RunDir(PathBuf);
+
+impl RunDir {
+    /// Makes the folder if need be.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        fs::create_dir_all(path).with_context(|| format!("cannot make the run folder {}", path.display()))?;
+        Ok(Self(path.to_owned()))
+    }
+
+    /// A folder somebody else keeps.
+    pub(crate) fn existing(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Starts the timeline and keeps status and metrics with it.
+    pub(crate) fn events(&self) -> Result<EventLog> {
+        let path = self.0.join("events.jsonl");
+        let log = OpenOptions::new().create(true).append(true).open(&path);
+        let mut log = log.with_context(|| format!("cannot open the timeline {}", path.display()))?;
+        let (dir, mut status, mut written) = (self.clone(), Status::default(), None::<Instant>);
+        Ok(EventLog::start(move |stamped| {
+            append(&mut log, stamped);
+            status.take(stamped);
+            let figures = matches!(stamped.event, Event::Stats(_) | Event::ReplicaStats { .. });
+            if !figures || written.is_none_or(|at| at.elapsed() >= REFRESH) {
+                written = Some(Instant::now());
+                dir.publish(&status);
+            }
+        })?)
+    }
+
+    fn publish(&self, status: &Status) {
+        let json = serde_json::to_string_pretty(status).unwrap_or_default();
+        for (name, text) in [("status.json", json), ("metrics.prom", status.metrics())] {
+            let fresh = self.0.join(format!(".{name}.new"));
+            // A full disk costs the status page, not the VM.
+            let _ = fs::write(&fresh, text).and_then(|()| fs::rename(&fresh, self.0.join(name)));
+        }
+    }
+
+    /// Reads the status of a VM of this host.
+    pub(crate) fn status(&self) -> Result<Status> {
+        let path = self.0.join("status.json");
+        let text = fs::read(&path).with_context(|| {
+            format!("no status at {}; is this the --run-dir of a protected VM?", path.display())
+        })?;
+        serde_json::from_slice(&text).with_context(|| format!("{} is not a status", path.display()))
+    }
+}
+
+fn append(log: &mut File, stamped: &Stamped) {
+    if let Ok(mut line) = serde_json::to_vec(stamped) {
+        line.push(b'\n');
+        let _ = log.write_all(&line);
+    }
+}
+
+/// The status in words.
+pub(crate) fn describe(status: &Status, age: Duration) -> String {
+    let mut text = format!("{} as {}, generation {}: {}", status.vm, status.role, status.generation, status.state);
+    if !status.reason.is_empty() {
+        text += &format!(" ({})", status.reason);
+    }
+    if status.role == "active" {
+        let s = &status.stats;
+        text += &format!(
+            "\n  epochs committed {}, waiting {}; pause p50 {} us, p99 {} us; output delay p50 {} us, p99 {} us",
+            s.committed, s.lag, s.pause_us.p50, s.pause_us.p99, s.output_delay_us.p50, s.output_delay_us.p99
+        );
+    } else {
+        text += &format!("\n  newest whole epoch {}", status.staged_epoch);
+    }
+    if let Some(trouble) = &status.last_trouble {
+        text += &format!("\n  last trouble: {trouble}");
+    }
+    if age > REFRESH * 5 {
+        text += &format!("\n  this is {} s old: the process is gone or stopped", age.as_secs());
+    }
+    text
+}
