@@ -205,7 +205,13 @@ pub(crate) fn enter(vcpu: &VcpuFd, entry: Entry) -> Result<(), KvmError> {
     sregs.cr4 = 0;
     sregs.efer = 0;
     vcpu.set_sregs(&sregs).map_err(refused("take system registers"))?;
-    let regs = kvm_regs { rip: entry.address, rbx: layout::PVH_START_INFO, rflags: 2, ..Default::default() };
+    let regs = kvm_regs {
+        rip: entry.address,
+        rbx: layout::PVH_START_INFO,
+        rsp: layout::PVH_STACK,
+        rflags: 2,
+        ..Default::default()
+    };
     vcpu.set_regs(&regs).map_err(refused("take registers"))
 }
 

@@ -24,6 +24,8 @@ pub(crate) const KVM_TSS: usize = 0xfffb_d000;
 /// The page before them, for the identity map of the same emulation.
 pub(crate) const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 
+/// Top of a small stack: the protocol promises none, but guests tried elsewhere have come to rely on one.
+pub(crate) const PVH_STACK: u64 = 0x6000;
 /// PVH start info, its module list and its memory map.
 pub(crate) const PVH_START_INFO: u64 = 0x6000;
 pub(crate) const PVH_MODULES: u64 = 0x6800;
