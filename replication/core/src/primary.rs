@@ -156,7 +156,7 @@ pub enum Protection {
     Protected(usize),
     /// A listed replica is silent; output waits.
     ReplicaSilent(Suspicion),
-    /// A listed replica is silent and the policy is to halt.
+    /// No replica is in sync and the policy is to halt.
     Halted,
     /// The guest was stopped for good.
     Stopped,
@@ -191,6 +191,8 @@ struct Peer {
     /// The epoch that carries its seed.
     first: EpochId,
     acked: Option<EpochId>,
+    /// Epochs up to this one are not on their way to it: they came to nothing, or were never sent while it seeded.
+    void: EpochId,
     /// My newest stamp it has seen.
     echo: Option<Time>,
     echo_age_min: Duration,
@@ -207,6 +209,11 @@ impl Peer {
     /// The newest epoch it acknowledged, or the one before its seed.
     fn acked_or_before(&self) -> EpochId {
         self.acked.unwrap_or_else(|| self.first.prev())
+    }
+
+    /// The newest epoch behind which nothing is on its way.
+    fn settled(&self) -> EpochId {
+        self.acked_or_before().max(self.void)
     }
 
     /// Whether its word is young enough to release on. On long paths an echo is never younger than the round trip.
@@ -244,7 +251,8 @@ pub struct Primary {
 }
 
 impl Primary {
-    /// The active of a record it has just made or won; the guest runs, or is about to, in the epoch after `resumed_from`.
+    /// The active of a record it has just made or won; the guest is about to run in the epoch after `resumed_from`. Hand in a
+    /// `Tick` and carry out what comes of it before it runs: under `Halt` it must wait for a replica.
     #[must_use]
     pub fn new(
         cfg: PrimaryConfig,
@@ -337,6 +345,8 @@ impl Primary {
         match (known, staged) {
             (Some(peer), Some(kept)) if peer.standing != Standing::Leaving => {
                 peer.acked = peer.acked.max(Some(kept));
+                // What was sealed and not kept leaves with the next cut, which must not wait for it.
+                peer.void = self.open.prev();
                 out.push(Action::Resend(member, kept));
             }
             (Some(peer), None) if peer.standing == Standing::Seeding => {
@@ -360,6 +370,7 @@ impl Primary {
             // A cut under way was ordered without this replica.
             first: if self.cutting { self.open.next() } else { self.open },
             acked: None,
+            void: EpochId(0),
             echo: None,
             echo_age_min: Duration::MAX / 4,
             stamp: None,
@@ -554,6 +565,8 @@ impl Primary {
                 let gate_open = self.gate == GateMode::Open && !sabotaged(Sabotage::ListedWithoutHold);
                 // With the gate open, output of the open epoch has left already.
                 let need = if gate_open { self.open } else { self.released };
+                // While it seeded, nobody waited for it, and a driver may have spared it the epochs in between.
+                peer.void = self.open.prev();
                 peer.standing = Standing::Joining { need };
                 hold = true;
             }
@@ -570,7 +583,7 @@ impl Primary {
         }
         let mut required = self.peers.iter().filter(|p| p.standing.is_required()).peekable();
         if required.peek().is_none() {
-            if self.record.in_sync.is_empty() {
+            if self.record.in_sync.is_empty() && self.record.policy == LossPolicy::Degrade {
                 self.open_gate(out);
             }
             return;
@@ -631,9 +644,14 @@ impl Primary {
         })
     }
 
+    /// Under `Halt` the guest runs only while somebody is in sync: not after a takeover and not at the first boot either.
     fn obey_policy(&mut self, out: &mut Vec<Action>) {
-        let lost = self.peers.iter().any(|p| p.standing == Standing::Lost);
-        let pause = lost && self.record.policy == LossPolicy::Halt;
+        let alone = !self.peers.iter().any(|p| p.standing == Standing::InSync);
+        let pause = alone && self.record.policy == LossPolicy::Halt;
+        if pause && self.gate == GateMode::Open {
+            self.gate = GateMode::Hold;
+            out.push(Action::Gate(GateMode::Hold));
+        }
         if pause != self.paused {
             self.paused = pause;
             out.push(if pause { Action::PauseGuest } else { Action::RunGuest });
@@ -653,12 +671,12 @@ impl Primary {
         }
     }
 
-    /// The newest epoch that everybody holds whom the pace must follow: the replicas output waits for, or while there are
-    /// none, those being seeded.
+    /// The newest epoch that nobody still has on its way to him whom the pace must follow: the replicas output waits for,
+    /// or while there are none, those being seeded.
     fn oldest_awaited(&self) -> Option<EpochId> {
         let live = || self.peers.iter().filter(|p| p.standing.is_live());
-        let required = live().filter(|p| p.standing.is_required()).map(Peer::acked_or_before).min();
-        required.or_else(|| live().map(Peer::acked_or_before).min())
+        let required = live().filter(|p| p.standing.is_required()).map(Peer::settled).min();
+        required.or_else(|| live().map(Peer::settled).min())
     }
 
     fn report(&mut self, out: &mut Vec<Action>) {
