@@ -10,11 +10,18 @@ use crate::LabError;
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const STATIC_FLAGS: &str = "-C target-feature=+crt-static";
 
-/// Builds a binary of the workspace statically and returns its path; cargo knows when nothing has to be done.
+/// Names a folder of binaries built statically before, so that a run of many tests need not ask cargo for each.
+const PREBUILT_FOLDER: &str = "MYCELIUM_STATIC_BINARIES";
+
+/// Builds a binary of the workspace statically and returns its path; cargo knows when nothing has to be done. A binary of
+/// this name in the folder `$MYCELIUM_STATIC_BINARIES` is taken as it is.
 ///
 /// # Errors
 /// [`LabError::Command`] with the compiler's messages on standard error; [`LabError::Image`] when cargo names no binary.
 pub fn static_binary(package: &str, binary: &str) -> Result<PathBuf, LabError> {
+    if let Some(prebuilt) = prebuilt(binary) {
+        return Ok(prebuilt);
+    }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.args(["build", "--release", "--target", TARGET, "--package", package, "--bin", binary]);
@@ -28,6 +35,11 @@ pub fn static_binary(package: &str, binary: &str) -> Result<PathBuf, LabError> {
     let missing =
         || LabError::image(binary, "cargo built no such binary", "check the names of package and binary");
     messages.lines().find_map(|line| executable(line, binary)).ok_or_else(missing)
+}
+
+fn prebuilt(binary: &str) -> Option<PathBuf> {
+    let path = Path::new(&std::env::var_os(PREBUILT_FOLDER)?).join(binary);
+    path.is_file().then_some(path)
 }
 
 fn workspace_root() -> &'static Path {
