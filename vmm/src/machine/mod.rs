@@ -8,6 +8,8 @@ mod events;
 mod fingerprint;
 mod lifecycle;
 mod metrics;
+#[cfg(test)]
+mod nic_tests;
 mod platform;
 mod ports;
 mod snapshot;

@@ -1,0 +1,430 @@
+//! The network card against a driver of our own that does as it pleases: real KVM objects, no guest.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use mycelium_ram_core::{PageIndex, PageSet};
+use proptest::prelude::*;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::{Machine, MachinePorts, RestoreOptions};
+use crate::devices::net::{CTRL, NetPort, Nic, NicPort, RX, TX, Tap, Transmit};
+use crate::devices::serial::StreamPort;
+use crate::limits::{FRAME_BYTES_MAX, QUEUE_SIZE, RX_BACKLOG_FRAMES};
+use crate::memory::GuestRam;
+use crate::pci::PciFunction;
+use crate::spec::{NetSpec, Policies, SerialSpec, VmSpec};
+
+const STATUS: u64 = 0x14;
+const NEEDS_RESET: u8 = 0x40;
+const HEADER: usize = 12;
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+const INDIRECT: u16 = 4;
+/// Each queue's ring has 64 KiB, buffers come after all rings.
+const RINGS: u64 = 0x1_0000;
+const BUFFERS: u64 = 0x10_0000;
+
+#[derive(Default)]
+struct Recorder {
+    sent: Mutex<Vec<Vec<u8>>>,
+    delivered: Mutex<Vec<Vec<u8>>>,
+    full: AtomicBool,
+}
+
+impl NetPort for Recorder {
+    fn transmit(&self, frame: &[u8]) -> Transmit {
+        if self.full.load(Ordering::SeqCst) {
+            return Transmit::Full;
+        }
+        self.sent.lock().unwrap().push(frame.to_vec());
+        Transmit::Taken
+    }
+
+    fn deliver(&self, frame: &[u8]) {
+        self.delivered.lock().unwrap().push(frame.to_vec());
+    }
+}
+
+/// A machine with one card, and the driver of it.
+struct Driver {
+    machine: Machine,
+    port: Arc<Recorder>,
+    wire: UnixDatagram,
+    available: [u16; 3],
+    _kernel: tempfile::NamedTempFile,
+}
+
+/// One descriptor: address, length, flags, next.
+type Descriptor = (u64, u32, u16, u16);
+
+impl Driver {
+    /// `None`, with a word about it, where there is no KVM.
+    fn new() -> Option<Driver> {
+        if let Err(error) = crate::kvm::open() {
+            println!("SKIPPED: {error}");
+            return None;
+        }
+        let kernel = tempfile::NamedTempFile::new().unwrap();
+        let spec = VmSpec {
+            name: "card".to_owned(),
+            vcpus: 1,
+            ram_bytes: 16 << 20,
+            kernel: kernel.path().to_owned(),
+            initrd: None,
+            cmdline: String::new(),
+            net: vec![NetSpec { tap: "none".to_owned(), mac: "02:00:00:00:00:01".parse().unwrap() }],
+            serial: SerialSpec::Null,
+            policies: Policies::default(),
+        };
+        let (wire, tap) = UnixDatagram::pair().unwrap();
+        tap.set_nonblocking(true).unwrap();
+        let port = Arc::new(Recorder::default());
+        let attached = NicPort {
+            tap: Arc::new(Tap::from_fd(OwnedFd::from(tap), "wire")),
+            port: Arc::clone(&port) as Arc<dyn NetPort>,
+        };
+        let ports = MachinePorts { net: vec![attached], serial: Arc::new(StreamPort::new(std::io::sink())) };
+        let machine = Machine::build(&spec, ports).unwrap();
+        let mut driver = Driver { machine, port, wire, available: [0; 3], _kernel: kernel };
+        driver.start();
+        Some(driver)
+    }
+
+    fn nic(&self) -> &Nic {
+        &self.machine.nics()[0]
+    }
+
+    fn ram(&self) -> &GuestRam {
+        self.machine.ram()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.nic().memory_write(offset, data);
+    }
+
+    fn status(&self) -> u8 {
+        let mut status = [0];
+        self.nic().memory_read(STATUS, &mut status);
+        status[0]
+    }
+
+    /// Brings the device up as a driver does, without notification suppression by event index.
+    fn start(&mut self) {
+        self.nic().resume();
+        self.write(STATUS, &[0]);
+        self.write(STATUS, &[3]);
+        self.write(0x08, &1u32.to_le_bytes());
+        self.write(0x0c, &1u32.to_le_bytes());
+        self.write(0x08, &0u32.to_le_bytes());
+        self.write(0x0c, &(1u32 << 5 | 1 << 16 | 1 << 17 | 1 << 21).to_le_bytes());
+        self.write(STATUS, &[11]);
+        assert_eq!(self.status(), 11, "features agreed");
+        for queue in [RX, TX, CTRL] {
+            self.ram().memory().write_slice(&[0; 0x1_0000], GuestAddress(ring(queue))).unwrap();
+            self.write(0x16, &queue.to_le_bytes());
+            for (register, address) in [(0x20, ring(queue)), (0x28, avail(queue)), (0x30, used(queue))] {
+                self.write(register, &address.to_le_bytes());
+            }
+            self.write(0x1c, &1u16.to_le_bytes());
+        }
+        self.available = [0; 3];
+        self.write(STATUS, &[15]);
+    }
+
+    fn describe(&self, queue: u16, index: u16, (address, length, flags, next): Descriptor) {
+        self.put_descriptor(ring(queue) + 16 * u64::from(index), (address, length, flags, next));
+    }
+
+    fn put_descriptor(&self, at: u64, (address, length, flags, next): Descriptor) {
+        let memory = self.ram().memory();
+        memory.write_obj(address, GuestAddress(at)).unwrap();
+        memory.write_obj(length, GuestAddress(at + 8)).unwrap();
+        memory.write_obj(flags, GuestAddress(at + 12)).unwrap();
+        memory.write_obj(next, GuestAddress(at + 14)).unwrap();
+    }
+
+    /// Makes the chain from `head` on available, and has the queue served.
+    fn offer(&mut self, queue: u16, head: u16) {
+        let slot = &mut self.available[usize::from(queue)];
+        let at = avail(queue) + 4 + 2 * u64::from(*slot % QUEUE_SIZE);
+        *slot += 1;
+        let index = *slot;
+        self.ram().memory().write_obj(head, GuestAddress(at)).unwrap();
+        self.ram().memory().write_obj(index, GuestAddress(avail(queue) + 2)).unwrap();
+        self.nic().serve(queue);
+    }
+
+    fn used(&self, queue: u16) -> u16 {
+        self.ram().memory().read_obj(GuestAddress(used(queue) + 2)).unwrap()
+    }
+
+    /// Offers a frame with its header in a buffer of its own.
+    fn send(&mut self, head: u16, frame: &[u8]) {
+        let at = BUFFERS + 0x1000 * u64::from(head);
+        self.ram().memory().write_slice(&[0; HEADER], GuestAddress(at)).unwrap();
+        self.ram().memory().write_slice(frame, GuestAddress(at + 64)).unwrap();
+        self.describe(TX, head, (at, 12, NEXT, head + 1));
+        self.describe(TX, head + 1, (at + 64, u32::try_from(frame.len()).unwrap(), 0, 0));
+        self.offer(TX, head);
+    }
+
+    /// Offers a receive buffer of 2 KiB; returns its address.
+    fn receive(&mut self, head: u16) -> u64 {
+        let at = BUFFERS + 0x1000 * u64::from(head);
+        self.describe(RX, head, (at, 2048, WRITE, 0));
+        self.offer(RX, head);
+        at
+    }
+
+    fn sent(&self) -> Vec<Vec<u8>> {
+        self.port.sent.lock().unwrap().clone()
+    }
+
+    /// The device has stopped, counts it once, keeps quiet, and works again after a reset.
+    fn assert_stopped_then_recovers(&mut self, what: &str) {
+        assert_eq!(self.status() & NEEDS_RESET, NEEDS_RESET, "{what}: the driver is told");
+        let broken = self.nic().metrics().breakdowns;
+        self.nic().serve(TX);
+        self.nic().serve(RX);
+        assert_eq!(self.nic().metrics().breakdowns, broken, "{what}: said once");
+        let before = self.sent().len();
+        self.start();
+        self.send(0, &[1; 60]);
+        assert_eq!(self.sent().len(), before + 1, "{what}: recovers");
+    }
+}
+
+fn ring(queue: u16) -> u64 {
+    RINGS * (1 + u64::from(queue))
+}
+
+fn avail(queue: u16) -> u64 {
+    ring(queue) + 0x4000
+}
+
+fn used(queue: u16) -> u64 {
+    ring(queue) + 0x8000
+}
+
+#[test]
+fn a_frame_sent_reaches_the_port_and_marks_what_the_device_wrote() {
+    let Some(mut driver) = Driver::new() else { return };
+    driver.machine.start_dirty_tracking().unwrap();
+    let frame: Vec<u8> = (0..=99).collect();
+    driver.send(0, &frame);
+    assert_eq!(driver.sent(), [frame]);
+    assert_eq!(driver.used(TX), 1);
+    let mut dirty = PageSet::empty(driver.ram().page_count());
+    driver.machine.take_dirty(&mut dirty).unwrap();
+    assert!(dirty.contains(PageIndex(used(TX) / 4096)), "the used ring");
+}
+
+#[test]
+fn frames_received_are_seen_by_the_port_put_in_order_and_marked() {
+    let Some(mut driver) = Driver::new() else { return };
+    driver.machine.set_rx_enabled(true);
+    assert!(driver.machine.inject_rx(0, &[1; 60]));
+    assert!(driver.machine.inject_rx(0, &[2; 61]));
+    driver.wire.send(&[3; 62]).unwrap();
+    driver.machine.start_dirty_tracking().unwrap();
+    let buffers: Vec<u64> = [0, 1, 2].map(|head| driver.receive(head)).to_vec();
+    assert_eq!(driver.used(RX), 3);
+    for ((buffer, value), length) in buffers.iter().zip([1u8, 2, 3]).zip([60, 61, 62]) {
+        let mut bytes = [0; 128];
+        driver.ram().memory().read_slice(&mut bytes, GuestAddress(*buffer)).unwrap();
+        assert_eq!(bytes[..HEADER], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+        assert_eq!(bytes[HEADER..HEADER + length], vec![value; length]);
+        assert_eq!(bytes[HEADER + length], 0);
+    }
+    let delivered = driver.port.delivered.lock().unwrap().clone();
+    assert_eq!(delivered, [vec![1; 60], vec![2; 61], vec![3; 62]]);
+    let mut dirty = PageSet::empty(driver.ram().page_count());
+    driver.machine.take_dirty(&mut dirty).unwrap();
+    for page in [buffers[0], buffers[1], buffers[2], used(RX)].map(|at| at / 4096) {
+        assert!(dirty.contains(PageIndex(page)), "page {page:#x}");
+    }
+}
+
+#[test]
+fn a_full_port_holds_the_queue_until_it_is_kicked() {
+    let Some(mut driver) = Driver::new() else { return };
+    driver.port.full.store(true, Ordering::SeqCst);
+    driver.send(0, &[7; 60]);
+    driver.send(2, &[8; 60]);
+    assert_eq!((driver.sent().len(), driver.used(TX)), (0, 0));
+    driver.port.full.store(false, Ordering::SeqCst);
+    driver.nic().serve(TX);
+    assert_eq!(driver.sent(), [vec![7; 60], vec![8; 60]]);
+    assert_eq!(driver.used(TX), 2);
+}
+
+#[test]
+fn while_paused_nothing_moves_and_afterwards_all_of_it_does() {
+    let Some(mut driver) = Driver::new() else { return };
+    driver.machine.set_rx_enabled(true);
+    driver.nic().pause();
+    driver.send(0, &[1; 60]);
+    driver.wire.send(&[2; 60]).unwrap();
+    driver.receive(0);
+    assert_eq!((driver.used(TX), driver.used(RX)), (0, 0));
+    driver.nic().resume();
+    driver.nic().serve(TX);
+    driver.nic().serve(RX);
+    assert_eq!((driver.used(TX), driver.used(RX)), (1, 1));
+}
+
+#[test]
+fn what_was_offered_before_the_cut_is_done_by_the_replica() {
+    let Some(mut driver) = Driver::new() else { return };
+    driver.nic().pause();
+    driver.send(0, &[5; 60]);
+    let mut state = Vec::new();
+    driver.machine.save_state(&mut state).unwrap();
+    let replica = Driver::new().unwrap();
+    replica.nic().pause();
+    let mut page = [0; 4096];
+    for index in (0..driver.ram().page_count()).map(PageIndex) {
+        driver.ram().read_page(index, &mut page).unwrap();
+        replica.ram().write_page(index, &page).unwrap();
+    }
+    replica.machine.restore_state(&state, RestoreOptions::default()).unwrap();
+    replica.nic().make_up();
+    replica.nic().resume();
+    replica.nic().serve(TX);
+    assert_eq!(replica.sent(), [vec![5; 60]]);
+    assert_eq!(replica.used(TX), 1);
+}
+
+#[test]
+fn frames_without_a_place_are_dropped_and_counted() {
+    let Some(mut driver) = Driver::new() else { return };
+    driver.wire.send(&[1; 60]).unwrap();
+    driver.nic().serve(RX);
+    driver.machine.set_rx_enabled(true);
+    assert!(!driver.machine.inject_rx(0, &vec![0; FRAME_BYTES_MAX + 1]));
+    assert!(!driver.machine.inject_rx(1, &[0; 60]), "no such card");
+    for _ in 0..RX_BACKLOG_FRAMES {
+        assert!(driver.machine.inject_rx(0, &[0; 60]));
+    }
+    assert!(!driver.machine.inject_rx(0, &[0; 60]), "backlog full");
+    driver.send(0, &[0; 13]);
+    driver.send(2, &vec![0; FRAME_BYTES_MAX + 1]);
+    let metrics = driver.nic().metrics();
+    assert_eq!((metrics.rx_discarded, metrics.rx_dropped, metrics.tx_dropped), (1, 2, 2));
+    assert_eq!((driver.used(TX), driver.status() & NEEDS_RESET), (2, 0));
+}
+
+#[test]
+fn a_frame_longer_than_any_is_dropped_not_cut() {
+    let Some(mut driver) = Driver::new() else { return };
+    driver.machine.set_rx_enabled(true);
+    driver.wire.send(&[1; FRAME_BYTES_MAX + 400]).unwrap();
+    driver.wire.send(&[2; 60]).unwrap();
+    driver.receive(0);
+    assert_eq!(*driver.port.delivered.lock().unwrap(), [vec![2; 60]]);
+}
+
+#[test]
+fn an_announcement_is_asked_for_until_it_is_acknowledged() {
+    let Some(mut driver) = Driver::new() else { return };
+    let status = |driver: &Driver| {
+        let mut bytes = [0; 2];
+        driver.nic().memory_read(0x2006, &mut bytes);
+        u16::from_le_bytes(bytes)
+    };
+    assert_eq!(status(&driver), 1);
+    driver.machine.announce();
+    assert_eq!(status(&driver), 3);
+    driver.ram().memory().write_slice(&[3, 0, 0xee], GuestAddress(BUFFERS)).unwrap();
+    driver.describe(CTRL, 0, (BUFFERS, 2, NEXT, 1));
+    driver.describe(CTRL, 1, (BUFFERS + 2, 1, WRITE, 0));
+    driver.offer(CTRL, 0);
+    assert_eq!((status(&driver), driver.used(CTRL)), (1, 1));
+    assert_eq!(driver.ram().memory().read_obj::<u8>(GuestAddress(BUFFERS + 2)).unwrap(), 0);
+}
+
+#[test]
+fn hostile_chains_stop_the_device_and_nothing_else() {
+    let Some(mut driver) = Driver::new() else { return };
+    let past_ram = 16 << 20;
+    let cases: [(&str, &[Descriptor]); 9] = [
+        ("a loop", &[(BUFFERS, 64, NEXT, 1), (BUFFERS, 64, NEXT, 0)]),
+        ("a chain into itself", &[(BUFFERS, 64, NEXT, 0)]),
+        ("a next past the table", &[(BUFFERS, 64, NEXT, QUEUE_SIZE)]),
+        ("a buffer past RAM", &[(past_ram, 64, 0, 0)]),
+        ("a buffer across the end of RAM", &[(past_ram - 8, 64, 0, 0)]),
+        ("a buffer across the end of all addresses", &[(u64::MAX - 8, 64, 0, 0)]),
+        ("a buffer to be written by the sender", &[(BUFFERS, 64, NEXT, 1), (BUFFERS, 64, WRITE, 0)]),
+        ("an indirect table of no entries", &[(BUFFERS, 0, INDIRECT, 0)]),
+        ("an indirect table past RAM", &[(past_ram, 64, INDIRECT, 0)]),
+    ];
+    for (what, descriptors) in cases {
+        for (index, descriptor) in (0..).zip(descriptors) {
+            driver.describe(TX, index, *descriptor);
+        }
+        driver.offer(TX, 0);
+        driver.assert_stopped_then_recovers(what);
+    }
+    assert_eq!(driver.nic().metrics().breakdowns, 9);
+}
+
+#[test]
+fn hostile_rings_stop_the_device_and_nothing_else() {
+    let Some(mut driver) = Driver::new() else { return };
+    driver.offer(TX, QUEUE_SIZE);
+    driver.assert_stopped_then_recovers("a head past the table");
+    driver.ram().memory().write_obj(9999u16, GuestAddress(avail(TX) + 2)).unwrap();
+    driver.nic().serve(TX);
+    driver.assert_stopped_then_recovers("more entries than the queue has");
+    driver.machine.set_rx_enabled(true);
+    driver.machine.inject_rx(0, &[1; 60]);
+    driver.describe(RX, 0, (16 << 20, 2048, WRITE, 0));
+    driver.offer(RX, 0);
+    driver.assert_stopped_then_recovers("a receive buffer past RAM");
+}
+
+#[test]
+fn a_ring_outside_ram_cannot_be_enabled() {
+    let Some(driver) = Driver::new() else { return };
+    driver.write(STATUS, &[0]);
+    driver.write(0x16, &TX.to_le_bytes());
+    driver.write(0x20, &(1u64 << 40).to_le_bytes());
+    driver.write(0x1c, &1u16.to_le_bytes());
+    let mut enabled = [0xff; 2];
+    driver.nic().memory_read(0x1c, &mut enabled);
+    assert_eq!(enabled, [0; 2]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn no_register_or_ring_contents_make_it_panic(
+        accesses in proptest::collection::vec((0u64..0x8000, proptest::collection::vec(any::<u8>(), 1..9)), 0..60),
+        garbage in proptest::collection::vec(any::<u8>(), 64..512),
+        config in proptest::collection::vec((0usize..300, proptest::collection::vec(any::<u8>(), 1..5)), 0..20),
+    ) {
+        let Some(driver) = Driver::new() else { return Ok(()) };
+        driver.machine.set_rx_enabled(true);
+        for queue in [RX, TX, CTRL] {
+            driver.ram().memory().write_slice(&garbage, GuestAddress(ring(queue))).unwrap();
+            driver.ram().memory().write_slice(&garbage, GuestAddress(avail(queue) + 4)).unwrap();
+            driver.ram().memory().write_obj(20u16, GuestAddress(avail(queue) + 2)).unwrap();
+            driver.machine.inject_rx(0, &[1; 60]);
+            driver.nic().serve(queue);
+        }
+        for (offset, data) in &accesses {
+            driver.write(*offset, data);
+            let mut read = vec![0; data.len()];
+            driver.nic().memory_read(*offset, &mut read);
+        }
+        for (offset, data) in &config {
+            driver.nic().config_write(*offset, data);
+        }
+        for queue in [RX, TX, CTRL] {
+            driver.nic().serve(queue);
+        }
+    }
+}
