@@ -234,6 +234,8 @@ pub struct Primary {
     open: EpochId,
     /// All output of epochs up to this one has left.
     released: EpochId,
+    /// The epoch in which the gate last began to hold: output made in it before that has left too.
+    held_from: EpochId,
     gate: GateMode,
     output_pending: bool,
     cutting: bool,
@@ -269,6 +271,7 @@ impl Primary {
             peers: Vec::new(),
             open: resumed_from.next(),
             released: resumed_from,
+            held_from: resumed_from,
             gate: GateMode::Open,
             output_pending: false,
             cutting: false,
@@ -560,21 +563,33 @@ impl Primary {
     /// lost when it is listed later.
     fn promote_seeded(&mut self, out: &mut Vec<Action>) {
         let mut hold = false;
+        let some_left = self.some_left();
         for peer in &mut self.peers {
             if peer.standing == Standing::Seeding && peer.acked.is_some() {
-                let gate_open = self.gate == GateMode::Open && !sabotaged(Sabotage::ListedWithoutHold);
-                // With the gate open, output of the open epoch has left already.
-                let need = if gate_open { self.open } else { self.released };
                 // While it seeded, nobody waited for it, and a driver may have spared it the epochs in between.
                 peer.void = self.open.prev();
-                peer.standing = Standing::Joining { need };
+                peer.standing = Standing::Joining { need: some_left };
                 hold = true;
             }
         }
         if hold && self.gate == GateMode::Open {
-            self.gate = GateMode::Hold;
-            out.push(Action::Gate(GateMode::Hold));
+            self.hold_gate(out);
         }
+    }
+
+    /// The newest epoch of which any output may have left: with the gate open, that is the open one.
+    fn some_left(&self) -> EpochId {
+        match self.gate {
+            _ if sabotaged(Sabotage::ListedWithoutHold) => self.released,
+            GateMode::Open => self.open,
+            GateMode::Hold => self.released.max(self.held_from),
+        }
+    }
+
+    fn hold_gate(&mut self, out: &mut Vec<Action>) {
+        self.gate = GateMode::Hold;
+        self.held_from = self.open;
+        out.push(Action::Gate(GateMode::Hold));
     }
 
     fn release(&mut self, now: Time, out: &mut Vec<Action>) {
@@ -649,8 +664,7 @@ impl Primary {
         let alone = !self.peers.iter().any(|p| p.standing == Standing::InSync);
         let pause = alone && self.record.policy == LossPolicy::Halt;
         if pause && self.gate == GateMode::Open {
-            self.gate = GateMode::Hold;
-            out.push(Action::Gate(GateMode::Hold));
+            self.hold_gate(out);
         }
         if pause != self.paused {
             self.paused = pause;
