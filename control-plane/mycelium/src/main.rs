@@ -1,2 +1,73 @@
-//! Command line of the Digital Mycelium Network.
-fn main() {}
+//! `mycelium`: the command line of the Digital Mycelium Network.
+//!
+//! Exit codes: 0 as wanted, 1 not as wanted or unexpected, 2 wrong usage, 130 interrupted.
+
+mod arbiter;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Result;
+use clap::{CommandFactory, Parser, Subcommand};
+use mycelium_demo::DemoOptions;
+
+/// Keeps virtual machines running when their hosts die.
+#[derive(Debug, Parser)]
+#[command(version, about, after_help = "A first look: mycelium demo. By hand on two machines: docs/two-machines.md.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// See a protected VM survive the loss of its host.
+    Demo(DemoOptions),
+    /// Run or ask the arbiter, which decides who runs a VM.
+    #[command(subcommand)]
+    Arbiter(arbiter::ArbiterCommand),
+    /// Print a completion script for a shell.
+    Completion {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).init();
+    let result = match cli.command {
+        Command::Demo(options) => demo(&options),
+        Command::Arbiter(command) => arbiter::run(command).map(|()| ExitCode::SUCCESS),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "mycelium", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("mycelium: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn demo(options: &DemoOptions) -> Result<ExitCode> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, interrupted.clone())?;
+    }
+    let verdict = match mycelium_demo::run(options, &interrupted) {
+        Err(_) if interrupted.load(Ordering::Relaxed) => {
+            eprintln!("interrupted; nothing is left behind");
+            return Ok(ExitCode::from(130));
+        }
+        result => result?,
+    };
+    if options.json {
+        println!("{}", serde_json::to_string(&verdict)?);
+    } else {
+        println!("{}", verdict.in_words());
+    }
+    Ok(if verdict.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

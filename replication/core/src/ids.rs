@@ -89,6 +89,13 @@ impl TryFrom<String> for VmId {
     }
 }
 
+impl std::str::FromStr for VmId {
+    type Err = BadVmId;
+    fn from_str(name: &str) -> Result<Self, BadVmId> {
+        Self::new(name)
+    }
+}
+
 impl From<VmId> for String {
     fn from(id: VmId) -> Self {
         id.0

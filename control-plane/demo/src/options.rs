@@ -1,0 +1,72 @@
+//! What may be chosen about a demo.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+/// Lose a protected VM's host under load, and see what its clients notice.
+///
+/// Starts an arbiter and two nodes (each with its own network, processes and mounts), boots the guest on one of them,
+/// loads it from several TCP connections, takes that node away at a random moment, and checks every acknowledged write.
+/// The host's own network is not touched; everything goes away with this process.
+#[derive(Clone, Debug, Args)]
+pub struct DemoOptions {
+    /// What runs in the VM: our native guest at full speed on this machine's KVM, or Debian's stock kernel between
+    /// two emulated hosts (slow, but each with a kernel and a clock of its own).
+    #[arg(long, value_enum, default_value_t = GuestKind::Native)]
+    pub guest: GuestKind,
+    /// What happens to the active node: killed with its links down, stopped and continued later, or cut off from its
+    /// replica.
+    #[arg(long, value_enum, default_value_t = Fault::Kill)]
+    pub fault: Fault,
+    /// End with one JSON object as the last line.
+    #[arg(long)]
+    pub json: bool,
+    /// Keep the folder with logs, timelines and captures, and say where it is.
+    #[arg(long)]
+    pub keep: bool,
+    /// Longest epoch.
+    #[arg(long, value_name = "MS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub epoch_ms: u64,
+    /// Decides the moment of the loss; drawn at random and printed when not given.
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// TCP connections of the client.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub connections: u16,
+    /// The `endophyte` binary; otherwise beside this program.
+    #[arg(long, value_name = "FILE")]
+    pub endophyte: Option<PathBuf>,
+    /// The native guest's ELF file; otherwise beside this program.
+    #[arg(long, value_name = "FILE")]
+    pub native_guest: Option<PathBuf>,
+    /// The static `guest-agent` binary for the Linux guest; otherwise beside this program.
+    #[arg(long, value_name = "FILE")]
+    pub guest_agent: Option<PathBuf>,
+    /// The static `lab-agent` binary for the emulated hosts; otherwise beside this program.
+    #[arg(long, value_name = "FILE")]
+    pub lab_agent: Option<PathBuf>,
+}
+
+/// What runs in the VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GuestKind {
+    /// Our own small guest; runs on KVM of every kind.
+    Native,
+    /// Debian's cloud kernel, unmodified.
+    Linux,
+}
+
+/// How the active node is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fault {
+    /// All its processes are killed and its links go down.
+    Kill,
+    /// All its processes are stopped, and continued after the takeover.
+    Stop,
+    /// The paths between the two nodes go down; both live on.
+    Link,
+}

@@ -1,0 +1,99 @@
+//! `cargo xtask test`: the suites, and the slice of all of them that CI runs.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::sh::{cargo, in_path, must, steps};
+use crate::{build, tools};
+
+#[derive(Debug, Args)]
+pub(crate) struct TestArgs {
+    /// Run these suites whole, instead of a slice of every one.
+    #[arg(long, value_enum)]
+    suite: Vec<Suite>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Suite {
+    /// Unit, property and loopback tests, and the VMM's tests on KVM.
+    Unit,
+    /// The failover protocol by seeds, and the proof that planted faults are found.
+    Sim,
+    /// Whole protected pairs on this machine's KVM: every fault, bad input, stock redis tools.
+    Failover,
+    /// Stock Linux in the nested lab, between two emulated hosts.
+    Lab,
+}
+
+/// How much of a suite to run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Size {
+    Slice,
+    Whole,
+}
+
+pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
+    tools::ensure(&[tools::GCC, tools::IP, tools::TCPDUMP, tools::REDIS, tools::QEMU])?;
+    let (suites, size) = if args.suite.is_empty() {
+        (vec![Suite::Unit, Suite::Sim, Suite::Failover, Suite::Lab], Size::Slice)
+    } else {
+        (args.suite.clone(), Size::Whole)
+    };
+    let plan = suites.into_iter().map(|suite| match suite {
+        Suite::Unit => ("unit", step(unit)),
+        Suite::Sim => ("sim", step(move || sim(size))),
+        Suite::Failover => ("failover", step(move || system("failover", size))),
+        Suite::Lab => ("lab", step(move || system("lab", size))),
+    });
+    let ok = steps(plan.collect())?;
+    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn step(step: impl FnOnce() -> Result<()> + 'static) -> Box<dyn FnOnce() -> Result<()>> {
+    Box::new(step)
+}
+
+/// Everything but the system tests, which need the machine for themselves.
+fn unit() -> Result<()> {
+    build::programs()?;
+    let mut tests = nextest()?;
+    tests.args(["--workspace", "--exclude", "system-tests", "--exclude", "mycelium-sim"]);
+    must(&mut tests)?;
+    must(cargo().args(["test", "--quiet", "--doc", "-p", "rhizomorph-link", "-p", "resp-kv"]))
+}
+
+fn sim(size: Size) -> Result<()> {
+    let seeds = if size == Size::Whole { "2000" } else { "400" };
+    let run = ["run", "--quiet", "--release", "-p", "mycelium-sim", "--bin", "sim"];
+    must(cargo().args(run).args(["--", "--seeds", seeds]))?;
+    must(cargo().args(run).args(["--features", "sabotage", "--", "--sabotage", "all"]))?;
+    let mut tests = nextest()?;
+    must(tests.args(["--release", "-p", "mycelium-sim"]))
+}
+
+/// The system tests of one binary; without the rest they run a slice of it.
+fn system(binary: &str, size: Size) -> Result<()> {
+    let built = build::programs()?;
+    let mut tests = nextest()?;
+    tests.args(["-p", "system-tests", "--test", binary, "--no-capture"]);
+    tests.env("MYCELIUM_PROGRAMS", &built.folder);
+    if size == Size::Whole {
+        tests.env("MYCELIUM_WHOLE_SUITE", "1");
+    }
+    must(&mut tests)
+}
+
+/// nextest runs tests in processes of their own, which the network namespaces of the lab need.
+fn nextest() -> Result<std::process::Command> {
+    if !in_path("cargo-nextest") {
+        tools::ensure_cargo_tool("cargo-nextest", "runs every test in a process of its own")?;
+    }
+    let mut command = cargo();
+    command.args(["nextest", "run"]);
+    if std::env::var_os("CI").is_some() && !tools::is_root() {
+        bail!("CI runs the tests as root: namespaces and taps need it");
+    }
+    Ok(command)
+}
