@@ -34,6 +34,12 @@ pub const fn requirements() -> &'static [Requirement] {
             optional: false,
         },
         Requirement {
+            program: "strip",
+            package: "binutils",
+            reason: "shrinks the programs laid into them",
+            optional: false,
+        },
+        Requirement {
             program: "busybox",
             package: "busybox-static",
             reason: "gives `lab up` commands to run inside a host",

@@ -34,7 +34,21 @@ pub fn static_binary(package: &str, binary: &str) -> Result<PathBuf, LabError> {
     let messages = crate::tool::run(&mut command)?;
     let missing =
         || LabError::image(binary, "cargo built no such binary", "check the names of package and binary");
-    messages.lines().find_map(|line| executable(line, binary)).ok_or_else(missing)
+    strip(&messages.lines().find_map(|line| executable(line, binary)).ok_or_else(missing)?)
+}
+
+/// A copy without debug information: line numbers make up five sixths of a static binary, and all of it would be unpacked
+/// into a host's RAM at every boot. Function names stay.
+fn strip(binary: &Path) -> Result<PathBuf, LabError> {
+    let stripped = binary.with_extension("stripped");
+    let folder = binary.parent().unwrap_or(Path::new("."));
+    let staged = tempfile::NamedTempFile::new_in(folder)
+        .map_err(LabError::file("write into", folder))?
+        .into_temp_path();
+    crate::tool::run(Command::new("strip").arg("--strip-debug").arg("-o").arg(&staged).arg(binary))?;
+    // Another test may be reading the one that is there.
+    staged.persist(&stripped).map_err(|error| LabError::file("write", &stripped)(error.error))?;
+    Ok(stripped)
 }
 
 fn prebuilt(binary: &str) -> Option<PathBuf> {
