@@ -67,7 +67,7 @@ pub trait ActiveMachine: Debug + Send + 'static {
     /// When it cannot; the guest must not go on then.
     fn reset(&mut self) -> Result<(), PortError>;
 
-    /// Appends vCPU and device state to `into`. Paused.
+    /// Writes vCPU and device state to `into`, which is empty. Paused.
     ///
     /// # Errors
     /// When some state cannot be read; the guest is unharmed.

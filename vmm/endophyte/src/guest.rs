@@ -20,8 +20,8 @@ use mycelium_ram_core::{EpochId, PageIndex, PageSet};
 use crate::announce::Announcer;
 use crate::outlet::{Door, NicDoor, Outlet, SerialDoor};
 
-/// Bytes before the machine's state in an epoch: the console's offset.
-const PREFIX: usize = 8;
+/// Bytes after the machine's state in an epoch: the console's offset.
+const SUFFIX: usize = 8;
 
 /// A machine and everything that leads in and out of it.
 #[derive(Debug)]
@@ -76,7 +76,7 @@ impl Guest {
 
     /// Sets the parked machine to the state at the end of an epoch.
     pub(crate) fn restore(&self, state: &[u8], elapsed: Duration) -> Result<()> {
-        let (written, state) = state.split_first_chunk::<PREFIX>().context("the state is too short")?;
+        let (state, written) = state.split_last_chunk::<SUFFIX>().context("the state is too short")?;
         self.serial_written.store(u64::from_le_bytes(*written), Ordering::Relaxed);
         self.machine.restore_state(state, RestoreOptions { elapsed })?;
         Ok(())
@@ -156,8 +156,9 @@ impl ActiveMachine for MachinePort {
     }
 
     fn save_state(&mut self, into: &mut Vec<u8>) -> Result<(), PortError> {
+        self.machine.save_state(into).map_err(port_error("cannot save the machine's state"))?;
         into.extend(self.serial_written.load(Ordering::Relaxed).to_le_bytes());
-        self.machine.save_state(into).map_err(port_error("cannot save the machine's state"))
+        Ok(())
     }
 }
 
