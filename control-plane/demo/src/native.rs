@@ -165,6 +165,8 @@ impl NodeWorld {
             .args(["--pdeathsig", "KILL", "unshare", "--net", "--pid", "--mount", "--fork", "--kill-child=KILL"])
             .args(["--mount-proc", "sleep", "infinity"])
             .stdin(Stdio::null())
+            // It complains when its child is killed, which is the point here.
+            .stderr(Stdio::null())
             .spawn()
             .context("cannot make a node's namespaces")?;
         let init_pid = child_of(init.id())?;

@@ -214,6 +214,8 @@ impl Evidence {
                 failures.push(what);
             }
         };
+        let early = self.resumed().is_some_and(|at| at < self.lost_at);
+        demand(!early, "node B took over before node A was lost: a false alarm, is this machine very busy?".to_owned());
         demand(v.generation == 2, format!("the VM is in generation {}, not 2", v.generation));
         demand(v.epochs_committed > 100, format!("only {} epochs committed before the loss", v.epochs_committed));
         demand(v.lost_acked_ops == 0, format!("{} acknowledged writes are lost", v.lost_acked_ops));

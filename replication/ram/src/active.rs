@@ -20,6 +20,7 @@ use crate::events::{Event, EventLog, Stats};
 use crate::gate::Gate;
 use crate::ingress::IngressTap;
 use crate::ports::{ActiveMachine, Arbiter, Wire};
+use crate::priority;
 
 /// The protocol thread looks at the clock at least this often; well below the detector's `tick_gap`.
 const TICK: Duration = Duration::from_millis(4);
@@ -123,6 +124,7 @@ pub fn run<M: ActiveMachine>(
     inbox: &Receiver<Inbox>,
     to_inbox: &Sender<Inbox>,
 ) -> std::io::Result<(Ended, M)> {
+    priority::beat();
     let now = clock::now();
     let shared = Arc::new(Shared::default());
     let (orders, epoch_thread) = start_epoch_thread(

@@ -174,6 +174,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
 
     /// Runs until ordered to stop; then the guest is stopped for good. Returns the machine.
     pub fn run(mut self, orders: &Receiver<Order>, mut report: impl FnMut(Report)) -> M {
+        crate::priority::work();
         loop {
             self.beat();
             match orders.recv_timeout(IDLE_BEAT) {

@@ -84,6 +84,7 @@ impl IngressTap {
     }
 
     fn forward_loop(&self) {
+        crate::priority::work();
         loop {
             let mut inner = self.lock();
             while inner.waiting.is_empty() && !inner.stop {

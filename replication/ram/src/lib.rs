@@ -27,6 +27,7 @@ pub mod gate;
 pub mod ingress;
 pub mod passive;
 pub mod ports;
+pub mod priority;
 pub mod staging;
 
 pub use mycelium_ram_core as core;

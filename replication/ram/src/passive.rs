@@ -16,6 +16,7 @@ use crate::clock::{self, PeerClock};
 use crate::events::{Event, EventLog};
 use crate::gate::micros;
 use crate::ports::{Arbiter, PassiveMachine, Wire};
+use crate::priority;
 use crate::staging::{Inheritance, Job, Report, Staging};
 
 const TICK: Duration = Duration::from_millis(4);
@@ -126,6 +127,7 @@ pub fn run<M: PassiveMachine>(
     inbox: &Receiver<Inbox>,
     to_inbox: &Sender<Inbox>,
 ) -> std::io::Result<Ended<M>> {
+    priority::beat();
     let now = clock::now();
     let progress = Arc::new(AtomicU64::new(0));
     let (jobs, from_protocol) = channel();

@@ -99,6 +99,7 @@ impl<M: PassiveMachine> Staging<M> {
     /// Runs until told to finish, or until the protocol thread is gone. Returns what was inherited, if it holds the
     /// epoch asked for.
     pub fn run(mut self, jobs: &Receiver<Job>, mut report: impl FnMut(Report)) -> Result<Inheritance<M>, M> {
+        crate::priority::work();
         loop {
             self.progress.fetch_add(1, Ordering::Relaxed);
             match jobs.recv_timeout(IDLE_BEAT) {

@@ -48,6 +48,7 @@ impl Node {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("link")
+            .on_thread_start(mycelium_ram::priority::beat)
             .enable_all()
             .build()
             .context("cannot start the network runtime")
