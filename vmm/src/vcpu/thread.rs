@@ -95,19 +95,25 @@ impl Runner {
         while self.gate.park() == Next::Run {
             let mut fd = self.fd.lock().expect("whoever inspects a parked vCPU does not panic");
             kick.rearm();
+            let mut accessing = false;
             while !self.gate.is_closing() {
-                self.run_once(&mut fd);
+                accessing = self.run_once(&mut fd);
             }
-            self.complete(&mut fd);
+            if accessing {
+                self.complete(&mut fd);
+            }
         }
     }
 
-    /// Runs the guest until it needs something.
-    fn run_once(&self, fd: &mut VcpuFd) {
+    /// Runs the guest until it needs something; false if it was only interrupted.
+    fn run_once(&self, fd: &mut VcpuFd) -> bool {
         let exit = match fd.run() {
             Ok(exit) => exit,
-            Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => return,
-            Err(e) => return self.bus.ended(self.number, Exit::Error(format!("KVM_RUN: {e}"))),
+            Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => return false,
+            Err(e) => {
+                self.bus.ended(self.number, Exit::Error(format!("KVM_RUN: {e}")));
+                return false;
+            }
         };
         self.exits.fetch_add(1, Ordering::Relaxed);
         match exit {
@@ -128,6 +134,7 @@ impl Runner {
                 self.bus.ended(self.number, Exit::Error(self.explain(fd, &what)));
             }
         }
+        true
     }
 
     /// KVM finishes a port or memory access on the next entry; with the kick in place that entry ends before
