@@ -133,7 +133,11 @@ impl Worker {
     fn work(&mut self, connection: &mut Connection) -> io::Result<()> {
         let mut turn = 0u64;
         while !self.shared.stop.load(Ordering::Relaxed) {
-            if turn.is_multiple_of(2) { self.set(connection, turn)? } else { self.incr(connection)? }
+            if turn.is_multiple_of(2) {
+                self.set(connection, turn)?
+            } else {
+                self.incr(connection)?
+            }
             turn += 1;
             if !self.think.is_zero() {
                 std::thread::sleep(self.think);

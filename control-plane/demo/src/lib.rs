@@ -61,10 +61,11 @@ pub fn run(options: &DemoOptions, interrupted: &Arc<AtomicBool>) -> Result<Verdi
         rng: ChaCha8Rng::seed_from_u64(seed),
     };
     let result = match options.guest {
-        GuestKind::Native => start_native(options, &programs, folder.path()).and_then(|w| play.perform(w, options)),
-        GuestKind::Linux => {
-            LinuxWorld::start(options, &programs, folder.path(), &play.story).and_then(|w| play.perform(w, options))
+        GuestKind::Native => {
+            start_native(options, &programs, folder.path()).and_then(|w| play.perform(w, options))
         }
+        GuestKind::Linux => LinuxWorld::start(options, &programs, folder.path(), &play.story)
+            .and_then(|w| play.perform(w, options)),
     };
     play.story.end();
     if options.keep {
@@ -90,7 +91,9 @@ struct Play {
 impl Play {
     fn perform(&mut self, mut world: impl World, options: &DemoOptions) -> Result<Verdict> {
         let result = self.acts(&mut world, options);
-        result.map_err(|error| error.context(format!("seed {}; the nodes' last words:\n{}", self.seed, world.logs())))
+        result.map_err(|error| {
+            error.context(format!("seed {}; the nodes' last words:\n{}", self.seed, world.logs()))
+        })
     }
 
     fn acts(&mut self, world: &mut impl World, options: &DemoOptions) -> Result<Verdict> {
@@ -146,7 +149,8 @@ impl Play {
     }
 
     fn committed(&self) -> u64 {
-        let stats = self.a.iter().rev().find_map(|e| if let Event::Stats(s) = &e.event { Some(s) } else { None });
+        let stats =
+            self.a.iter().rev().find_map(|e| if let Event::Stats(s) = &e.event { Some(s) } else { None });
         stats.map_or(0, |s| s.committed)
     }
 
@@ -205,12 +209,17 @@ impl Play {
         let load_for = least + (most - least).mul_f64(self.rng.random::<f64>());
         let moment = clock::now() + load_for;
         let deadline = clock::now() + pace.start + most;
-        let ready = |play: &Self| play.committed() > pace.epochs && shared.acked.load(Ordering::Relaxed) > pace.acks;
+        let ready =
+            |play: &Self| play.committed() > pace.epochs && shared.acked.load(Ordering::Relaxed) > pace.acks;
         while clock::now() < moment || !ready(self) {
             self.look(world)?;
             self.show(shared);
             if clock::now() > deadline {
-                bail!("too slow: {} epochs, {} requests", self.committed(), shared.acked.load(Ordering::Relaxed));
+                bail!(
+                    "too slow: {} epochs, {} requests",
+                    self.committed(),
+                    shared.acked.load(Ordering::Relaxed)
+                );
             }
             // The last wait ends at the drawn moment, not at the next look.
             std::thread::sleep(LOOK.min(moment.since(clock::now()).max(Duration::from_millis(1))));
@@ -219,7 +228,8 @@ impl Play {
     }
 
     fn show(&self, shared: &Shared) {
-        let stats = self.a.iter().rev().find_map(|e| if let Event::Stats(s) = &e.event { Some(*s) } else { None });
+        let stats =
+            self.a.iter().rev().find_map(|e| if let Event::Stats(s) = &e.event { Some(*s) } else { None });
         let stats = stats.unwrap_or_default();
         self.story.now(format!(
             "epoch {} committed, {} waiting | guest stopped {} us | output held {} us | {} MB sent | {} requests",

@@ -12,7 +12,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use mycelium_lab::images::{Cache, GuestImage, Kernel, linux_guest_image};
 use mycelium_lab::net::GUEST_TAP;
-use mycelium_lab::{HostConfig, HostFile, LabHost, LabNet, LabNetConfig, PrivateNamespace, Process, Stream, Wire};
+use mycelium_lab::{
+    HostConfig, HostFile, LabHost, LabNet, LabNetConfig, PrivateNamespace, Process, Stream, Wire,
+};
 use mycelium_ram::clock;
 use mycelium_ram::events::Stamped;
 use rhizomorph_link::{Identity, PeerKey};
@@ -62,7 +64,12 @@ struct Keys {
 
 impl LinuxWorld {
     /// Boots the hosts and starts arbiter, replica and VM. The calling thread moves into a namespace of its own.
-    pub(crate) fn start(options: &DemoOptions, programs: &Programs, dir: &Path, story: &Story) -> Result<Self> {
+    pub(crate) fn start(
+        options: &DemoOptions,
+        programs: &Programs,
+        dir: &Path,
+        story: &Story,
+    ) -> Result<Self> {
         let namespace = PrivateNamespace::enter()?;
         let net = LabNet::create(&namespace, &LabNetConfig { hosts: 2, paths: PATHS })?;
         story.now("fetching Debian's kernel".to_owned());
@@ -74,7 +81,8 @@ impl LinuxWorld {
         let arbiter = start_arbiter(programs, &net, &keys, dir)?;
         story.now("booting two emulated hosts".to_owned());
         let [a, b] = boot(&net, &kernel, programs, &image, dir)?;
-        let mut world = Self { hosts: [HostWorld::new(a, 0, dir)?, HostWorld::new(b, 1, dir)?], net, arbiter };
+        let mut world =
+            Self { hosts: [HostWorld::new(a, 0, dir)?, HostWorld::new(b, 1, dir)?], net, arbiter };
         let listen: Vec<String> = world.path_addresses(1);
         let mut passive = vec!["passive".to_owned(), "--allow".into(), keys.nodes[0].to_string()];
         passive.extend(listen.iter().flat_map(|a| ["--listen".to_owned(), a.clone()]));
@@ -91,8 +99,10 @@ impl LinuxWorld {
     fn run_endophyte(&mut self, n: usize, options: &DemoOptions, keys: &Keys, role: &[String]) -> Result<()> {
         let arbiter = format!("{}@{}:{ARBITER_PORT}", keys.arbiter, self.net.own_address(Wire::Management));
         let epoch = options.epoch_ms.max(50).to_string();
-        let (spec, key, run_dir) = (format!("{FOLDER}/vm.toml"), format!("{FOLDER}/node.key"), format!("{FOLDER}/run"));
-        let mut argv = vec!["/bin/endophyte", &role[0], "--spec", &spec, "--key", &key, "--arbiter", &arbiter];
+        let (spec, key, run_dir) =
+            (format!("{FOLDER}/vm.toml"), format!("{FOLDER}/node.key"), format!("{FOLDER}/run"));
+        let mut argv =
+            vec!["/bin/endophyte", &role[0], "--spec", &spec, "--key", &key, "--arbiter", &arbiter];
         argv.extend(["--run-dir", &run_dir, "--epoch-ms", &epoch]);
         argv.extend(["--heartbeat-ms", HEARTBEAT_MS, "--detect-ms", DETECT_MS]);
         argv.extend(role[1..].iter().map(String::as_str));
@@ -123,7 +133,13 @@ fn start_arbiter(programs: &Programs, net: &LabNet, keys: &Keys, dir: &Path) -> 
     let mut arbiter = Command::new("setpriv")
         .args(["--pdeathsig", "KILL"])
         .arg(&programs.mycelium)
-        .args(["arbiter", "run", "--listen", &format!("{}:{ARBITER_PORT}", net.own_address(Wire::Management)), "--key"])
+        .args([
+            "arbiter",
+            "run",
+            "--listen",
+            &format!("{}:{ARBITER_PORT}", net.own_address(Wire::Management)),
+            "--key",
+        ])
         .arg(dir.join("arbiter.key"))
         .arg("--dir")
         .arg(dir.join("arbiter"))
@@ -226,7 +242,9 @@ impl World for LinuxWorld {
             return Ok(Vec::new());
         }
         node.looked = clock::now().0;
-        let Ok(file) = node.host.read_file(&format!("{FOLDER}/run/events.jsonl")) else { return Ok(Vec::new()) };
+        let Ok(file) = node.host.read_file(&format!("{FOLDER}/run/events.jsonl")) else {
+            return Ok(Vec::new());
+        };
         let Some(fresh) = file.get(node.seen..) else { return Ok(Vec::new()) };
         let whole = fresh.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
         node.seen += whole;

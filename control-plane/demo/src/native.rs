@@ -162,7 +162,16 @@ fn passive_args(keys: &Keys) -> Vec<String> {
 impl NodeWorld {
     fn start(side: Side, dir: &Path) -> Result<Self> {
         let init = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "unshare", "--net", "--pid", "--mount", "--fork", "--kill-child=KILL"])
+            .args([
+                "--pdeathsig",
+                "KILL",
+                "unshare",
+                "--net",
+                "--pid",
+                "--mount",
+                "--fork",
+                "--kill-child=KILL",
+            ])
             .args(["--mount-proc", "sleep", "infinity"])
             .stdin(Stdio::null())
             // It complains when its child is killed, which is the point here.
@@ -182,8 +191,20 @@ impl NodeWorld {
         let cables = [
             (format!("c{n}"), "br-client", "guest0".to_owned(), None, "1500"),
             (format!("m{n}"), "br-mgmt", "mgmt0".to_owned(), Some(format!("10.77.1.{last}/24")), "1500"),
-            (format!("p0n{n}"), "br-path0", "path0".to_owned(), Some(format!("10.77.16.{last}/24")), PATH_MTU),
-            (format!("p1n{n}"), "br-path1", "path1".to_owned(), Some(format!("10.77.17.{last}/24")), PATH_MTU),
+            (
+                format!("p0n{n}"),
+                "br-path0",
+                "path0".to_owned(),
+                Some(format!("10.77.16.{last}/24")),
+                PATH_MTU,
+            ),
+            (
+                format!("p1n{n}"),
+                "br-path1",
+                "path1".to_owned(),
+                Some(format!("10.77.17.{last}/24")),
+                PATH_MTU,
+            ),
         ];
         for (outside, bridge, inside, address, mtu) in cables {
             let pid = self.init_pid;
@@ -333,7 +354,14 @@ impl World for NativeWorld {
     fn revive(&mut self, fault: Fault) -> Result<()> {
         match fault {
             Fault::Kill => {}
-            Fault::Stop => self.nodes[0].signal_all(Signal::CONT),
+            Fault::Stop => {
+                let node = &self.nodes[0];
+                // nsenter, outside, has stopped itself with its child.
+                if let Some(outside) = &node.endophyte {
+                    let _ = kill_process(Pid::from_child(outside), Signal::CONT);
+                }
+                node.signal_all(Signal::CONT);
+            }
             Fault::Link => self.nodes[0].set_cables(0, &["p0n", "p1n"], true),
         }
         Ok(())

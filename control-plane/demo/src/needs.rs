@@ -17,7 +17,11 @@ struct Need {
 const NATIVE: &[Need] = &[
     Need { program: "ip", package: "iproute2", reason: "lays the network between the nodes" },
     Need { program: "tcpdump", package: "tcpdump", reason: "shows which node really sends" },
-    Need { program: "unshare", package: "util-linux", reason: "gives each node its own processes and network" },
+    Need {
+        program: "unshare",
+        package: "util-linux",
+        reason: "gives each node its own processes and network",
+    },
 ];
 const LINUX: &[Need] = &[
     Need { program: "qemu-system-x86_64", package: "qemu-system-x86", reason: "emulates the two hosts" },
@@ -59,5 +63,7 @@ fn install(missing: &[&Need]) -> Result<()> {
 
 fn in_path(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).any(|dir| dir.join(program).is_file())
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .any(|dir| dir.join(program).is_file())
 }

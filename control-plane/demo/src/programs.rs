@@ -35,7 +35,10 @@ impl Programs {
         };
         for file in needed {
             if !file.is_file() {
-                bail!("{} is missing; `cargo xtask demo` builds it, or name it with an option", file.display());
+                bail!(
+                    "{} is missing; `cargo xtask demo` builds it, or name it with an option",
+                    file.display()
+                );
             }
         }
         Ok(programs)

@@ -88,7 +88,11 @@ impl Connection {
 fn length(text: &str) -> io::Result<Option<usize>> {
     match text.parse::<i64>() {
         Ok(-1) => Ok(None),
-        Ok(n) => usize::try_from(n).ok().filter(|n| *n <= REPLY_BYTES).map(Some).ok_or_else(|| bad("a length out of bounds")),
+        Ok(n) => usize::try_from(n)
+            .ok()
+            .filter(|n| *n <= REPLY_BYTES)
+            .map(Some)
+            .ok_or_else(|| bad("a length out of bounds")),
         Err(_) => Err(bad("a length that is none")),
     }
 }

@@ -18,7 +18,8 @@ pub(crate) struct Story {
 
 impl Story {
     pub(crate) fn begin() -> Self {
-        let style = ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+        let style = ProgressStyle::with_template("{spinner} {msg}")
+            .unwrap_or_else(|_| ProgressStyle::default_spinner());
         let line = ProgressBar::new_spinner().with_style(style);
         line.enable_steady_tick(Duration::from_millis(120));
         Self { line, began: clock::now().0, lost_at: None }
@@ -69,21 +70,35 @@ fn in_words(event: &Event) -> Option<String> {
     Some(match event {
         Event::Started { role, .. } => format!("started, {role}"),
         Event::Protection { state, reason, .. } => format!("{state}: {reason}"),
-        Event::Seeding { pages } => format!("copying {} MiB to the replica while the guest runs", pages / 256),
+        Event::Seeding { pages } => {
+            format!("copying {} MiB to the replica while the guest runs", pages / 256)
+        }
         Event::Listed { listed: true } => "is in sync and may take over".to_owned(),
         Event::Suspect { why, silent_us, limit_us } => {
-            format!("suspects the active: {why} for {:.1} ms (limit {:.1})", *silent_us as f64 / 1e3, *limit_us as f64 / 1e3)
+            format!(
+                "suspects the active: {why} for {:.1} ms (limit {:.1})",
+                *silent_us as f64 / 1e3,
+                *limit_us as f64 / 1e3
+            )
         }
-        Event::Taking { epoch } => format!("asks the arbiter to take over from epoch {epoch}, acknowledges nothing more"),
+        Event::Taking { epoch } => {
+            format!("asks the arbiter to take over from epoch {epoch}, acknowledges nothing more")
+        }
         Event::Won { generation, .. } => format!("the arbiter decides: generation {generation} is here"),
         Event::Resumed { epoch, replayed, resent, .. } => {
-            format!("guest runs from the end of epoch {epoch}; {resent} held frames sent, {replayed} received ones replayed")
+            format!(
+                "guest runs from the end of epoch {epoch}; {resent} held frames sent, {replayed} received ones replayed"
+            )
         }
         Event::FirstOutput { .. } => "first output".to_owned(),
         Event::Expelled { reason } | Event::Stopped { reason } => format!("stopped: {reason}"),
         Event::Trouble { what } => format!("trouble: {what}"),
         Event::Guest { what } => format!("guest: {what}"),
-        Event::Joined { .. } | Event::Dropped { .. } | Event::Stats(_) | Event::ReplicaStats { .. } | Event::Listed { .. } => {
+        Event::Joined { .. }
+        | Event::Dropped { .. }
+        | Event::Stats(_)
+        | Event::ReplicaStats { .. }
+        | Event::Listed { .. } => {
             return None;
         }
     })

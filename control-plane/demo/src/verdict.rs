@@ -118,7 +118,10 @@ impl Evidence {
 
     fn last_stats(&self) -> Stats {
         let before = self.a.iter().filter(|e| e.t_ns <= self.lost_at);
-        before.filter_map(|e| if let Event::Stats(s) = &e.event { Some(*s) } else { None }).next_back().unwrap_or_default()
+        before
+            .filter_map(|e| if let Event::Stats(s) = &e.event { Some(*s) } else { None })
+            .next_back()
+            .unwrap_or_default()
     }
 
     fn failover(&self) -> FailoverMs {
@@ -215,17 +218,38 @@ impl Evidence {
             }
         };
         let early = self.resumed().is_some_and(|at| at < self.lost_at);
-        demand(!early, "node B took over before node A was lost: a false alarm, is this machine very busy?".to_owned());
+        demand(
+            !early,
+            "node B took over before node A was lost: a false alarm, is this machine very busy?".to_owned(),
+        );
         demand(v.generation == 2, format!("the VM is in generation {}, not 2", v.generation));
-        demand(v.epochs_committed > 100, format!("only {} epochs committed before the loss", v.epochs_committed));
+        demand(
+            v.epochs_committed > 100,
+            format!("only {} epochs committed before the loss", v.epochs_committed),
+        );
         demand(v.lost_acked_ops == 0, format!("{} acknowledged writes are lost", v.lost_acked_ops));
         demand(v.repeated_ops == 0, format!("{} writes were done twice", v.repeated_ops));
-        demand(v.digest_match, format!("the digests differ: client {}, guest {}", self.findings.digests.0, self.findings.digests.1));
+        demand(
+            v.digest_match,
+            format!(
+                "the digests differ: client {}, guest {}",
+                self.findings.digests.0, self.findings.digests.1
+            ),
+        );
         demand(v.acked_ops > 1000, format!("only {} requests acknowledged", v.acked_ops));
-        demand(v.acked_ops_generation_2 >= 500, format!("only {} requests acknowledged after the takeover", v.acked_ops_generation_2));
+        demand(
+            v.acked_ops_generation_2 >= 500,
+            format!("only {} requests acknowledged after the takeover", v.acked_ops_generation_2),
+        );
         let c = v.tcp_connections;
-        demand(c.survived == c.total, format!("{} of {} TCP connections broke", c.total - c.survived, c.total));
-        demand(v.stale_frames == 0, format!("the lost host sent {} frames after the takeover", v.stale_frames));
+        demand(
+            c.survived == c.total,
+            format!("{} of {} TCP connections broke", c.total - c.survived, c.total),
+        );
+        demand(
+            v.stale_frames == 0,
+            format!("the lost host sent {} frames after the takeover", v.stale_frames),
+        );
         for log in &self.findings.logs {
             failures.extend(log.broken.iter().map(|why| format!("a connection broke: {why}")));
             failures.extend(log.complaints.iter().cloned());
@@ -246,18 +270,52 @@ impl Verdict {
     pub fn in_words(&self) -> String {
         let f = &self.failover_ms;
         let mut text = String::new();
-        let _ = writeln!(text, "before the loss   {} epochs committed, guest stopped p50 {} us / p99 {} us per epoch,", self.epochs_committed, self.pause_us.p50, self.pause_us.p99);
-        let _ = writeln!(text, "                  output held back p50 {} us / p99 {} us, {:.1} MB on the paths", self.output_delay_us.p50, self.output_delay_us.p99, self.wire_bytes as f64 / 1e6);
-        let _ = writeln!(text, "takeover          detect {:.1} + arbitrate {:.1} + resume {:.1} + first output {:.1} ms", f.detect, f.arbitrate, f.resume, f.first_output);
-        let _ = writeln!(text, "gap               {:.1} ms on the wire, {:.1} ms for the client", f.server_gap, f.client_gap);
+        let _ = writeln!(
+            text,
+            "before the loss   {} epochs committed, guest stopped p50 {} us / p99 {} us per epoch,",
+            self.epochs_committed, self.pause_us.p50, self.pause_us.p99
+        );
+        let _ = writeln!(
+            text,
+            "                  output held back p50 {} us / p99 {} us, {:.1} MB on the paths",
+            self.output_delay_us.p50,
+            self.output_delay_us.p99,
+            self.wire_bytes as f64 / 1e6
+        );
+        let _ = writeln!(
+            text,
+            "takeover          detect {:.1} + arbitrate {:.1} + resume {:.1} + first output {:.1} ms",
+            f.detect, f.arbitrate, f.resume, f.first_output
+        );
+        let _ = writeln!(
+            text,
+            "gap               {:.1} ms on the wire, {:.1} ms for the client",
+            f.server_gap, f.client_gap
+        );
         let c = &self.tcp_connections;
-        let _ = writeln!(text, "client            {} of {} TCP connections survived ({} had a request outstanding)", c.survived, c.total, c.outstanding_at_loss);
-        let _ = writeln!(text, "                  {} requests acknowledged, {} of them after the takeover: {} lost, {} repeated", self.acked_ops, self.acked_ops_generation_2, self.lost_acked_ops, self.repeated_ops);
-        let _ = writeln!(text, "                  the guest's digest {} that of the acknowledged writes", if self.digest_match { "is" } else { "IS NOT" });
+        let _ = writeln!(
+            text,
+            "client            {} of {} TCP connections survived ({} had a request outstanding)",
+            c.survived, c.total, c.outstanding_at_loss
+        );
+        let _ = writeln!(
+            text,
+            "                  {} requests acknowledged, {} of them after the takeover: {} lost, {} repeated",
+            self.acked_ops, self.acked_ops_generation_2, self.lost_acked_ops, self.repeated_ops
+        );
+        let _ = writeln!(
+            text,
+            "                  the guest's digest {} that of the acknowledged writes",
+            if self.digest_match { "is" } else { "IS NOT" }
+        );
         for failure in &self.failures {
             let _ = writeln!(text, "FAILED            {failure}");
         }
-        let _ = write!(text, "verdict           {}", if self.is_good() { "nothing lost, nothing repeated" } else { "NOT AS PROMISED" });
+        let _ = write!(
+            text,
+            "verdict           {}",
+            if self.is_good() { "nothing lost, nothing repeated" } else { "NOT AS PROMISED" }
+        );
         text
     }
 }

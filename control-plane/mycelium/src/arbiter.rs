@@ -113,6 +113,9 @@ fn describe(record: &Record) -> String {
         record.generation.0,
         record.active,
         if in_sync.is_empty() { "nobody".to_owned() } else { in_sync.join(", ") },
-        serde_json::to_value(record.policy).ok().and_then(|p| p.as_str().map(str::to_owned)).unwrap_or_default()
+        serde_json::to_value(record.policy)
+            .ok()
+            .and_then(|p| p.as_str().map(str::to_owned))
+            .unwrap_or_default()
     )
 }

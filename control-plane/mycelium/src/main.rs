@@ -14,7 +14,11 @@ use mycelium_demo::DemoOptions;
 
 /// Keeps virtual machines running when their hosts die.
 #[derive(Debug, Parser)]
-#[command(version, about, after_help = "A first look: mycelium demo. By hand on two machines: docs/two-machines.md.")]
+#[command(
+    version,
+    about,
+    after_help = "A first look: mycelium demo. By hand on two machines: docs/two-machines.md."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -37,7 +41,10 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).init();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_env_filter(filter).init();
     let result = match cli.command {
         Command::Demo(options) => demo(&options),
         Command::Arbiter(command) => arbiter::run(command).map(|()| ExitCode::SUCCESS),

@@ -20,7 +20,9 @@ use crate::{ALPN, limits};
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
     /// No connection.
-    #[error("the arbiter at {addr} cannot be reached: {why}; is it running, and does it allow this node's key?")]
+    #[error(
+        "the arbiter at {addr} cannot be reached: {why}; is it running, and does it allow this node's key?"
+    )]
     Unreachable {
         /// Where it should be.
         addr: SocketAddr,

@@ -41,7 +41,12 @@ impl Server {
     ///
     /// # Errors
     /// [`ServeError`].
-    pub fn bind(identity: &Identity, allow: AllowList, addr: SocketAddr, store: Store) -> Result<Self, ServeError> {
+    pub fn bind(
+        identity: &Identity,
+        allow: AllowList,
+        addr: SocketAddr,
+        store: Store,
+    ) -> Result<Self, ServeError> {
         let mut config = quic_server_config(identity, allow, ALPN)?;
         config.transport_config(Arc::new(transport()));
         let endpoint = Endpoint::server(config, addr).map_err(|source| ServeError::Bind { addr, source })?;

@@ -22,7 +22,9 @@ pub enum StoreError {
         source: io::Error,
     },
     /// A record that does not parse must not be taken for no record.
-    #[error("{path} is not a record: {source}; restore it from a backup, or remove it if the VM runs nowhere")]
+    #[error(
+        "{path} is not a record: {source}; restore it from a backup, or remove it if the VM runs nowhere"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,

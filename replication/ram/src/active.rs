@@ -198,7 +198,9 @@ impl Active {
             self.feed(Input::Tick);
             self.tell();
             if self.retire_by.is_some_and(|by| clock::now() >= by) {
-                tracing::error!("the arbiter did not take the replicas off the record; one of them may take over");
+                tracing::error!(
+                    "the arbiter did not take the replicas off the record; one of them may take over"
+                );
                 return Ended::Shutdown;
             }
             if let Some(ended) = self.ended {

@@ -151,21 +151,25 @@ pub fn run<M: PassiveMachine>(
         verdict: None,
     };
     let verdict = passive.serve(inbox);
-    let (epoch, record) = match verdict {
-        Verdict::Promote(epoch, record) => (epoch, record),
-        Verdict::Expelled(why) => return Ok(Ended::Expelled(why)),
-        Verdict::Faulty(why) => return Ok(Ended::Faulty(why)),
-        Verdict::Shutdown => return Ok(Ended::Shutdown),
-    };
-    let _ = passive.jobs.send(Job::Finish(epoch));
-    let Ok(inheritance) = staging_thread.join().expect("the staging thread panicked") else {
-        return Ok(Ended::Faulty(format!(
-            "the staging area does not hold {epoch}, which it had acknowledged"
-        )));
-    };
     passive.wire.close();
+    if let Verdict::Promote(epoch, _) = &verdict {
+        let _ = passive.jobs.send(Job::Finish(*epoch));
+    }
     let (active_clock, ops) = (passive.active_clock, passive.core.ops());
-    Ok(Ended::Promoted(Box::new(Promotion { inheritance, record, active_clock, ops })))
+    // Without a takeover it is the end of the jobs that ends the thread; the machine, its taps and memory go with it.
+    drop(passive);
+    let inherited = staging_thread.join().expect("the staging thread panicked");
+    Ok(match (verdict, inherited) {
+        (Verdict::Promote(_, record), Ok(inheritance)) => {
+            Ended::Promoted(Box::new(Promotion { inheritance, record, active_clock, ops }))
+        }
+        (Verdict::Promote(epoch, _), Err(_)) => {
+            Ended::Faulty(format!("the staging area does not hold {epoch}, which it had acknowledged"))
+        }
+        (Verdict::Expelled(why), _) => Ended::Expelled(why),
+        (Verdict::Faulty(why), _) => Ended::Faulty(why),
+        (Verdict::Shutdown, _) => Ended::Shutdown,
+    })
 }
 
 impl Passive {

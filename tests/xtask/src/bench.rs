@@ -80,7 +80,10 @@ fn report(fault: &str, verdicts: &[Value], as_json: bool) -> Result<()> {
         if as_json {
             let ours = json!({ "p50": p50, "max": max, "n": values.len() });
             let name = format!("takeover.{figure}.{fault}");
-            println!("{}", json!({ "figure": name, "unit": "ms", "better": "lower", "ours": ours, "peer": null }));
+            println!(
+                "{}",
+                json!({ "figure": name, "unit": "ms", "better": "lower", "ours": ours, "peer": null })
+            );
         } else {
             println!("{fault:<5} {figure:<17} p50 {p50:>8.2}  max {max:>8.2}  n {}", values.len());
         }

@@ -20,7 +20,17 @@ impl Built {
 
 /// Builds the programs and the native guest, and puts the guest beside the programs.
 pub(crate) fn programs() -> Result<Built> {
-    must(cargo().args(["build", "-p", "endophyte", "-p", "mycelium", "-p", "guest-agent", "-p", "lab-agent"]))?;
+    must(cargo().args([
+        "build",
+        "-p",
+        "endophyte",
+        "-p",
+        "mycelium",
+        "-p",
+        "guest-agent",
+        "-p",
+        "lab-agent",
+    ]))?;
     let folder = target_folder()?.join(TARGET).join("debug");
     let guest = native_guest()?;
     let beside = folder.join("native-guest");

@@ -39,7 +39,8 @@ pub(crate) fn must(command: &mut Command) -> Result<()> {
 /// Runs a command quietly; its standard output.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let line = line(command);
-    let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start `{line}`"))?;
+    let output =
+        command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start `{line}`"))?;
     if !output.status.success() {
         bail!("`{line}` failed: {}", output.status);
     }
@@ -73,6 +74,7 @@ pub(crate) fn in_path(program: &str) -> bool {
 }
 
 fn line(command: &Command) -> String {
-    let words: Vec<OsString> = std::iter::once(command.get_program()).chain(command.get_args()).map(OsString::from).collect();
+    let words: Vec<OsString> =
+        std::iter::once(command.get_program()).chain(command.get_args()).map(OsString::from).collect();
     words.iter().map(|w| w.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }

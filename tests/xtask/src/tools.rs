@@ -15,11 +15,16 @@ pub(crate) struct Tool {
     pub(crate) reason: &'static str,
 }
 
-pub(crate) const GCC: Tool = Tool { program: "cc", package: "gcc", reason: "links programs and assembles test guests" };
+pub(crate) const GCC: Tool =
+    Tool { program: "cc", package: "gcc", reason: "links programs and assembles test guests" };
 pub(crate) const IP: Tool = Tool { program: "ip", package: "iproute2", reason: "lays test networks" };
-pub(crate) const TCPDUMP: Tool = Tool { program: "tcpdump", package: "tcpdump", reason: "shows which node really sends" };
-pub(crate) const QEMU: Tool =
-    Tool { program: "qemu-system-x86_64", package: "qemu-system-x86", reason: "emulates the hosts of the nested lab" };
+pub(crate) const TCPDUMP: Tool =
+    Tool { program: "tcpdump", package: "tcpdump", reason: "shows which node really sends" };
+pub(crate) const QEMU: Tool = Tool {
+    program: "qemu-system-x86_64",
+    package: "qemu-system-x86",
+    reason: "emulates the hosts of the nested lab",
+};
 pub(crate) const REDIS: Tool =
     Tool { program: "redis-benchmark", package: "redis-tools", reason: "is the stock client of the tests" };
 

@@ -20,11 +20,22 @@ fn guest_cargo() -> std::process::Command {
 pub(crate) fn verify() -> Result<ExitCode> {
     let ok = steps(vec![
         ("format", Box::new(|| must(cargo().args(["fmt", "--all", "--check"])))),
-        ("format of the guest", Box::new(|| must(cargo().args(["fmt", "--manifest-path", GUEST, "--check"])))),
+        (
+            "format of the guest",
+            Box::new(|| must(cargo().args(["fmt", "--manifest-path", GUEST, "--check"]))),
+        ),
         (
             "lints",
             Box::new(|| {
-                must(cargo().args(["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"]))
+                must(cargo().args([
+                    "clippy",
+                    "--workspace",
+                    "--all-targets",
+                    "--all-features",
+                    "--",
+                    "-D",
+                    "warnings",
+                ]))
             }),
         ),
         (
@@ -39,14 +50,25 @@ pub(crate) fn verify() -> Result<ExitCode> {
             "dependencies",
             Box::new(|| {
                 ensure_cargo_tool("cargo-deny", "checks licences and advisories")?;
-                must(cargo().args(["deny", "--workspace", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]))
+                must(cargo().args([
+                    "deny",
+                    "--workspace",
+                    "check",
+                    "--hide-inclusion-graph",
+                    "bans",
+                    "licenses",
+                    "sources",
+                ]))
             }),
         ),
         (
             "docs",
             Box::new(|| {
                 let mut doc = cargo();
-                must(doc.args(["doc", "--workspace", "--no-deps", "--quiet"]).env("RUSTDOCFLAGS", "-D warnings"))
+                must(
+                    doc.args(["doc", "--workspace", "--no-deps", "--quiet"])
+                        .env("RUSTDOCFLAGS", "-D warnings"),
+                )
             }),
         ),
     ])?;
@@ -56,7 +78,15 @@ pub(crate) fn verify() -> Result<ExitCode> {
 pub(crate) fn fix() -> Result<ExitCode> {
     must(cargo().args(["fmt", "--all"]))?;
     must(cargo().args(["fmt", "--manifest-path", GUEST]))?;
-    let clippy = ["clippy", "--workspace", "--all-targets", "--all-features", "--fix", "--allow-dirty", "--allow-staged"];
+    let clippy = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--all-features",
+        "--fix",
+        "--allow-dirty",
+        "--allow-staged",
+    ];
     must(cargo().args(clippy))?;
     must(cargo().args(["fmt", "--all"]))?;
     Ok(ExitCode::SUCCESS)

@@ -34,12 +34,7 @@ pub(crate) fn run(args: &ActiveArgs, signals: Signals) -> Result<ExitCode, Exit>
 }
 
 /// Makes the record that says this process is the active.
-async fn create_record(
-    arbiter: &Client,
-    vm: &VmId,
-    me: Member,
-    policy: LossPolicy,
-) -> Result<Record, Exit> {
+async fn create_record(arbiter: &Client, vm: &VmId, me: Member, policy: LossPolicy) -> Result<Record, Exit> {
     let op = OpId { incarnation: me.incarnation, count: 1 };
     let create =
         Swap { vm: vm.clone(), expected_version: 0, proposer: me, op, change: Change::Create { policy } };
@@ -52,7 +47,9 @@ async fn create_record(
             record.active.node
         ))
         .or_exit(Failure::Peer),
-        other => Err(anyhow!("the arbiter did not make a record of VM {vm}: {other:?}")).or_exit(Failure::Peer),
+        other => {
+            Err(anyhow!("the arbiter did not make a record of VM {vm}: {other:?}")).or_exit(Failure::Peer)
+        }
     }
 }
 
@@ -106,9 +103,13 @@ pub(crate) fn protect(
     let (ended, _machine) = active::run(parts, &inbox, &to_inbox).or_exit(Failure::Host)?;
     announcer.stop();
     match ended {
-        Ended::Stopped(reason) => Err(anyhow!("the guest was stopped here: {reason}")).or_exit(Failure::Deposed),
+        Ended::Stopped(reason) => {
+            Err(anyhow!("the guest was stopped here: {reason}")).or_exit(Failure::Deposed)
+        }
         Ended::Shutdown => match verdict.try_recv() {
-            Ok(what) => Err(anyhow!("guest {what}; the VM was stopped by its policy")).or_exit(Failure::Guest),
+            Ok(what) => {
+                Err(anyhow!("guest {what}; the VM was stopped by its policy")).or_exit(Failure::Guest)
+            }
             Err(_) => Ok(ExitCode::SUCCESS),
         },
     }

@@ -13,7 +13,11 @@ use rhizomorph_link::{PeerKey, Ticket};
 /// A protected VM is one `active` process, one `passive` process on another node, and an arbiter (`mycelium arbiter`)
 /// that decides who runs it. docs/two-machines.md goes through it line by line.
 #[derive(Debug, Parser)]
-#[command(version, about, after_help = "Exit codes: 0 ended well, 1 unexpected, 2 usage, 3 spec or key, 4 this host, 5 the guest failed, 6 deposed by a takeover, 7 arbiter or peer.")]
+#[command(
+    version,
+    about,
+    after_help = "Exit codes: 0 ended well, 1 unexpected, 2 usage, 3 spec or key, 4 this host, 5 the guest failed, 6 deposed by a takeover, 7 arbiter or peer."
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,

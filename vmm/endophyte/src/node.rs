@@ -115,6 +115,7 @@ pub(crate) fn primary_config(timing: TimingArgs) -> PrimaryConfig {
         detector: DetectorConfig {
             floor: standard.detector.floor.max(timing.detect() * 3),
             ceiling: standard.detector.ceiling.max(timing.detect() * 6),
+            hung_after: hung_after(timing),
             ..standard.detector
         },
         ..standard
@@ -127,7 +128,19 @@ pub(crate) fn replica_config(timing: TimingArgs) -> ReplicaConfig {
     let detector = DetectorConfig {
         floor: timing.detect(),
         ceiling: standard.detector.ceiling.max(timing.detect() * 4),
+        hung_after: hung_after(timing),
         ..standard.detector
     };
-    ReplicaConfig { heartbeat_every: timing.heartbeat(), detector, ..standard }
+    ReplicaConfig {
+        heartbeat_every: timing.heartbeat(),
+        detector,
+        arbiter_fresh: standard.arbiter_fresh.max(timing.detect() * 2),
+        abandoned_after: standard.abandoned_after.max(timing.detect() * 8),
+        ..standard
+    }
+}
+
+/// On slow machines everything is slow, loops included.
+fn hung_after(timing: TimingArgs) -> Duration {
+    DetectorConfig::default().hung_after.max(timing.detect() * 8)
 }

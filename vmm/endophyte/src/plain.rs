@@ -2,8 +2,8 @@
 
 use std::io::Read;
 use std::process::ExitCode;
-use std::sync::mpsc::{Receiver, channel};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -50,7 +50,9 @@ fn supervise(machine: &Machine, happenings: &Receiver<Happening>) -> Result<Exit
     let policies = machine.spec().policies;
     for happening in happenings {
         let (what, policy) = match happening {
-            Happening::Signal | Happening::Event(MachineEvent::GuestShutdown) => return Ok(ExitCode::SUCCESS),
+            Happening::Signal | Happening::Event(MachineEvent::GuestShutdown) => {
+                return Ok(ExitCode::SUCCESS);
+            }
             Happening::Event(MachineEvent::GuestReset) => ("guest reset", Policy::Reset),
             Happening::Event(MachineEvent::GuestPanic { .. }) => ("guest panic", policies.on_panic),
             Happening::Event(MachineEvent::TripleFault { .. }) => ("triple fault", policies.on_triple_fault),

@@ -68,15 +68,33 @@ impl Status {
         let labels = format!("{{vm=\"{}\",role=\"{}\"}}", self.vm, self.role);
         let mut text = String::new();
         let mut gauge = |name: &str, help: &str, value: u64| {
-            text += &format!("# HELP endophyte_{name} {help}\n# TYPE endophyte_{name} gauge\nendophyte_{name}{labels} {value}\n");
+            text += &format!(
+                "# HELP endophyte_{name} {help}\n# TYPE endophyte_{name} gauge\nendophyte_{name}{labels} {value}\n"
+            );
         };
-        gauge("protected", "1 if every output waits for a replica in sync; alert on 0 for an active.", self.protected.into());
+        gauge(
+            "protected",
+            "1 if every output waits for a replica in sync; alert on 0 for an active.",
+            self.protected.into(),
+        );
         gauge("replica_listed", "1 if this passive may take over.", self.listed.into());
         gauge("generation", "Takeovers of this VM, plus one.", self.generation);
         gauge("epochs_committed", "Newest epoch whose output has left.", self.stats.committed);
-        gauge("epochs_unacknowledged", "Epochs sealed and not held by every replica in sync.", self.stats.lag);
-        gauge("pause_us_p99", "Guest stopped per epoch, 99th percentile, microseconds.", self.stats.pause_us.p99);
-        gauge("output_delay_us_p99", "Output held back, 99th percentile, microseconds.", self.stats.output_delay_us.p99);
+        gauge(
+            "epochs_unacknowledged",
+            "Epochs sealed and not held by every replica in sync.",
+            self.stats.lag,
+        );
+        gauge(
+            "pause_us_p99",
+            "Guest stopped per epoch, 99th percentile, microseconds.",
+            self.stats.pause_us.p99,
+        );
+        gauge(
+            "output_delay_us_p99",
+            "Output held back, 99th percentile, microseconds.",
+            self.stats.output_delay_us.p99,
+        );
         gauge("gate_bytes", "Output waiting at the gate.", self.stats.gate_bytes);
         gauge("replicated_bytes", "Bytes of epochs handed to the link.", self.stats.bytes);
         text
@@ -148,7 +166,8 @@ fn append(log: &mut File, stamped: &Stamped) {
 
 /// The status in words.
 pub(crate) fn describe(status: &Status, age: Duration) -> String {
-    let mut text = format!("{} as {}, generation {}: {}", status.vm, status.role, status.generation, status.state);
+    let mut text =
+        format!("{} as {}, generation {}: {}", status.vm, status.role, status.generation, status.state);
     if !status.reason.is_empty() {
         text += &format!(" ({})", status.reason);
     }

@@ -12,8 +12,8 @@ use mycelium_ram_core::Member;
 use mycelium_ram_core::codec::DecodeError;
 use mycelium_ram_core::message::{Accept, Message, Offer};
 use rhizomorph_link::{
-    DialConfig, DialError, Identity, LinkEvent, LinkOptions, LinkReceiver, LinkSender, PathSpec, Priority, SendError,
-    Ticket, dial,
+    DialConfig, DialError, Identity, LinkEvent, LinkOptions, LinkReceiver, LinkSender, PathSpec, Priority,
+    SendError, Ticket, dial,
 };
 use tokio::time::{sleep, timeout};
 
@@ -139,13 +139,17 @@ pub(crate) fn judge(offer: &Offer, mine: &MachineFingerprint, vm: &str) -> Resul
     if offer.vm.as_str() != vm {
         return Err(format!("this process holds replicas of VM {vm}, not of {}", offer.vm));
     }
-    let theirs: MachineFingerprint = serde_json::from_slice(&offer.fingerprint)
-        .map_err(|e| format!("the description of the machine cannot be read ({e}); run the same release on both nodes"))?;
+    let theirs: MachineFingerprint = serde_json::from_slice(&offer.fingerprint).map_err(|e| {
+        format!("the description of the machine cannot be read ({e}); run the same release on both nodes")
+    })?;
     let differences = mine.diff(&theirs);
     if differences.is_empty() {
         return Ok(());
     }
-    Err(format!("the two machines differ, a guest of one cannot go on in the other: {}", differences.join("; ")))
+    Err(format!(
+        "the two machines differ, a guest of one cannot go on in the other: {}",
+        differences.join("; ")
+    ))
 }
 
 /// Answers an offer.

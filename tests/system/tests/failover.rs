@@ -1,0 +1,58 @@
+//! A protected pair on this machine's KVM loses its active node, in every way there is so far.
+
+use serde_json::Value;
+use system_tests::{demo, has_kvm, number, whole_suite};
+
+/// What every takeover must show, whatever the fault.
+fn check(verdict: &Value) {
+    assert_eq!(number(verdict, "/lost_acked_ops"), 0.0);
+    assert_eq!(number(verdict, "/repeated_ops"), 0.0);
+    assert_eq!(number(verdict, "/generation"), 2.0);
+    assert_eq!(number(verdict, "/stale_frames"), 0.0);
+    assert_eq!(number(verdict, "/tcp_connections/total"), number(verdict, "/tcp_connections/survived"));
+    assert!(number(verdict, "/tcp_connections/total") >= 8.0);
+    assert!(number(verdict, "/acked_ops_generation_2") >= 500.0);
+    assert!(number(verdict, "/epochs_committed") > 100.0);
+    assert_eq!(verdict["digest_match"], true);
+}
+
+fn rounds() -> u64 {
+    if whole_suite() { 5 } else { 1 }
+}
+
+fn lose_by(fault: &str, deposed_exit: Option<f64>) {
+    if !has_kvm() {
+        return;
+    }
+    for seed in 1..=rounds() {
+        let seed = seed.to_string();
+        let Some(verdict) = demo(&["--fault", fault, "--seed", &seed]) else { return };
+        check(&verdict);
+        assert_eq!(verdict["deposed_exit"].as_f64(), deposed_exit, "{fault}");
+    }
+}
+
+#[test]
+fn a_killed_host_is_taken_over() {
+    lose_by("kill", None);
+}
+
+#[test]
+fn a_stopped_primary_says_nothing_when_it_is_continued() {
+    lose_by("stop", Some(6.0));
+}
+
+#[test]
+fn a_primary_cut_off_from_its_replica_gives_way() {
+    lose_by("link", Some(6.0));
+}
+
+#[test]
+fn more_connections_and_short_epochs_change_nothing() {
+    if has_kvm()
+        && whole_suite()
+        && let Some(verdict) = demo(&["--connections", "32", "--epoch-ms", "3", "--seed", "7"])
+    {
+        check(&verdict);
+    }
+}
