@@ -112,6 +112,12 @@ impl Detector {
         self.last_tick = now;
     }
 
+    /// Whether this process has been running up to now, as far as its ticks tell.
+    #[must_use]
+    pub fn is_running(&self, now: Time) -> bool {
+        now.since(self.last_tick) <= self.cfg.tick_gap
+    }
+
     /// A heartbeat arrived, carrying the newest of my own stamps that the peer has seen, and its progress counter.
     pub fn heard(&mut self, now: Time, echo: Option<Time>, progress: u64) {
         self.gaps.add(now.since(self.heard_at));

@@ -113,7 +113,8 @@ pub enum Action {
     Seed(Member),
     /// Go on sending to this replica, which kept epochs up to this one: later ones are aborted.
     Resend(Member, EpochId),
-    /// Stop sending to this replica.
+    /// Stop sending to this replica and close the connection; a process that holds epochs of ours must start again before
+    /// it can be our replica once more.
     Drop(Member),
     /// Stop the guest until `RunGuest`: the policy forbids to run unprotected.
     PauseGuest,
@@ -195,7 +196,8 @@ struct Peer {
     void: EpochId,
     /// My newest stamp it has seen.
     echo: Option<Time>,
-    echo_age_min: Duration,
+    /// The shortest time an echo took while this process was running, which is about the round trip.
+    echo_age_min: Option<Duration>,
     /// Its newest stamp I have seen.
     stamp: Option<Time>,
     detector: Detector,
@@ -218,7 +220,7 @@ impl Peer {
 
     /// Whether its word is young enough to release on. On long paths an echo is never younger than the round trip.
     fn is_fresh(&self, now: Time, fresh: Duration) -> bool {
-        let limit = fresh.max(self.echo_age_min * 2);
+        let limit = fresh.max(self.echo_age_min.unwrap_or_default() * 2);
         self.echo.is_some_and(|echo| now.since(echo) <= limit) || sabotaged(Sabotage::StaleAckHonoured)
     }
 }
@@ -358,11 +360,13 @@ impl Primary {
                 out.push(Action::Seed(member));
             }
             (Some(_), _) => {}
-            (None, _) if room => {
+            (None, None) if room => {
                 self.peers.push(fresh_peer);
                 out.push(Action::Seed(member));
             }
-            (None, _) => {}
+            // It was dropped: what it holds is a past nobody goes on from, and a seed cannot follow it.
+            (None, Some(_)) => out.push(Action::Drop(member)),
+            (None, None) => {}
         }
     }
 
@@ -375,7 +379,7 @@ impl Primary {
             acked: None,
             void: EpochId(0),
             echo: None,
-            echo_age_min: Duration::MAX / 4,
+            echo_age_min: None,
             stamp: None,
             detector: Detector::new(self.cfg.detector, self.cfg.heartbeat_every, now),
         }
@@ -388,8 +392,10 @@ impl Primary {
             peer.acked = peer.acked.max(hb.epoch);
             peer.echo = peer.echo.max(hb.echo);
             peer.stamp = peer.stamp.max(Some(hb.sent_at));
-            if let Some(echo) = hb.echo {
-                peer.echo_age_min = peer.echo_age_min.min(now.since(echo));
+            // Word that waited in a socket while this process was stopped says nothing about the round trip.
+            if let (Some(echo), true) = (hb.echo, peer.detector.is_running(now)) {
+                let age = now.since(echo);
+                peer.echo_age_min = Some(peer.echo_age_min.map_or(age, |min| min.min(age)));
             }
         } else if hb.generation < self.record.generation {
             out.push(Action::TellDeposed(hb.from, self.record.generation, self.released));
@@ -654,7 +660,9 @@ impl Primary {
                 Some((p.member, Change::List { member: p.member, since: p.acked? }))
             }
             Standing::InSync if self.retiring => Some((p.member, Change::Unlist { member: p.member })),
-            Standing::Lost if may_unlist || self.retiring => Some((p.member, Change::Unlist { member: p.member })),
+            Standing::Lost if may_unlist || self.retiring => {
+                Some((p.member, Change::Unlist { member: p.member }))
+            }
             _ => None,
         })
     }
