@@ -1,1 +1,459 @@
+//! The active side's rules, one test each. They read as the protocol's documentation.
 
+use super::*;
+use crate::record::tests::{member, swap};
+use crate::record::{Refusal, Verdict, decide};
+
+const MS: Duration = Duration::from_millis(1);
+
+/// A primary on a desk: it hears what the test says and an arbiter that answers at once, late or never.
+struct Desk {
+    primary: Primary,
+    record: Record,
+    now: Time,
+    actions: Vec<Action>,
+    arbiter_answers: bool,
+}
+
+fn first_record(policy: LossPolicy) -> Record {
+    match decide(None, &swap(member(1), 0, 1, Change::Create { policy })) {
+        Verdict::Apply(record) => record,
+        other => panic!("{other:?}"),
+    }
+}
+
+impl Desk {
+    fn new(policy: LossPolicy) -> Self {
+        let record = first_record(policy);
+        // Epochs end when a test says so, not by the clock.
+        let cfg = PrimaryConfig { epoch_max: MS, epoch_min: MS, ..PrimaryConfig::default() };
+        let now = Time::from_ms(1_000);
+        let primary = Primary::new(cfg, member(1), record.clone(), EpochId(0), 1, now);
+        let mut desk = Self { primary, record, now, actions: Vec::new(), arbiter_answers: true };
+        desk.tell(Event::Tick);
+        desk
+    }
+
+    fn tell(&mut self, event: Event) {
+        let mut out = Vec::new();
+        self.primary.handle(self.now, event, &mut out);
+        self.actions.extend(out.iter().cloned());
+        for action in out {
+            match action {
+                Action::Arbiter(request) if self.arbiter_answers => self.answer(&request),
+                _ => {}
+            }
+        }
+    }
+
+    /// The arbiter decides and its answer arrives.
+    fn answer(&mut self, request: &Request) {
+        let reply = self.decide(request);
+        self.tell(Event::Arbiter(reply));
+    }
+
+    fn decide(&mut self, request: &Request) -> Reply {
+        let Request::Swap(swap) = request else { return Reply::Record(Some(self.record.clone())) };
+        match decide(Some(&self.record), swap) {
+            Verdict::Apply(record) => {
+                self.record = record.clone();
+                Reply::Applied { op: swap.op, record }
+            }
+            Verdict::Already => Reply::Applied { op: swap.op, record: self.record.clone() },
+            Verdict::Refuse(refusal) => {
+                Reply::Refused { op: swap.op, refusal, record: Some(self.record.clone()) }
+            }
+        }
+    }
+
+    fn heartbeat(&mut self, from: u8, epoch: Option<u64>, echo: Option<Time>) {
+        self.tell(Event::Heartbeat(Heartbeat {
+            from: member(from),
+            generation: self.primary.record.generation,
+            sent_at: self.now,
+            echo,
+            progress: self.now.0,
+            epoch: epoch.map(EpochId),
+        }));
+    }
+
+    /// A replica acknowledges with word as fresh as it gets.
+    fn ack(&mut self, from: u8, epoch: u64) {
+        self.heartbeat(from, Some(epoch), Some(self.now));
+    }
+
+    fn join(&mut self, who: u8) {
+        self.tell(Event::Joined { member: member(who), staged: None });
+    }
+
+    /// Lets time pass in ticks; `hears` keeps sending heartbeats without acknowledging anything new.
+    fn pass(&mut self, ms: u32, hears: &[u8]) {
+        for _ in 0..ms {
+            self.now = self.now + MS;
+            for who in hears {
+                let acked =
+                    self.primary.peers.iter().find(|p| p.member == member(*who)).and_then(|p| p.acked);
+                self.heartbeat(*who, acked.map(|e| e.0), Some(self.now));
+            }
+            self.tell(Event::Tick);
+        }
+    }
+
+    /// The ordered cut happens.
+    fn seal(&mut self) -> u64 {
+        self.now = self.now + MS;
+        self.tell(Event::Tick);
+        assert!(self.primary.cutting, "no cut was ordered");
+        let epoch = self.primary.open;
+        self.tell(Event::Sealed(epoch));
+        epoch.0
+    }
+
+    /// Replica 2 joined, seeded, acknowledged and listed. Returns the newest epoch sealed.
+    fn protected(policy: LossPolicy) -> (Self, u64) {
+        let mut desk = Self::new(policy);
+        desk.join(2);
+        let seed = desk.seal();
+        desk.ack(2, seed);
+        let next = desk.seal();
+        desk.ack(2, next);
+        assert_eq!(desk.primary.protection(), Protection::Protected(1));
+        assert!(desk.record.lists(member(2)));
+        desk.actions.clear();
+        (desk, next)
+    }
+
+    fn released(&self) -> Vec<u64> {
+        let release = |a: &Action| if let Action::Release(e) = a { Some(e.0) } else { None };
+        self.actions.iter().filter_map(release).collect()
+    }
+
+    fn did(&self, wanted: &Action) -> bool {
+        self.actions.contains(wanted)
+    }
+
+    fn swaps(&self) -> Vec<&Swap> {
+        let swap = |a| if let &Action::Arbiter(Request::Swap(ref s)) = a { Some(s) } else { None };
+        self.actions.iter().filter_map(swap).collect()
+    }
+
+    fn standing(&self, who: u8) -> Option<Standing> {
+        self.primary.peers.iter().find(|p| p.member == member(who)).map(|p| p.standing)
+    }
+}
+
+#[test]
+fn an_epoch_is_released_when_every_replica_in_sync_has_it() {
+    let (mut desk, _) = Desk::protected(LossPolicy::Degrade);
+    let epoch = desk.seal();
+    assert_eq!(desk.released(), []);
+    desk.ack(2, epoch);
+    assert_eq!(desk.released(), [epoch]);
+}
+
+#[test]
+fn two_replicas_must_both_have_it() {
+    let (mut desk, newest) = Desk::protected(LossPolicy::Degrade);
+    desk.join(3);
+    let seed = desk.seal();
+    desk.ack(2, seed);
+    desk.ack(3, seed);
+    assert_eq!(desk.primary.protection(), Protection::Protected(2));
+    desk.actions.clear();
+    let epoch = desk.seal();
+    assert!(epoch > newest);
+    desk.ack(2, epoch);
+    assert_eq!(desk.released(), []);
+    desk.ack(3, epoch);
+    assert_eq!(desk.released(), [epoch]);
+}
+
+#[test]
+fn a_joiner_is_listed_only_when_it_holds_what_has_left() {
+    let mut desk = Desk::new(LossPolicy::Degrade);
+    desk.join(2);
+    let seed = desk.seal();
+    // The gate is open, so output of the next epoch is leaving while the seed is acknowledged.
+    desk.ack(2, seed);
+    assert!(desk.did(&Action::Gate(GateMode::Hold)));
+    assert_eq!(desk.standing(2), Some(Standing::Joining { need: EpochId(seed + 1) }));
+    assert!(desk.swaps().is_empty());
+    let next = desk.seal();
+    desk.ack(2, next);
+    assert_eq!(desk.swaps().len(), 1);
+    assert_eq!(desk.standing(2), Some(Standing::InSync));
+}
+
+/// Found by the simulator: the second joiner was listed without the epoch in which the gate had closed.
+#[test]
+fn a_second_joiner_must_hold_what_left_before_the_gate_closed() {
+    let mut desk = Desk::new(LossPolicy::Degrade);
+    desk.join(2);
+    desk.join(3);
+    let seed = desk.seal();
+    desk.ack(2, seed);
+    assert!(desk.did(&Action::Gate(GateMode::Hold)));
+    desk.ack(3, seed);
+    assert_eq!(desk.standing(3), Some(Standing::Joining { need: EpochId(seed + 1) }));
+    assert!(desk.swaps().is_empty());
+}
+
+#[test]
+fn a_seeding_replica_that_falls_silent_is_dropped_and_the_gate_stays_open() {
+    let mut desk = Desk::new(LossPolicy::Degrade);
+    desk.join(2);
+    desk.seal();
+    desk.pass(400, &[]);
+    assert!(desk.did(&Action::Drop(member(2))));
+    assert_eq!(desk.primary.protection(), Protection::NoReplica);
+    assert!(!desk.did(&Action::Gate(GateMode::Hold)));
+}
+
+#[test]
+fn a_silent_replica_holds_output_until_the_record_has_let_it_go() {
+    let (mut desk, _) = Desk::protected(LossPolicy::Degrade);
+    desk.arbiter_answers = false;
+    desk.seal();
+    desk.pass(400, &[]);
+    assert_eq!(desk.standing(2), Some(Standing::Leaving));
+    assert_eq!(desk.released(), []);
+    let unlist = Request::Swap((*desk.swaps().last().unwrap()).clone());
+    desk.answer(&unlist);
+    assert!(desk.did(&Action::Drop(member(2))));
+    assert!(desk.did(&Action::Gate(GateMode::Open)));
+    assert_eq!(desk.released().last(), Some(&desk.primary.open.0));
+}
+
+#[test]
+fn a_replica_that_is_heard_again_before_anything_was_asked_stays() {
+    let (mut desk, _) = Desk::protected(LossPolicy::Halt);
+    desk.pass(320, &[]);
+    assert_eq!(desk.standing(2), Some(Standing::Lost));
+    desk.pass(2, &[2]);
+    assert_eq!(desk.standing(2), Some(Standing::InSync));
+}
+
+#[test]
+fn losing_the_race_against_a_takeover_stops_the_guest() {
+    let (mut desk, newest) = Desk::protected(LossPolicy::Degrade);
+    let takeover = swap(member(2), desk.record.version, 1, Change::TakeOver { epoch: EpochId(newest) });
+    desk.decide(&Request::Swap(takeover));
+    desk.pass(400, &[]);
+    let deposed = StopReason::Deposed { generation: Generation(2), by: member(2) };
+    assert!(desk.did(&Action::Stop(deposed)));
+    assert_eq!(desk.released(), []);
+    desk.actions.clear();
+    desk.ack(2, newest + 1);
+    assert!(desk.actions.is_empty(), "a stopped primary does nothing");
+}
+
+#[test]
+fn a_lost_reply_is_asked_for_again_under_the_same_operation() {
+    let (mut desk, _) = Desk::protected(LossPolicy::Degrade);
+    desk.arbiter_answers = false;
+    desk.pass(620, &[]);
+    let ops: Vec<_> = desk.swaps().iter().map(|s| s.op).collect();
+    assert!(ops.len() > 2, "{ops:?}");
+    assert!(ops.windows(2).all(|w| w[0] == w[1]), "{ops:?}");
+    // It was applied, and a mere reading of the record settles it.
+    let unlist = Request::Swap(desk.swaps()[0].clone());
+    desk.decide(&unlist);
+    desk.answer(&Request::Read);
+    assert!(desk.did(&Action::Gate(GateMode::Open)));
+}
+
+#[test]
+fn stale_word_releases_nothing() {
+    let (mut desk, _) = Desk::protected(LossPolicy::Degrade);
+    let epoch = desk.seal();
+    let said = desk.now;
+    // Stopped, and continued with the acknowledgement in its socket.
+    desk.now = desk.now + Duration::from_millis(90);
+    desk.heartbeat(2, Some(epoch), Some(said));
+    assert_eq!(desk.released(), []);
+    desk.ack(2, epoch);
+    assert_eq!(desk.released(), [epoch]);
+}
+
+/// Found by the simulator: a first echo that had waited out a stop set the limit of freshness to the stop's length.
+#[test]
+fn a_first_echo_measured_across_a_stop_is_not_a_round_trip() {
+    let mut desk = Desk::new(LossPolicy::Degrade);
+    desk.join(2);
+    let seed = desk.seal();
+    let said = desk.now;
+    desk.heartbeat(2, Some(seed), None);
+    let next = desk.seal();
+    desk.now = desk.now + Duration::from_millis(600);
+    desk.heartbeat(2, Some(next), Some(said));
+    assert_eq!(desk.standing(2), Some(Standing::InSync));
+    assert_eq!(desk.released(), []);
+}
+
+#[test]
+fn on_a_long_path_word_is_as_fresh_as_the_path_allows() {
+    let (mut desk, _) = Desk::protected(LossPolicy::Degrade);
+    desk.primary.peers[0].echo_age_min = Some(Duration::from_millis(80));
+    let epoch = desk.seal();
+    let said = desk.now;
+    desk.now = desk.now + Duration::from_millis(90);
+    desk.heartbeat(2, Some(epoch), Some(said));
+    assert_eq!(desk.released(), [epoch]);
+}
+
+#[test]
+fn a_rumour_of_a_newer_generation_holds_output_until_the_record_is_read() {
+    let (mut desk, _) = Desk::protected(LossPolicy::Degrade);
+    desk.arbiter_answers = false;
+    let epoch = desk.seal();
+    desk.tell(Event::Deposed(Generation(2)));
+    desk.ack(2, epoch);
+    assert_eq!(desk.released(), []);
+    desk.answer(&Request::Read);
+    assert_eq!(desk.released(), [epoch]);
+}
+
+#[test]
+fn a_stale_process_is_told_that_it_is_deposed() {
+    let mut desk = Desk::new(LossPolicy::Degrade);
+    desk.primary.record.generation = Generation(2);
+    let stale = Heartbeat {
+        from: member(9),
+        generation: Generation(1),
+        sent_at: Time(0),
+        echo: None,
+        progress: 1,
+        epoch: None,
+    };
+    desk.tell(Event::Heartbeat(stale));
+    assert!(desk.did(&Action::TellDeposed(member(9), Generation(2), EpochId(0))));
+}
+
+#[test]
+fn at_most_so_many_epochs_are_under_way() {
+    let (mut desk, _) = Desk::protected(LossPolicy::Degrade);
+    let (first, second) = (desk.seal(), desk.seal());
+    desk.pass(30, &[2]);
+    assert_eq!(desk.primary.open.0, second + 1);
+    assert!(!desk.primary.cutting);
+    desk.ack(2, first);
+    assert!(desk.primary.cutting);
+}
+
+/// Found by the simulator: the sealed epochs came to nothing, and the cut that could have carried their pages waited for
+/// their acknowledgement.
+#[test]
+fn after_a_reconnect_the_next_cut_does_not_wait_for_aborted_epochs() {
+    let (mut desk, kept) = Desk::protected(LossPolicy::Degrade);
+    desk.seal();
+    desk.seal();
+    desk.pass(30, &[2]);
+    assert!(!desk.primary.cutting);
+    desk.tell(Event::Joined { member: member(2), staged: Some(EpochId(kept)) });
+    assert!(desk.did(&Action::Resend(member(2), EpochId(kept))));
+    let carrier = desk.seal();
+    desk.ack(2, carrier);
+    assert_eq!(desk.released(), [carrier]);
+}
+
+/// Found by the simulator: a replica spared many epochs while it seeded stopped the guest's output when it joined.
+#[test]
+fn a_joiner_that_was_spared_epochs_gets_them_with_the_next_cut() {
+    let (mut desk, _) = Desk::protected(LossPolicy::Degrade);
+    desk.join(3);
+    let seed = desk.seal();
+    desk.ack(2, seed);
+    for _ in 0..10 {
+        let epoch = desk.seal();
+        desk.ack(2, epoch);
+    }
+    desk.ack(3, seed);
+    let carrier = desk.seal();
+    assert_eq!(carrier, seed + 11);
+}
+
+/// Found by the simulator: a seed cannot follow epochs that the replica already holds, so it never became whole.
+#[test]
+fn a_dropped_replica_that_kept_epochs_is_turned_away() {
+    let mut desk = Desk::new(LossPolicy::Degrade);
+    desk.tell(Event::Joined { member: member(2), staged: Some(EpochId(7)) });
+    assert!(desk.did(&Action::Drop(member(2))));
+    assert_eq!(desk.standing(2), None);
+}
+
+#[test]
+fn a_second_handshake_while_seeding_begins_again() {
+    let mut desk = Desk::new(LossPolicy::Degrade);
+    desk.join(2);
+    desk.seal();
+    desk.actions.clear();
+    desk.join(2);
+    assert!(desk.did(&Action::Seed(member(2))));
+    assert_eq!(desk.primary.peers[0].first, desk.primary.open);
+}
+
+#[test]
+fn under_halt_nothing_runs_before_a_replica_is_in_sync() {
+    let mut desk = Desk::new(LossPolicy::Halt);
+    assert!(desk.did(&Action::PauseGuest) && desk.did(&Action::Gate(GateMode::Hold)));
+    assert_eq!(desk.primary.protection(), Protection::Halted);
+    desk.join(2);
+    let seed = desk.seal();
+    assert!(!desk.did(&Action::RunGuest));
+    // Nothing has left yet, so the seed is all it must hold.
+    desk.ack(2, seed);
+    assert!(desk.did(&Action::RunGuest));
+    assert!(!desk.did(&Action::Gate(GateMode::Open)));
+}
+
+#[test]
+fn under_halt_the_loss_of_the_only_replica_stops_the_guest_and_keeps_the_record() {
+    let (mut desk, _) = Desk::protected(LossPolicy::Halt);
+    desk.pass(400, &[]);
+    assert!(desk.did(&Action::PauseGuest));
+    assert!(desk.record.lists(member(2)), "it may still take over");
+    assert!(desk.swaps().is_empty());
+}
+
+#[test]
+fn under_halt_a_new_replica_replaces_the_lost_one() {
+    let (mut desk, newest) = Desk::protected(LossPolicy::Halt);
+    desk.pass(400, &[]);
+    desk.join(3);
+    for _ in 0..2 {
+        let epoch = desk.seal();
+        desk.ack(3, epoch);
+    }
+    assert!(desk.record.lists(member(3)) && !desk.record.lists(member(2)));
+    assert!(desk.did(&Action::RunGuest));
+    assert!(desk.primary.released.0 > newest);
+}
+
+#[test]
+fn a_refused_listing_is_tried_again_on_the_new_record() {
+    let mut desk = Desk::new(LossPolicy::Degrade);
+    desk.join(2);
+    let seed = desk.seal();
+    desk.ack(2, seed);
+    let next = desk.seal();
+    desk.arbiter_answers = false;
+    desk.ack(2, next);
+    let op = desk.swaps()[0].op;
+    desk.record.version += 1;
+    let record = Some(desk.record.clone());
+    desk.tell(Event::Arbiter(Reply::Refused { op, refusal: Refusal::Changed, record }));
+    let epoch = desk.primary.open.0;
+    assert_eq!(desk.standing(2), Some(Standing::Joining { need: EpochId(epoch) }));
+    desk.seal();
+    desk.ack(2, epoch);
+    let again = desk.swaps()[1];
+    assert_eq!((again.expected_version, again.op.count), (desk.record.version, op.count + 1));
+}
+
+#[test]
+fn retiring_takes_everybody_off_the_record_first() {
+    let (mut desk, _) = Desk::protected(LossPolicy::Degrade);
+    desk.tell(Event::Retire);
+    assert!(desk.record.in_sync.is_empty());
+    assert!(desk.did(&Action::Retired));
+}
