@@ -163,7 +163,10 @@ impl Message {
             }
             Self::Refuse(reason) => {
                 out.put_u8(3);
-                let end = reason.floor_char_boundary(limits::REASON_BYTES);
+                let mut end = reason.len().min(limits::REASON_BYTES);
+                while !reason.is_char_boundary(end) {
+                    end -= 1;
+                }
                 put_bytes(&mut out, &reason.as_bytes()[..end]);
             }
             Self::Heartbeat(m) => {

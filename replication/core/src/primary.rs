@@ -496,7 +496,7 @@ impl Primary {
             match peer.standing {
                 Standing::Seeding | Standing::Joining { .. } if silent => dropped.push(peer.member),
                 Standing::InSync if silent && sabotaged(Sabotage::DegradeWithoutArbiter) => {
-                    dropped.push(peer.member)
+                    dropped.push(peer.member);
                 }
                 Standing::InSync if silent => peer.standing = Standing::Lost,
                 Standing::Lost if !silent => peer.standing = Standing::InSync,

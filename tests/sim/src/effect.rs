@@ -1,0 +1,143 @@
+//! What goes into a simulated process and what comes out of it.
+
+use bytes::Bytes;
+use mycelium_ram_core::primary::Protection;
+use mycelium_ram_core::settle::{Reply, Request as ArbiterRequest};
+use mycelium_ram_core::{EpochId, Member};
+
+use crate::guest::{Answer, Entry, Request};
+
+/// One connection between two processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(pub u64);
+
+/// What arrives at a process.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A reliable message on a connection.
+    Bundle(ConnId, Bytes),
+    /// An unreliable one.
+    Datagram(Bytes),
+    /// The arbiter answered.
+    Arbiter(Reply),
+    /// A frame from the tap.
+    Frame(Request),
+    /// A connection ended.
+    Closed(ConnId),
+    /// Processes on other nodes, as the control plane knows them.
+    Peers(Vec<Member>),
+    /// A timer of its own.
+    Timer(Timer),
+}
+
+impl Input {
+    /// Whether it is an arrival, to be handled before any timer.
+    #[must_use]
+    pub fn is_arrival(&self) -> bool {
+        !matches!(self, Self::Timer(_))
+    }
+}
+
+/// Timers and running jobs of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Timer {
+    /// The core's tick.
+    Tick,
+    /// Look for replicas.
+    Discover,
+    /// Carry out the next action the core has decided.
+    Step,
+    /// The pause of a cut is over.
+    CutDone,
+    /// Send the next frame to this replica.
+    SendNext(Member),
+    /// Let the next frame out of the gate.
+    ReleaseNext,
+    /// Apply the oldest staged epoch to the image.
+    ApplyNext,
+    /// The guest's own timer.
+    GuestTick,
+    /// The vCPUs are set up: resume after a takeover.
+    Resume,
+    /// Tell the switch again where the guest is.
+    Announce(u32),
+}
+
+/// A frame on the clients' network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// The guest's answer.
+    Answer(Answer),
+    /// A frame with the guest's address, so that switches learn where it is.
+    Announce,
+}
+
+/// Places in the protocol where a fault may strike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "the names say it; all are moments of a process")]
+pub enum Point {
+    OfferSent,
+    SeedBegun,
+    BeforeCut,
+    InCut,
+    SealedUnsent,
+    PartSent,
+    EndSent,
+    ListSent,
+    UnlistSent,
+    BeforeRelease,
+    AmidRelease,
+    GateOpened,
+    Accepted,
+    PartStaged,
+    EpochStaged,
+    AckSent,
+    TakeoverSent,
+    Promoted,
+    BeforeReplay,
+    Replayed,
+}
+
+/// What a process tells the people who watch it (never the core).
+#[derive(Clone, Debug)]
+pub enum Report {
+    /// The guest's history grew: from this hash, by this entry.
+    History(u64, Entry),
+    /// An epoch was sealed.
+    Sealed(EpochId),
+    /// The protection changed.
+    Status(Protection),
+    /// The guest resumes here after a takeover.
+    Resumed(EpochId),
+    /// The image and the registers do not fit together.
+    Broken(String),
+    /// Something for the trace alone.
+    Remark(String),
+    /// A bound was exceeded.
+    Unbounded(String),
+}
+
+/// What a process does.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// Open a connection and send nothing yet.
+    Open(ConnId, Member),
+    /// Send on a connection.
+    Bundle(ConnId, Bytes),
+    /// Close a connection.
+    Close(ConnId),
+    /// Send a datagram.
+    Datagram(Member, Bytes),
+    /// Ask the arbiter.
+    Ask(ArbiterRequest),
+    /// Put a frame on the clients' network.
+    Emit(Frame),
+    /// Hand the timer in after so many nanoseconds.
+    After(u64, Timer),
+    /// A fault may strike here.
+    Point(Point),
+    /// For the watchers.
+    Report(Report),
+    /// The process ends.
+    Exit(String),
+}

@@ -1,0 +1,43 @@
+//! Promise 6: output leaves unprotected only when the record says that nobody protects.
+//!
+//! From outside: an answer to a request that reached the guest when every listed replica was already gone cannot have been
+//! acknowledged by any of them. So the record must have let them go before the answer left. Under the policy `halt` it
+//! must not leave at all until a replica is listed again.
+
+use mycelium_ram_core::record::{LossPolicy, Record};
+
+use super::{Violation, Witness, ms};
+
+const NAME: &str = "degrade_in_open";
+
+pub(super) fn check(w: &Witness) -> Result<(), Violation> {
+    for (at, from, answer) in &w.answers {
+        let asked = w
+            .delivered
+            .iter()
+            .find(|(_, m, r)| m == from && (r.client, r.seq) == (answer.client, answer.seq));
+        let Some((asked_at, ..)) = asked else { continue };
+        // The records in force at any time between the question and the answer.
+        let after = w.ledger.partition_point(|(t, _)| t <= asked_at);
+        let until = w.ledger.partition_point(|(t, _)| t <= at);
+        let records = &w.ledger[after.saturating_sub(1)..until];
+        let mine = || records.iter().filter(|(_, r)| r.active == *from);
+        let alone = mine().any(|(_, r)| r.in_sync.is_empty() && r.policy == LossPolicy::Degrade);
+        let guarded = mine().any(|(_, r)| guards(w, r, *asked_at));
+        if !alone && !guarded && mine().next().is_some() {
+            let (who, at, asked_at) = (w.name(*from), ms(*at), ms(*asked_at));
+            return Err(Violation::new(
+                NAME,
+                format!(
+                    "{who} let {answer:?} out at {at}, asked at {asked_at}; no listed replica lived and the record does not allow it"
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the record lists somebody who was alive then.
+fn guards(w: &Witness, record: &Record, then: u64) -> bool {
+    record.in_sync.iter().any(|l| w.ended.get(&l.member).is_none_or(|end| *end >= then))
+}

@@ -1,0 +1,68 @@
+//! Ending an epoch: stop the guest, take its pages and registers, let it go on, then send.
+
+use mycelium_ram_core::EpochId;
+use mycelium_ram_core::primary::Event;
+
+use super::Cx;
+use super::active::Active;
+use super::session::Sealed;
+use crate::effect::{Effect, Point, Report, Timer};
+
+impl Active {
+    pub(super) fn cut(&mut self, _: EpochId, cx: &mut Cx<'_>) {
+        cx.fx.push(Effect::Point(Point::BeforeCut));
+        self.cutting = true;
+        cx.fx.push(Effect::Point(Point::InCut));
+        let pause = cx.rng.between(cx.costs.pause);
+        cx.after(pause, Timer::CutDone);
+    }
+
+    pub(super) fn cut_done(&mut self, cx: &mut Cx<'_>) {
+        if cx.hung {
+            self.cut_waits = true;
+            return;
+        }
+        if cx.rng.chance(cx.costs.cut_fails_pm) {
+            self.fail_cut(cx);
+        } else {
+            self.seal(cx);
+        }
+        self.cutting = false;
+        self.drain_rx(cx);
+    }
+
+    /// The loop no longer hangs.
+    pub(super) fn go_on(&mut self, cx: &mut Cx<'_>) {
+        if std::mem::take(&mut self.cut_waits) {
+            self.cut_done(cx);
+        }
+    }
+
+    /// The harvest has cleared the guest's dirty bits: they go back.
+    fn fail_cut(&mut self, cx: &mut Cx<'_>) {
+        let dirty = self.guest.take_dirty();
+        self.guest.put_back(&dirty);
+        self.tell(Event::CutFailed, cx);
+    }
+
+    fn seal(&mut self, cx: &mut Cx<'_>) {
+        let dirty = self.guest.take_dirty();
+        let epoch = self.gate.seal();
+        let sealed = Sealed {
+            epoch,
+            cut_at: cx.now,
+            released: self.let_out,
+            ingress: self.ingress,
+            state: self.guest.state(),
+            image: self.guest.pages(),
+            gate: &self.gate,
+        };
+        for (member, session) in &mut self.sessions {
+            session.owe(&dirty);
+            session.send(*member, &sealed, cx);
+        }
+        cx.report(Report::Sealed(epoch));
+        cx.fx.push(Effect::Point(Point::SealedUnsent));
+        self.tell(Event::Sealed(epoch), cx);
+    }
+}

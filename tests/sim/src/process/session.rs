@@ -1,0 +1,163 @@
+//! Sending epochs to one replica.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use mycelium_ram_core::message::{EpochEnd, EpochPart, Message, Output};
+use mycelium_ram_core::output::OutputQueue;
+use mycelium_ram_core::page_codec::PartWriter;
+use mycelium_ram_core::stage::{content_hash, part_hash};
+use mycelium_ram_core::{EpochId, IngressSeq, Member, PageLedger, PageSet, Time};
+
+use super::Cx;
+use super::active::Active;
+use crate::effect::{ConnId, Effect, Point, Timer};
+use crate::guest::Image;
+use crate::limits;
+
+/// An epoch at the end of its cut, with the guest still stopped.
+#[derive(Debug)]
+pub(super) struct Sealed<'a> {
+    pub(super) epoch: EpochId,
+    pub(super) cut_at: Time,
+    pub(super) released: EpochId,
+    pub(super) ingress: IngressSeq,
+    pub(super) state: Bytes,
+    pub(super) image: &'a Image,
+    pub(super) gate: &'a OutputQueue<Output>,
+}
+
+/// What one replica has been sent and is still owed.
+#[derive(Debug)]
+pub(super) struct Session {
+    conn: Option<ConnId>,
+    base: Option<EpochId>,
+    ledger: PageLedger,
+    unacked: BTreeSet<EpochId>,
+    outbox: VecDeque<(Bytes, Point)>,
+    sending: bool,
+}
+
+impl Session {
+    fn seeding(conn: Option<ConnId>) -> Self {
+        Self {
+            conn,
+            base: None,
+            ledger: PageLedger::owing_all(limits::GUEST_PAGES),
+            unacked: BTreeSet::new(),
+            outbox: VecDeque::new(),
+            sending: false,
+        }
+    }
+
+    pub(super) fn conn(&self) -> Option<ConnId> {
+        self.conn
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.outbox.len()
+    }
+
+    pub(super) fn acked(&mut self, through: EpochId) {
+        self.ledger.acked(through);
+        self.unacked = self.unacked.split_off(&through.next());
+    }
+
+    pub(super) fn closed(&mut self, conn: ConnId) {
+        if self.conn == Some(conn) {
+            self.conn = None;
+            self.outbox.clear();
+        }
+    }
+
+    pub(super) fn owe(&mut self, dirty: &PageSet) {
+        self.ledger.owe(dirty);
+    }
+
+    /// Queues the epoch for this replica, unless it is not connected or has enough to do: then the pages stay owed and go
+    /// with a later epoch.
+    pub(super) fn send(&mut self, member: Member, sealed: &Sealed<'_>, cx: &mut Cx<'_>) {
+        if self.conn.is_none() || self.unacked.len() >= limits::SENT_EPOCHS {
+            return;
+        }
+        let pages = self.ledger.send_in(sealed.epoch);
+        let parts = encode(&pages, sealed.image);
+        let outputs = sealed.gate.between(self.base.unwrap_or_default(), sealed.epoch).cloned().collect();
+        let mut end = EpochEnd {
+            epoch: sealed.epoch,
+            base: self.base,
+            parts: u32::try_from(parts.len()).expect("a small guest"),
+            content_hash: 0,
+            cut_at: sealed.cut_at,
+            released: sealed.released,
+            ingress: sealed.ingress,
+            state: sealed.state.clone(),
+            outputs,
+        };
+        end.content_hash = content_hash(parts.iter().map(|p| part_hash(p)), &end);
+        for (index, payload) in (0..).zip(parts) {
+            let part = EpochPart { epoch: sealed.epoch, base: self.base, index, payload };
+            self.outbox.push_back((Message::Part(part).encode(), Point::PartSent));
+        }
+        self.outbox.push_back((Message::End(end).encode(), Point::EndSent));
+        self.base = Some(sealed.epoch);
+        self.unacked.insert(sealed.epoch);
+        self.kick(member, cx);
+    }
+
+    fn kick(&mut self, member: Member, cx: &mut Cx<'_>) {
+        if !self.sending && !self.outbox.is_empty() {
+            self.sending = true;
+            let cost = cx.rng.between(cx.costs.send);
+            cx.after(cost, Timer::SendNext(member));
+        }
+    }
+}
+
+fn encode(pages: &PageSet, image: &Image) -> Vec<Bytes> {
+    let (mut writer, mut parts) = (PartWriter::default(), Vec::new());
+    for page in pages.iter() {
+        let content = &image[usize::try_from(page.0).expect("a small guest")];
+        writer.push(page, content);
+        if writer.pages() == limits::PART_PAGES {
+            parts.push(writer.finish());
+        }
+    }
+    if writer.pages() > 0 {
+        parts.push(writer.finish());
+    }
+    parts
+}
+
+impl Active {
+    pub(super) fn seed(&mut self, member: Member, cx: &mut Cx<'_>) {
+        let mut session = Session::seeding(self.accepted(member));
+        // A timer of an earlier session with it may still run.
+        session.sending = self.sessions.get(&member).is_some_and(|s| s.sending);
+        self.sessions.insert(member, session);
+        cx.fx.push(Effect::Point(Point::SeedBegun));
+    }
+
+    pub(super) fn resend(&mut self, member: Member, kept: EpochId) {
+        let conn = self.accepted(member);
+        let Some(session) = self.sessions.get_mut(&member) else { return };
+        session.ledger.abort_after(kept);
+        session.unacked.clear();
+        session.outbox.clear();
+        session.base = Some(kept);
+        session.conn = conn;
+    }
+
+    fn accepted(&self, member: Member) -> Option<ConnId> {
+        self.links.get(&member).filter(|l| l.accepted).map(|l| l.conn)
+    }
+
+    pub(super) fn send_next(&mut self, member: Member, cx: &mut Cx<'_>) {
+        let Some(session) = self.sessions.get_mut(&member) else { return };
+        session.sending = false;
+        let (Some(conn), Some((frame, point))) = (session.conn, session.outbox.pop_front()) else { return };
+        cx.fx.push(Effect::Bundle(conn, frame));
+        cx.fx.push(Effect::Point(point));
+        session.kick(member, cx);
+    }
+}

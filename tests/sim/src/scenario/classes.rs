@@ -1,0 +1,370 @@
+//! The classes of runs. Each is a promise about what the VM must survive.
+
+use mycelium_ram_core::record::LossPolicy;
+
+use super::{Rift, Scenario, What, When, Who};
+use crate::clock::MS;
+use crate::effect::Point;
+use crate::net::Quality;
+use crate::rng::Rng;
+
+macro_rules! classes {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+        /// A kind of run.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Class {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Class {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// Its name in tables.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                }
+            }
+        }
+    };
+}
+
+classes! {
+    /// The active's host dies, nothing else happens.
+    CleanKill = "clean-kill",
+    /// The active is stopped and continued.
+    StallActive = "stall-active",
+    /// A replica is stopped and continued.
+    StallReplica = "stall-replica",
+    /// Directions are cut, once or several times.
+    Partition = "partition",
+    /// Paths lose, double and delay; then the active dies.
+    Lossy = "lossy",
+    /// The arbiter fails or does not get through while others fail.
+    Arbiter = "arbiter",
+    /// A replica dies and returns.
+    ReplicaLoss = "replica-loss",
+    /// Somebody fails while a replica joins.
+    Joining = "joining",
+    /// The policy forbids to run unprotected.
+    Halt = "halt",
+    /// Processes start again and again.
+    Restarts = "restarts",
+    /// A loop hangs while heartbeats go on.
+    Hang = "hang",
+    /// Connections break again and again, then the active dies.
+    Resets = "resets",
+    /// Long paths.
+    Far = "far",
+    /// Two replicas race.
+    Race = "race",
+    /// Anything at any time; nothing is promised but safety, and life if a process is left that may live.
+    Chaos = "chaos",
+}
+
+const ACTIVE_POINTS: &[Point] = &[
+    Point::BeforeCut,
+    Point::InCut,
+    Point::SealedUnsent,
+    Point::PartSent,
+    Point::EndSent,
+    Point::BeforeRelease,
+    Point::AmidRelease,
+];
+const REPLICA_POINTS: &[Point] = &[Point::PartStaged, Point::EpochStaged, Point::AckSent];
+const TAKEOVER_POINTS: &[Point] =
+    &[Point::TakeoverSent, Point::Promoted, Point::BeforeReplay, Point::Replayed];
+const JOIN_POINTS: &[Point] = &[
+    Point::OfferSent,
+    Point::Accepted,
+    Point::SeedBegun,
+    Point::PartStaged,
+    Point::EpochStaged,
+    Point::ListSent,
+];
+const RIFTS: &[Rift] = &[
+    Rift::Pair,
+    Rift::ActiveMute,
+    Rift::ActiveDeaf,
+    Rift::ActiveAlone,
+    Rift::ReplicaAlone,
+    Rift::ActiveFromPeers,
+    Rift::ActiveArbiter,
+    Rift::ReplicaArbiter,
+    Rift::ArbiterMute,
+];
+
+impl Class {
+    /// The class of a seed: they take turns.
+    #[must_use]
+    pub fn of(seed: u64) -> Self {
+        let count = Self::ALL.len() as u64;
+        Self::ALL[usize::try_from(seed % count).expect("a few")]
+    }
+
+    pub(super) fn fill(self, s: &mut Scenario, rng: &mut Rng) {
+        match self {
+            Self::CleanKill => clean_kill(s, rng),
+            Self::StallActive => stall(s, rng, Who::Active, ACTIVE_POINTS),
+            Self::StallReplica => stall(s, rng, Who::Replica, REPLICA_POINTS),
+            Self::Partition => partition(s, rng),
+            Self::Lossy => lossy(s, rng),
+            Self::Arbiter => arbiter(s, rng),
+            Self::ReplicaLoss => replica_loss(s, rng),
+            Self::Joining => joining(s, rng),
+            Self::Halt => halt(s, rng),
+            Self::Restarts => restarts(s, rng),
+            Self::Hang => hang(s, rng),
+            Self::Resets => resets(s, rng),
+            Self::Far => far(s, rng),
+            Self::Race => race(s, rng),
+            Self::Chaos => chaos(s, rng),
+        }
+    }
+}
+
+fn soon(rng: &mut Rng) -> u64 {
+    rng.between((250, 900)) * MS
+}
+
+/// At a random time, or at a random one of these points.
+fn some_time(rng: &mut Rng, points: &[Point]) -> When {
+    let after = soon(rng);
+    if rng.chance(250) {
+        return When::At(after + rng.below(10 * MS));
+    }
+    When::Reached { point: rng.pick(points), nth: 1 + rng.below(4), after }
+}
+
+fn reboot(rng: &mut Rng) -> u64 {
+    rng.between((40, 400)) * MS
+}
+
+fn stop_for(rng: &mut Rng) -> u64 {
+    // Around the detector's floor is where decisions are close.
+    if rng.chance(500) { rng.between((20, 140)) * MS } else { rng.between((140, 900)) * MS }
+}
+
+fn kill_active(s: &mut Scenario, rng: &mut Rng) {
+    let crash = What::Crash(Who::Active, reboot(rng));
+    s.add_protected(some_time(rng, ACTIVE_POINTS), crash);
+}
+
+fn clean_kill(s: &mut Scenario, rng: &mut Rng) {
+    s.prompt = s.nodes == 2;
+    s.think = (MS / 2, rng.between((1, 6)) * MS);
+    // The longer a commit takes, the more is under way when the host dies.
+    s.paths.delay.1 = rng.between((1, 5)) * MS;
+    kill_active(s, rng);
+}
+
+fn stall(s: &mut Scenario, rng: &mut Rng, who: Who, points: &[Point]) {
+    s.arbiter.delay.1 = rng.between((1, 60)) * MS;
+    for _ in 0..rng.between((1, 3)) {
+        let stop = What::Stall(who, stop_for(rng));
+        s.add(some_time(rng, points), stop);
+    }
+    if rng.chance(200) {
+        let stop = What::Stall(Who::Here, stop_for(rng));
+        s.add(some_time(rng, TAKEOVER_POINTS), stop);
+    }
+}
+
+fn partition(s: &mut Scenario, rng: &mut Rng) {
+    let rift = rng.pick(RIFTS);
+    if rng.chance(300) {
+        let mut at = soon(rng);
+        for _ in 0..rng.between((3, 8)) {
+            let length = rng.between((10, 120)) * MS;
+            s.add(When::At(at), What::Cut(rift, length));
+            at += length + rng.between((10, 120)) * MS;
+        }
+        return;
+    }
+    let length = rng.between((30, 900)) * MS;
+    s.add(some_time(rng, ACTIVE_POINTS), What::Cut(rift, length));
+    if rng.chance(300) {
+        let other = What::Cut(rng.pick(RIFTS), rng.between((30, 500)) * MS);
+        s.add(some_time(rng, ACTIVE_POINTS), other);
+    }
+}
+
+fn lossy_paths(rng: &mut Rng) -> Quality {
+    Quality {
+        delay: (50_000, rng.between((1, 15)) * MS),
+        loss_pm: rng.below(250),
+        double_pm: rng.below(200),
+        spike_pm: rng.below(60),
+        spike: rng.between((10, 80)) * MS,
+    }
+}
+
+fn lossy(s: &mut Scenario, rng: &mut Rng) {
+    s.paths = lossy_paths(rng);
+    s.arbiter = Quality { spike: 30 * MS, ..lossy_paths(rng) };
+    if rng.chance(600) {
+        kill_active(s, rng);
+    }
+}
+
+fn arbiter(s: &mut Scenario, rng: &mut Rng) {
+    s.arbiter = lossy_paths(rng);
+    s.arbiter.loss_pm = rng.below(500);
+    for _ in 0..rng.between((1, 3)) {
+        let down = What::ArbiterDown(rng.between((20, 500)) * MS);
+        let points = [Point::ListSent, Point::UnlistSent, Point::TakeoverSent];
+        s.add(some_time(rng, &points), down);
+    }
+    match rng.below(4) {
+        0 => kill_active(s, rng),
+        1 => {
+            let stop = What::Stall(Who::Active, stop_for(rng));
+            s.add(some_time(rng, ACTIVE_POINTS), stop);
+        }
+        2 => {
+            let cut = What::Cut(rng.pick(RIFTS), rng.between((60, 600)) * MS);
+            s.add(some_time(rng, ACTIVE_POINTS), cut);
+        }
+        _ => {
+            let crash = What::Crash(Who::Replica, reboot(rng));
+            s.add(some_time(rng, REPLICA_POINTS), crash);
+        }
+    }
+}
+
+fn replica_loss(s: &mut Scenario, rng: &mut Rng) {
+    for _ in 0..rng.between((1, 2)) {
+        let crash = What::Crash(Who::Replica, reboot(rng));
+        s.add(some_time(rng, REPLICA_POINTS), crash);
+    }
+    s.costs.cut_fails_pm = rng.below(200);
+    if rng.chance(300) {
+        s.heal_at = 3000 * MS;
+        let crash = What::Crash(Who::Active, reboot(rng));
+        s.add_protected(When::At(1600 * MS + rng.below(1000 * MS)), crash);
+    }
+}
+
+fn joining(s: &mut Scenario, rng: &mut Rng) {
+    // A second replica that joins behind the first has windows of its own.
+    s.nodes = if rng.chance(600) { 3 } else { 2 };
+    s.arbiter.delay.1 = rng.between((2, 60)) * MS;
+    s.think = (MS / 2, MS);
+    // Slow seeds and lists make the windows wide.
+    s.costs.send.1 = rng.between((60, 3000)) * 1000;
+    let when = When::Reached { point: rng.pick(JOIN_POINTS), nth: 1 + rng.below(4), after: 0 };
+    let what = match rng.below(5) {
+        0 | 1 => What::Crash(Who::Active, reboot(rng)),
+        2 => What::Crash(Who::Replica, reboot(rng)),
+        3 => What::Cut(rng.pick(RIFTS), rng.between((60, 800)) * MS),
+        _ => What::Stall(Who::Active, stop_for(rng)),
+    };
+    s.survives = !matches!(what, What::Crash(Who::Active, _));
+    s.add(when, what);
+}
+
+fn halt(s: &mut Scenario, rng: &mut Rng) {
+    s.policy = LossPolicy::Halt;
+    match rng.below(3) {
+        0 => kill_active(s, rng),
+        1 => {
+            let crash = What::Crash(Who::Replica, reboot(rng));
+            s.add(some_time(rng, REPLICA_POINTS), crash);
+        }
+        _ => {
+            let cut = What::Cut(rng.pick(RIFTS), rng.between((60, 900)) * MS);
+            s.add(some_time(rng, ACTIVE_POINTS), cut);
+        }
+    }
+}
+
+fn restarts(s: &mut Scenario, rng: &mut Rng) {
+    s.heal_at = 2500 * MS;
+    let mut at = rng.between((100, 400)) * MS;
+    for _ in 0..rng.between((4, 9)) {
+        let back = rng.between((10, 80)) * MS;
+        let who = if rng.chance(300) { Who::Active } else { Who::Replica };
+        let crash = What::Crash(who, back);
+        if who == Who::Active {
+            s.survives = false;
+            s.add_protected(When::At(at), crash);
+        } else {
+            s.add(When::At(at), crash);
+        }
+        at += rng.between((20, 400)) * MS;
+    }
+}
+
+fn hang(s: &mut Scenario, rng: &mut Rng) {
+    s.heal_at = 2500 * MS;
+    let length = if rng.chance(500) { None } else { Some(rng.between((100, 1200)) * MS) };
+    let (who, points) =
+        if rng.chance(600) { (Who::Active, ACTIVE_POINTS) } else { (Who::Replica, REPLICA_POINTS) };
+    s.add_protected(some_time(rng, points), What::Hang(who, length));
+}
+
+fn resets(s: &mut Scenario, rng: &mut Rng) {
+    for _ in 0..rng.between((1, 5)) {
+        s.add(some_time(rng, ACTIVE_POINTS), What::Reset);
+    }
+    if rng.chance(600) {
+        // Soon after a break, before new writes cover up what it lost.
+        let (last, reaction) = (rng.between((950, 1200)) * MS, rng.between((40, 250)) * MS);
+        let point = rng.pick(&[Point::PartSent, Point::EndSent, Point::SealedUnsent]);
+        s.add(When::Reached { point, nth: 1 + rng.below(4), after: last }, What::Reset);
+        s.add_protected(When::At(last + reaction), What::Crash(Who::Active, reboot(rng)));
+    }
+}
+
+fn far(s: &mut Scenario, rng: &mut Rng) {
+    let base = rng.between((5, 60)) * MS;
+    s.paths.delay = (base, base + rng.below(base / 2));
+    s.paths.loss_pm = rng.below(30);
+    s.arbiter.delay = (base / 2, base);
+    s.heal_at = 3000 * MS;
+    let when = When::At(rng.between((1200, 2000)) * MS);
+    match rng.below(4) {
+        0 | 1 => s.add_protected(when, What::Crash(Who::Active, reboot(rng))),
+        2 => s.add(when, What::Stall(Who::Active, stop_for(rng))),
+        _ => s.add(when, What::Cut(rng.pick(RIFTS), rng.between((60, 900)) * MS)),
+    }
+}
+
+fn race(s: &mut Scenario, rng: &mut Rng) {
+    s.nodes = 3;
+    match rng.below(3) {
+        0 | 1 => kill_active(s, rng),
+        _ => {
+            let cut = What::Cut(Rift::ActiveFromPeers, rng.between((100, 700)) * MS);
+            s.add(some_time(rng, ACTIVE_POINTS), cut);
+        }
+    }
+}
+
+fn chaos(s: &mut Scenario, rng: &mut Rng) {
+    s.survives = false;
+    s.heal_at = 2500 * MS;
+    s.paths = if rng.chance(500) { lossy_paths(rng) } else { s.paths };
+    s.arbiter = if rng.chance(500) { lossy_paths(rng) } else { s.arbiter };
+    s.policy = if rng.chance(200) { LossPolicy::Halt } else { LossPolicy::Degrade };
+    s.costs.cut_fails_pm = rng.below(100);
+    let points = [ACTIVE_POINTS, REPLICA_POINTS, TAKEOVER_POINTS, JOIN_POINTS].concat();
+    for _ in 0..rng.between((2, 8)) {
+        let when = some_time(rng, &points);
+        let who = rng.pick(&[Who::Active, Who::Replica, Who::Here]);
+        let what = match rng.below(8) {
+            0 | 1 => What::Crash(who, reboot(rng)),
+            2 | 3 => What::Stall(who, stop_for(rng)),
+            4 | 5 => What::Cut(rng.pick(RIFTS), rng.between((20, 900)) * MS),
+            6 => What::Reset,
+            _ => What::ArbiterDown(rng.between((20, 600)) * MS),
+        };
+        if matches!(what, What::Crash(..)) && rng.chance(700) {
+            s.add_protected(when, what);
+        } else {
+            s.add(when, what);
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! Counts of what runs have exercised: a green run that took nothing over proves nothing.
+
+use std::ops::AddAssign;
+
+/// Counts over one or many runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct Stats {
+    pub runs: u64,
+    pub events: u64,
+    pub virtual_ms: u64,
+    pub epochs: u64,
+    pub outputs: u64,
+    pub takeovers: u64,
+    pub takeovers_failed: u64,
+    pub degrades: u64,
+    pub down: u64,
+}
+
+impl AddAssign for Stats {
+    fn add_assign(&mut self, o: Self) {
+        self.runs += o.runs;
+        self.events += o.events;
+        self.virtual_ms += o.virtual_ms;
+        self.epochs += o.epochs;
+        self.outputs += o.outputs;
+        self.takeovers += o.takeovers;
+        self.takeovers_failed += o.takeovers_failed;
+        self.degrades += o.degrades;
+        self.down += o.down;
+    }
+}
