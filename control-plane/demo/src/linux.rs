@@ -32,6 +32,7 @@ const HOST_MIB: u32 = 1024;
 const ARBITER_PORT: u16 = 7600;
 const PATH_PORT: u16 = 7700;
 const FOLDER: &str = "/demo";
+const CONSOLE: &str = "/demo/run/serial.log";
 /// An emulated processor keeps nobody's beat: heartbeats and their limits are stretched by this.
 const HEARTBEAT_MS: &str = "100";
 const DETECT_MS: &str = "2000";
@@ -123,7 +124,7 @@ fn make_keys(dir: &Path) -> Result<Keys> {
 fn spec(net: &LabNet) -> String {
     format!(
         "name = \"demo\"\nvcpus = 1\nram_mib = {RAM_MIB}\nkernel = \"{FOLDER}/vmlinux\"\ninitrd = \"{FOLDER}/initrd\"\n\
-         cmdline = \"console=ttyS0 rdinit=/init panic=-1 quiet mycelium.ip={}\"\nserial = \"null\"\n\n\
+         cmdline = \"console=ttyS0 rdinit=/init panic=-1 loglevel=4 mycelium.ip={}\"\nserial = \"null\"\n\n\
          [[net]]\ntap = \"{GUEST_TAP}\"\nmac = \"{MAC}\"\n",
         net.guest_address(0)
     )
@@ -201,6 +202,17 @@ impl HostWorld {
             capture: Some(capture),
             wire_bytes: 0,
         })
+    }
+}
+
+impl HostWorld {
+    /// The end of what endophyte said and of the guest's console.
+    fn last_words(&self) -> String {
+        let text = |stream| self.endophyte.as_ref().map(|p| p.written(stream)).unwrap_or_default();
+        let said = [text(Stream::Stdout), text(Stream::Stderr)].concat();
+        let console = if self.lost { Vec::new() } else { self.host.read_file(CONSOLE).unwrap_or_default() };
+        let tail = |bytes: &[u8]| String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(3000)..]).into_owned();
+        format!("{}\nguest console:\n{}", tail(&said), tail(&console))
     }
 }
 
@@ -309,11 +321,8 @@ impl World for LinuxWorld {
     }
 
     fn logs(&self) -> String {
-        let said = |node: &HostWorld| {
-            let text = |stream| node.endophyte.as_ref().map(|p| p.written(stream)).unwrap_or_default();
-            String::from_utf8_lossy(&[text(Stream::Stdout), text(Stream::Stderr)].concat()).into_owned()
-        };
-        format!("host A:\n{}\nhost B:\n{}", said(&self.hosts[0]), said(&self.hosts[1]))
+        let [a, b] = &self.hosts;
+        format!("host A:\n{}\nhost B:\n{}", a.last_words(), b.last_words())
     }
 }
 

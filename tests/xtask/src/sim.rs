@@ -16,7 +16,7 @@ pub(crate) struct SimArgs {
 
 pub(crate) fn run(args: &SimArgs) -> Result<ExitCode> {
     let mut command = cargo();
-    command.args(["run", "--quiet", "--release", "-p", "mycelium-sim", "--bin", "sim"]);
+    command.args(["run", "--quiet", "-p", "mycelium-sim", "--bin", "sim"]);
     if args.options.iter().any(|option| option.starts_with("--sabotage")) {
         command.args(["--features", "sabotage"]);
     }

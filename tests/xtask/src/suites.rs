@@ -66,11 +66,11 @@ fn unit() -> Result<()> {
 
 fn sim(size: Size) -> Result<()> {
     let seeds = if size == Size::Whole { "2000" } else { "400" };
-    let run = ["run", "--quiet", "--release", "-p", "mycelium-sim", "--bin", "sim"];
+    let run = ["run", "--quiet", "-p", "mycelium-sim", "--bin", "sim"];
     must(cargo().args(run).args(["--", "--seeds", seeds]))?;
     must(cargo().args(run).args(["--features", "sabotage", "--", "--sabotage", "all"]))?;
     let mut tests = nextest()?;
-    must(tests.args(["--release", "-p", "mycelium-sim"]))
+    must(tests.args(["-p", "mycelium-sim"]))
 }
 
 /// The system tests of one binary; without the rest they run a slice of it.
