@@ -19,7 +19,7 @@ pub(crate) struct FuzzArgs {
 
 pub(crate) fn run(args: &FuzzArgs) -> Result<ExitCode> {
     let mut command = cargo();
-    command.args(["run", "--quiet", "--release", "-p", "mycelium-fuzz", "--"]);
+    command.args(["run", "--quiet", "-p", "mycelium-fuzz", "--"]);
     command.args(["--seconds", &args.seconds.to_string()]);
     for target in &args.target {
         command.args(["--target", target]);

@@ -44,8 +44,8 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     let plan = suites.into_iter().map(|suite| match suite {
         Suite::Unit => ("unit", step(unit)),
         Suite::Sim => ("sim", step(move || sim(size))),
-        Suite::Failover => ("failover", step(move || system("failover", size))),
-        Suite::Lab => ("lab", step(move || system("lab", size))),
+        Suite::Failover => ("failover", step(move || system(&["failover", "bad_input", "redis_tools"], size))),
+        Suite::Lab => ("lab", step(move || system(&["lab"], size))),
     });
     let ok = steps(plan.collect())?;
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -61,6 +61,7 @@ fn unit() -> Result<()> {
     let mut tests = nextest()?;
     tests.args(["--workspace", "--exclude", "system-tests", "--exclude", "mycelium-sim"]);
     must(&mut tests)?;
+    must(cargo().args(["run", "--quiet", "-p", "mycelium-fuzz", "--", "--seconds", "0"]))?;
     must(cargo().args(["test", "--quiet", "--doc", "-p", "rhizomorph-link", "-p", "resp-kv"]))
 }
 
@@ -73,11 +74,14 @@ fn sim(size: Size) -> Result<()> {
     must(tests.args(["-p", "mycelium-sim"]))
 }
 
-/// The system tests of one binary; without the rest they run a slice of it.
-fn system(binary: &str, size: Size) -> Result<()> {
+/// System tests: they need the machine for themselves, one after the other.
+fn system(binaries: &[&str], size: Size) -> Result<()> {
     let built = build::programs()?;
     let mut tests = nextest()?;
-    tests.args(["-p", "system-tests", "--test", binary, "--no-capture"]);
+    tests.args(["-p", "system-tests", "--no-capture"]);
+    for binary in binaries {
+        tests.args(["--test", binary]);
+    }
     tests.env("MYCELIUM_PROGRAMS", &built.folder);
     if size == Size::Whole {
         tests.env("MYCELIUM_WHOLE_SUITE", "1");

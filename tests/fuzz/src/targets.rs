@@ -1,0 +1,71 @@
+//! Every decoder that reads bytes from a peer, a guest's client or a file.
+
+/// One decoder: its name, its entry point, and some well-formed inputs to mutate.
+pub(crate) struct Target {
+    pub(crate) name: &'static str,
+    pub(crate) run: fn(&[u8]),
+    pub(crate) seeds: fn() -> Vec<Vec<u8>>,
+}
+
+/// All of them.
+pub(crate) const ALL: &[Target] = &[
+    Target { name: "message", run: mycelium_ram_core::message::fuzz_message, seeds: seeds::messages },
+    Target { name: "pages", run: mycelium_ram_core::page_codec::fuzz_part, seeds: seeds::parts },
+    Target { name: "arbiter", run: mycelium_arbiter::wire::fuzz_wire, seeds: seeds::questions },
+    Target { name: "state", run: endophyte_vmm::fuzz_state, seeds: seeds::none },
+    Target { name: "resp", run: resp_kv::fuzz_resp, seeds: seeds::resp },
+    Target { name: "hello", run: rhizomorph_proto::fuzz::fuzz_hello, seeds: seeds::none },
+    Target { name: "welcome", run: rhizomorph_proto::fuzz::fuzz_welcome, seeds: seeds::none },
+    Target { name: "stripe", run: rhizomorph_proto::fuzz::fuzz_stripe, seeds: seeds::none },
+    Target { name: "datagram", run: rhizomorph_proto::fuzz::fuzz_datagram, seeds: seeds::none },
+    Target { name: "reassembly", run: rhizomorph_proto::fuzz::fuzz_reassembly, seeds: seeds::none },
+    Target { name: "dedup", run: rhizomorph_proto::fuzz::fuzz_dedup, seeds: seeds::none },
+    Target { name: "key", run: rhizomorph_link::fuzz::fuzz_spki, seeds: seeds::none },
+    Target { name: "ticket", run: rhizomorph_link::fuzz::fuzz_ticket, seeds: seeds::tickets },
+];
+
+mod seeds {
+    use mycelium_ram_core::message::{Heartbeat, Message};
+    use mycelium_ram_core::page_codec::PartWriter;
+    use mycelium_ram_core::{EpochId, Generation, Incarnation, Member, NodeId, PageIndex, Time};
+
+    pub(super) fn none() -> Vec<Vec<u8>> {
+        vec![Vec::new(), vec![0; 64]]
+    }
+
+    pub(super) fn messages() -> Vec<Vec<u8>> {
+        let from = Member { node: NodeId([7; 32]), incarnation: Incarnation(1) };
+        let heartbeat = Heartbeat {
+            from,
+            generation: Generation(1),
+            sent_at: Time(5),
+            echo: Some(Time(4)),
+            progress: 3,
+            epoch: Some(EpochId(2)),
+        };
+        let deposed = Message::Deposed { generation: Generation(2), epoch: EpochId(9) };
+        [Message::Heartbeat(heartbeat), Message::Refuse("no".to_owned()), deposed]
+            .iter()
+            .map(|m| m.encode().to_vec())
+            .collect()
+    }
+
+    pub(super) fn parts() -> Vec<Vec<u8>> {
+        let mut writer = PartWriter::default();
+        writer.push(PageIndex(1), &[0; 4096]);
+        writer.push(PageIndex(2), &[9; 4096]);
+        vec![writer.finish().to_vec()]
+    }
+
+    pub(super) fn questions() -> Vec<Vec<u8>> {
+        vec![br#"{"vm":"a","ask":"read"}"#.to_vec(), br#"{"reply":{"record":null}}"#.to_vec()]
+    }
+
+    pub(super) fn resp() -> Vec<Vec<u8>> {
+        vec![b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\nv\r\n".to_vec(), b"PING\r\nINCR n\r\n".to_vec()]
+    }
+
+    pub(super) fn tickets() -> Vec<Vec<u8>> {
+        vec![format!("{}@10.0.0.1:7700,[::1]:9", "ab".repeat(32)).into_bytes()]
+    }
+}
