@@ -1,7 +1,8 @@
 //! Building what the demo and the tests run.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -42,17 +43,22 @@ pub(crate) fn programs() -> Result<Built> {
 /// the nested lab's bare ones.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
+/// The guest runs at fixed addresses, on whatever processor; see its README.
+const GUEST_FLAGS: &str = "-C relocation-model=static -C target-cpu=x86-64";
+
 /// Builds the native guest, a workspace of its own; returns its ELF file.
 pub(crate) fn native_guest() -> Result<PathBuf> {
-    let folder = Path::new("guest-images/native-guest");
     let target = target_folder()?.join("native-guest");
-    let mut command = cargo();
-    command.args(["build", "--release", "--manifest-path"]).arg(folder.join("Cargo.toml"));
-    command.arg("--config").arg(folder.join(".cargo/config.toml")).arg("--target-dir").arg(&target);
-    // Flags of the outer workspace must not reach the guest.
-    command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS").env_remove("CARGO_BUILD_TARGET");
-    must(&mut command)?;
+    must(guest_cargo("build").arg("--target-dir").arg(&target))?;
     Ok(target.join(TARGET).join("release/native-guest"))
+}
+
+/// Cargo on the guest's own workspace, with the guest's flags instead of the outer workspace's.
+pub(crate) fn guest_cargo(subcommand: &str) -> Command {
+    let mut command = cargo();
+    command.args([subcommand, "--release", "--manifest-path", "guest-images/native-guest/Cargo.toml"]);
+    command.args(["--target", TARGET]).env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", GUEST_FLAGS);
+    command
 }
 
 /// Cargo's target folder, wherever it was configured.

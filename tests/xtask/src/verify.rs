@@ -4,19 +4,11 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
+use crate::build::guest_cargo;
 use crate::sh::{cargo, must, steps};
 use crate::tools::ensure_cargo_tool;
 
 const GUEST: &str = "guest-images/native-guest/Cargo.toml";
-const GUEST_CONFIG: &str = "guest-images/native-guest/.cargo/config.toml";
-
-/// The guest is a workspace of its own: the outer one's target and flags must not reach it.
-fn guest_cargo() -> std::process::Command {
-    let mut cargo = cargo();
-    cargo.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS").env_remove("CARGO_BUILD_TARGET");
-    cargo
-}
-
 pub(crate) fn verify() -> Result<ExitCode> {
     let ok = steps(vec![
         ("format", Box::new(|| must(cargo().args(["fmt", "--all", "--check"])))),
@@ -40,11 +32,7 @@ pub(crate) fn verify() -> Result<ExitCode> {
         ),
         (
             "lints of the guest",
-            Box::new(|| {
-                let mut clippy = guest_cargo();
-                clippy.args(["clippy", "--release", "--manifest-path", GUEST, "--config", GUEST_CONFIG]);
-                must(clippy.args(["--", "-D", "warnings"]))
-            }),
+            Box::new(|| must(guest_cargo("clippy").args(["--", "-D", "warnings"]))),
         ),
         (
             "dependencies",
