@@ -254,7 +254,12 @@ fn joining(s: &mut Scenario, rng: &mut Rng) {
     s.think = (MS / 2, MS);
     // Slow seeds and lists make the windows wide.
     s.costs.send.1 = rng.between((60, 3000)) * 1000;
-    let when = When::Reached { point: rng.pick(JOIN_POINTS), nth: 1 + rng.below(4), after: 0 };
+    // Between the proposal to list it and its first epoch as a member lie the narrowest windows.
+    let when = if rng.chance(400) {
+        When::Reached { point: Point::ListSent, nth: 1 + rng.below(s.nodes as u64 - 1), after: 0 }
+    } else {
+        When::Reached { point: rng.pick(JOIN_POINTS), nth: 1 + rng.below(4), after: 0 }
+    };
     let what = match rng.below(5) {
         0 | 1 => What::Crash(Who::Active, reboot(rng)),
         2 => What::Crash(Who::Replica, reboot(rng)),
