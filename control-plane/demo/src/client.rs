@@ -134,9 +134,9 @@ impl Worker {
         let mut turn = 0u64;
         while !self.shared.stop.load(Ordering::Relaxed) {
             if turn.is_multiple_of(2) {
-                self.set(connection, turn)?
+                self.set(connection, turn)?;
             } else {
-                self.incr(connection)?
+                self.incr(connection)?;
             }
             turn += 1;
             if !self.think.is_zero() {

@@ -211,7 +211,8 @@ impl HostWorld {
         let text = |stream| self.endophyte.as_ref().map(|p| p.written(stream)).unwrap_or_default();
         let said = [text(Stream::Stdout), text(Stream::Stderr)].concat();
         let console = if self.lost { Vec::new() } else { self.host.read_file(CONSOLE).unwrap_or_default() };
-        let tail = |bytes: &[u8]| String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(3000)..]).into_owned();
+        let tail =
+            |bytes: &[u8]| String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(3000)..]).into_owned();
         format!("{}\nguest console:\n{}", tail(&said), tail(&console))
     }
 }

@@ -44,7 +44,8 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_env_filter(filter).init();
+        .with_env_filter(filter)
+        .init();
     let result = match cli.command {
         Command::Demo(options) => demo(&options),
         Command::Arbiter(command) => arbiter::run(command).map(|()| ExitCode::SUCCESS),

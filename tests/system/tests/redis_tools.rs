@@ -53,7 +53,9 @@ fn redis_cli_and_redis_benchmark_work() {
     if Command::new("redis-cli").arg("--version").output().is_err() {
         return skip("no redis-cli (apt-get install redis-tools)");
     }
-    let Ok(_namespace) = PrivateNamespace::enter() else { return skip("no right to make a network namespace") };
+    let Ok(_namespace) = PrivateNamespace::enter() else {
+        return skip("no right to make a network namespace");
+    };
     ip("tuntap add tap0 mode tap");
     ip("addr add 10.90.0.1/24 dev tap0");
     ip("link set tap0 up");
@@ -69,8 +71,16 @@ fn redis_cli_and_redis_benchmark_work() {
     assert_eq!(cli(&["GET", "k"]), "v");
     assert_eq!(cli(&["INCR", "n"]), "1");
     assert_eq!(cli(&["DBSIZE"]), "2");
-    let bench = run(Command::new("redis-benchmark").args(["-h", GUEST, "-t", "set,get", "-n", "20000", "-q"]));
+    let bench =
+        run(Command::new("redis-benchmark").args(["-h", GUEST, "-t", "set,get", "-n", "20000", "-q"]));
     let told = String::from_utf8_lossy(&bench.stdout);
-    println!("{}", told.replace('\r', "\n").lines().filter(|l| l.contains("requests per second")).collect::<Vec<_>>().join("\n"));
+    println!(
+        "{}",
+        told.replace('\r', "\n")
+            .lines()
+            .filter(|l| l.contains("requests per second"))
+            .collect::<Vec<_>>()
+            .join("\n")
+    );
     assert!(bench.status.success() && told.matches("requests per second").count() >= 2, "{told}");
 }

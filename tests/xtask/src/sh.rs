@@ -47,8 +47,11 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// Something to do that may fail.
+pub(crate) type Step = Box<dyn FnOnce() -> Result<()>>;
+
 /// Runs steps in order, all of them, and says at the end which failed and how long each took.
-pub(crate) fn steps(steps: Vec<(&str, Box<dyn FnOnce() -> Result<()>>)>) -> Result<bool> {
+pub(crate) fn steps(steps: Vec<(&str, Step)>) -> Result<bool> {
     let mut report = Vec::new();
     for (name, step) in steps {
         eprintln!("== {name}");

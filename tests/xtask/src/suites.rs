@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
-use crate::sh::{cargo, in_path, must, steps};
+use crate::sh::{Step, cargo, in_path, must, steps};
 use crate::{build, tools};
 
 #[derive(Debug, Args)]
@@ -44,14 +44,16 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     let plan = suites.into_iter().map(|suite| match suite {
         Suite::Unit => ("unit", step(unit)),
         Suite::Sim => ("sim", step(move || sim(size))),
-        Suite::Failover => ("failover", step(move || system(&["failover", "bad_input", "redis_tools"], size))),
+        Suite::Failover => {
+            ("failover", step(move || system(&["failover", "bad_input", "redis_tools"], size)))
+        }
         Suite::Lab => ("lab", step(move || system(&["lab"], size))),
     });
     let ok = steps(plan.collect())?;
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn step(step: impl FnOnce() -> Result<()> + 'static) -> Box<dyn FnOnce() -> Result<()>> {
+fn step(step: impl FnOnce() -> Result<()> + 'static) -> Step {
     Box::new(step)
 }
 

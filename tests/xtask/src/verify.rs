@@ -30,10 +30,7 @@ pub(crate) fn verify() -> Result<ExitCode> {
                 ]))
             }),
         ),
-        (
-            "lints of the guest",
-            Box::new(|| must(guest_cargo("clippy").args(["--", "-D", "warnings"]))),
-        ),
+        ("lints of the guest", Box::new(|| must(guest_cargo("clippy").args(["--", "-D", "warnings"])))),
         (
             "dependencies",
             Box::new(|| {
