@@ -34,7 +34,8 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_env_filter(filter).init();
+        .with_env_filter(filter)
+        .init();
     dispatch(cli.command).unwrap_or_else(|exit| exit.report())
 }
 
