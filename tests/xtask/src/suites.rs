@@ -63,7 +63,6 @@ fn unit() -> Result<()> {
     let mut tests = nextest()?;
     tests.args(["--workspace", "--exclude", "system-tests", "--exclude", "mycelium-sim"]);
     must(&mut tests)?;
-    must(cargo().args(["run", "--quiet", "-p", "mycelium-fuzz", "--", "--seconds", "0"]))?;
     must(cargo().args(["test", "--quiet", "--doc", "-p", "rhizomorph-link", "-p", "resp-kv"]))
 }
 
