@@ -106,9 +106,10 @@ impl Detector {
     /// Must be called regularly, after everything that has arrived has been handed to [`Detector::heard`].
     pub fn tick(&mut self, now: Time) {
         let skipped = now.since(self.last_tick).saturating_sub(self.cfg.tick_gap);
-        self.heard_at = self.heard_at + skipped;
-        self.echo_at = self.echo_at + skipped;
-        self.progress_at = self.progress_at + skipped;
+        // What was heard after the stop and before this tick is not older than now.
+        self.heard_at = (self.heard_at + skipped).min(now);
+        self.echo_at = (self.echo_at + skipped).min(now);
+        self.progress_at = (self.progress_at + skipped).min(now);
         self.last_tick = now;
     }
 
@@ -120,10 +121,16 @@ impl Detector {
 
     /// A heartbeat arrived, carrying the newest of my own stamps that the peer has seen, and its progress counter.
     pub fn heard(&mut self, now: Time, echo: Option<Time>, progress: u64) {
-        self.gaps.add(now.since(self.heard_at));
+        // What waited in a socket while this process was stopped says nothing about the path.
+        let running = self.is_running(now);
+        if running {
+            self.gaps.add(now.since(self.heard_at));
+        }
         self.heard_at = now;
         if let Some(echo) = echo {
-            self.echo_ages.add(now.since(echo));
+            if running {
+                self.echo_ages.add(now.since(echo));
+            }
             self.echo_at = self.echo_at.max(echo);
         }
         if progress != self.progress || sabotaged(Sabotage::ProgressNotInHeartbeats) {
@@ -174,7 +181,10 @@ mod tests {
         let mut d = Detector::new(DetectorConfig::default(), BEAT, Time(0));
         let mut now = Time(0);
         for n in 1..200u64 {
-            now = now + BEAT + Duration::from_millis(if n % 2 == 0 { jitter_ms } else { 0 });
+            for _ in 0..10 + if n % 2 == 0 { jitter_ms } else { 0 } {
+                now = now + Duration::from_millis(1);
+                d.tick(now);
+            }
             d.heard(now, Some(now - Duration::from_millis(1)), n);
             d.tick(now);
         }
@@ -245,5 +255,17 @@ mod tests {
         assert_eq!(d.suspicion(), None);
         let (after, _) = silence_until_suspect(&mut d, woken);
         assert!(after > Duration::from_millis(30), "{after:?}");
+    }
+
+    /// Found by the simulator: what was heard right after a stop was moved into the future by the stop's length, and the
+    /// stop itself was learned as jitter; a peer lost afterwards was missed for as long.
+    #[test]
+    fn after_a_stop_silence_is_noticed_as_soon_as_ever() {
+        let (mut d, now) = watched(0);
+        let woken = now + Duration::from_secs(30);
+        d.heard(woken, Some(now), 300);
+        d.tick(woken);
+        let (after, why) = silence_until_suspect(&mut d, woken);
+        assert_eq!((after, why), (Duration::from_millis(65), Suspicion::Silent));
     }
 }

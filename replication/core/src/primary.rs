@@ -192,7 +192,7 @@ struct Peer {
     /// The epoch that carries its seed.
     first: EpochId,
     acked: Option<EpochId>,
-    /// Epochs up to this one are not on their way to it: they came to nothing, or were never sent while it seeded.
+    /// Epochs up to this one are not on their way to it: they came to nothing, or were never sent while nobody waited for it.
     void: EpochId,
     /// My newest stamp it has seen.
     echo: Option<Time>,
@@ -499,7 +499,11 @@ impl Primary {
                     dropped.push(peer.member);
                 }
                 Standing::InSync if silent => peer.standing = Standing::Lost,
-                Standing::Lost if !silent => peer.standing = Standing::InSync,
+                Standing::Lost if !silent => {
+                    // Cuts went on without it, and a driver may have spared it their epochs.
+                    peer.void = self.open.prev();
+                    peer.standing = Standing::InSync;
+                }
                 _ => {}
             }
         }

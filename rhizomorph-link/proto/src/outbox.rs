@@ -122,9 +122,9 @@ impl Outbox {
     }
 
     /// What the transport knows of a path: round-trip time, congestion window in bytes.
-    pub fn path_hint(&mut self, path: PathId, rtt: Duration, cwnd: u64) {
+    pub fn path_hint(&mut self, path: PathId, rtt: Duration, cwnd: u64, now: Duration) {
         if let Some(route) = self.paths.get_mut(&path) {
-            route.model.hint(rtt, cwnd);
+            route.model.hint(rtt, cwnd, now);
         }
     }
 

@@ -68,7 +68,7 @@ mod tests {
             clippy::cast_sign_loss,
             reason = "small positive test figures"
         )]
-        model.hint(rtt, (rate * rtt.as_secs_f64()) as u64);
+        model.hint(rtt, (rate * rtt.as_secs_f64()) as u64, Duration::ZERO);
         model
     }
 

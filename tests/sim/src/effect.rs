@@ -22,6 +22,8 @@ pub enum Input {
     Arbiter(Reply),
     /// A frame from the tap.
     Frame(Request),
+    /// Somebody else announced the guest's address.
+    Foreign,
     /// A connection ended.
     Closed(ConnId),
     /// Processes on other nodes, as the control plane knows them.

@@ -372,6 +372,35 @@ fn a_joiner_that_was_spared_epochs_gets_them_with_the_next_cut() {
     assert_eq!(carrier, seed + 11);
 }
 
+/// Found by the simulator: cuts went on with another replica while one was lost, and stopped when it was heard again.
+#[test]
+fn a_replica_heard_again_gets_what_it_missed_with_the_next_cut() {
+    let (mut desk, _) = Desk::protected(LossPolicy::Degrade);
+    desk.join(3);
+    let seed = desk.seal();
+    desk.ack(2, seed);
+    desk.ack(3, seed);
+    desk.arbiter_answers = false;
+    // The one swap under way keeps the lost replica from being proposed for removal.
+    desk.join(4);
+    let fourth = desk.seal();
+    [2, 3, 4].into_iter().for_each(|who| desk.ack(who, fourth));
+    for _ in 0..40 {
+        desk.pass(10, &[2, 4]);
+        if desk.primary.cutting {
+            let epoch = desk.seal();
+            desk.ack(2, epoch);
+            desk.ack(4, epoch);
+        }
+    }
+    assert_eq!(desk.standing(3), Some(Standing::Lost));
+    desk.pass(1, &[2, 3, 4]);
+    assert_eq!(desk.standing(3), Some(Standing::InSync));
+    let carrier = desk.seal();
+    [2, 3, 4].into_iter().for_each(|who| desk.ack(who, carrier));
+    assert_eq!(desk.released().last(), Some(&carrier));
+}
+
 /// Found by the simulator: a seed cannot follow epochs that the replica already holds, so it never became whole.
 #[test]
 fn a_dropped_replica_that_kept_epochs_is_turned_away() {

@@ -169,7 +169,7 @@ impl State {
             if heard {
                 slot.last_heard = Some(Instant::now());
             }
-            self.outbox.path_hint(*path, stats.path.rtt, stats.path.cwnd);
+            self.outbox.path_hint(*path, stats.path.rtt, stats.path.cwnd, now);
             changes.extend(
                 current.liveness.observe(now, heard, stats.path.rtt, absent).map(|change| (*path, change)),
             );

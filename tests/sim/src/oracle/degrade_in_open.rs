@@ -7,15 +7,15 @@
 use mycelium_ram_core::record::{LossPolicy, Record};
 
 use super::{Violation, Witness, ms};
+use crate::guest::Request;
 
 const NAME: &str = "degrade_in_open";
 
 pub(super) fn check(w: &Witness) -> Result<(), Violation> {
     for (at, from, answer) in &w.answers {
-        let asked = w
-            .delivered
-            .iter()
-            .find(|(_, m, r)| m == from && (r.client, r.seq) == (answer.client, answer.seq));
+        // What reached a predecessor first may be its committed answer, repeated.
+        let same = |r: &Request| (r.client, r.seq) == (answer.client, answer.seq);
+        let asked = w.delivered.iter().find(|(_, _, r)| same(r)).filter(|(_, to, _)| to == from);
         let Some((asked_at, ..)) = asked else { continue };
         // The records in force at any time between the question and the answer.
         let after = w.ledger.partition_point(|(t, _)| t <= asked_at);

@@ -46,6 +46,7 @@ pub struct Active {
     pub(super) cut_waits: bool,
     pub(super) paused: bool,
     pub(super) starting: bool,
+    pub(super) announced_at: Time,
     /// The newest epoch whose output is out.
     pub(super) let_out: EpochId,
     pub(super) progress: u64,
@@ -77,6 +78,7 @@ impl Active {
             cut_waits: false,
             paused: false,
             starting: true,
+            announced_at: Time(0),
             let_out: EpochId(0),
             progress: 0,
         }
@@ -106,6 +108,7 @@ impl Active {
             Input::Datagram(frame) => self.datagram(&frame, cx),
             Input::Arbiter(reply) => self.tell(Event::Arbiter(reply), cx),
             Input::Frame(request) => self.frame(request, cx),
+            Input::Foreign => self.announce_again(cx),
             Input::Closed(conn) => self.closed(conn),
             Input::Peers(peers) => self.discover(&peers, cx),
             Input::Timer(timer) => self.timer(timer, cx),

@@ -105,6 +105,10 @@ impl<A> Todo<A> {
         }
     }
 
+    fn is_empty(&self) -> bool {
+        self.actions.is_empty()
+    }
+
     /// The next action and when it was decided.
     fn next(&mut self, cx: &mut Cx<'_>) -> Option<(Time, A)> {
         let action = self.actions.pop_front();

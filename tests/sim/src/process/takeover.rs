@@ -15,6 +15,9 @@ use crate::guest::Guest;
 /// Pauses between the announcements after a takeover: dense at first, when a stale primary may still speak.
 const ANNOUNCE_AFTER: [u64; 8] = [5 * MS, 20 * MS, 50 * MS, 50 * MS, 100 * MS, 200 * MS, 400 * MS, 800 * MS];
 
+/// Least time between two announcements that answer somebody else's.
+const PACE: u64 = 50 * MS;
+
 /// Makes the replica the active; none when its image turns out to be broken.
 pub(super) fn take_over(
     mut passive: Passive,
@@ -48,8 +51,12 @@ pub(super) fn take_over(
 }
 
 impl Active {
-    /// The vCPUs are ready.
+    /// The vCPUs are ready. What the core has decided comes first: it may forbid the guest to run.
     pub(super) fn resume(&mut self, cx: &mut Cx<'_>) {
+        if !self.todo.is_empty() {
+            cx.after(super::STEP, Timer::Resume);
+            return;
+        }
         cx.fx.push(Effect::Point(Point::BeforeReplay));
         self.starting = false;
         cx.after(MS, Timer::GuestTick);
@@ -58,7 +65,18 @@ impl Active {
         self.announce(0, cx);
     }
 
+    /// Somebody else spoke with the guest's address and drew it to its port. Not at once each time: two processes that
+    /// both take themselves for the active would shout each other down.
+    pub(super) fn announce_again(&mut self, cx: &mut Cx<'_>) {
+        if !self.starting {
+            let since = cx.now.since(self.announced_at);
+            let rest = PACE.saturating_sub(u64::try_from(since.as_nanos()).unwrap_or(PACE));
+            cx.after(rest, Timer::Announce(u32::MAX));
+        }
+    }
+
     pub(super) fn announce(&mut self, n: u32, cx: &mut Cx<'_>) {
+        self.announced_at = cx.now;
         cx.fx.push(Effect::Emit(Frame::Announce));
         if let Some(wait) = ANNOUNCE_AFTER.get(n as usize) {
             cx.after(*wait, Timer::Announce(n + 1));

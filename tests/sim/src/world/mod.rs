@@ -341,9 +341,17 @@ impl World {
             self.note(|| format!("switch: the guest is at node {node}"));
             self.switch = Some(node);
         }
-        if let Frame::Answer(answer) = frame {
-            let wire = self.rng.between((10 * US, 40 * US));
-            self.after(wire, Event::ToClient(answer));
+        let wire = self.rng.between((10 * US, 40 * US));
+        match frame {
+            Frame::Answer(answer) => self.after(wire, Event::ToClient(answer)),
+            Frame::Announce => {
+                let others =
+                    (0..self.nodes.len()).filter(|n| *n != node && self.cuts.passes(Way::Clients(*n)));
+                let reached: Vec<_> = others.filter_map(|n| self.nodes[n].runs).collect();
+                for pid in reached {
+                    self.after(wire, Event::Input(pid, Input::Foreign));
+                }
+            }
         }
     }
 

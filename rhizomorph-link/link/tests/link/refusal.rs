@@ -1,10 +1,8 @@
 //! Peers that are not welcome: wrong keys, wrong versions, malformed and late frames.
 
-mod common;
-
 use std::net::{Ipv4Addr, SocketAddr};
 
-use common::{bundle, dial_config, listen, next, pattern};
+use crate::common::{bundle, dial_config, listen, next, pattern};
 use quinn::{Connection, ConnectionError, Endpoint, VarInt};
 use rhizomorph_link::{AllowList, DialError, FailReason, Identity, LinkListener, Priority, dial, tls};
 

@@ -1,8 +1,6 @@
 //! Closing, dropping, restarting.
 
-mod common;
-
-use common::{bundle, dial_config, listen, listen_at, next, pair, pattern};
+use crate::common::{bundle, dial_config, listen, listen_at, next, pair, pattern};
 use rhizomorph_link::{
     CloseReason, DialError, FailReason, Identity, LinkEvent, LinkOptions, LinkReceiver, Priority,
     RuntimeChoice, SendError, dial,
@@ -72,7 +70,7 @@ async fn rebind(
 #[tokio::test]
 async fn nobody_there_is_named_with_address_and_reason() {
     let (here, there) = (Identity::generate().unwrap(), Identity::generate().unwrap());
-    let silent = std::net::UdpSocket::bind(common::LOOPBACK).unwrap();
+    let silent = std::net::UdpSocket::bind(crate::common::LOOPBACK).unwrap();
     let addr = silent.local_addr().unwrap();
     let mut config = dial_config(&here, &there, &[addr]);
     config.options.dial_timeout = std::time::Duration::from_millis(50);

@@ -1,6 +1,6 @@
 //! Two ends of a link on loopback, and a path between them that a test can cut.
-#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -13,20 +13,20 @@ use rhizomorph_link::{
 use tokio::net::UdpSocket;
 use tokio::sync::Mutex;
 
-pub const LOOPBACK: &str = "127.0.0.1:0";
+pub(crate) const LOOPBACK: &str = "127.0.0.1:0";
 
 /// A listener that lets `allowed` in, on `sockets` ports.
-pub fn listen(identity: &Identity, allowed: &Identity, sockets: usize) -> LinkListener {
+pub(crate) fn listen(identity: &Identity, allowed: &Identity, sockets: usize) -> LinkListener {
     listen_at(identity, allowed, vec![LOOPBACK.parse().unwrap(); sockets])
 }
 
-pub fn listen_at(identity: &Identity, allowed: &Identity, binds: Vec<SocketAddr>) -> LinkListener {
+pub(crate) fn listen_at(identity: &Identity, allowed: &Identity, binds: Vec<SocketAddr>) -> LinkListener {
     let allow = AllowList::only([allowed.peer_key()]);
     let options = LinkOptions::default();
     LinkListener::bind(ListenConfig { identity: identity.clone(), allow, binds, options }).unwrap()
 }
 
-pub fn dial_config(identity: &Identity, peer: &Identity, remotes: &[SocketAddr]) -> DialConfig {
+pub(crate) fn dial_config(identity: &Identity, peer: &Identity, remotes: &[SocketAddr]) -> DialConfig {
     DialConfig {
         identity: identity.clone(),
         peer: peer.peer_key(),
@@ -37,17 +37,17 @@ pub fn dial_config(identity: &Identity, peer: &Identity, remotes: &[SocketAddr])
 }
 
 /// Both ends of one link, each path through a gate.
-pub struct Pair {
-    pub here: Identity,
-    pub there: Identity,
-    pub listener: LinkListener,
-    pub gates: Vec<Gate>,
-    pub sender: LinkSender,
-    pub receiver: LinkReceiver,
-    pub incoming: IncomingLink,
+pub(crate) struct Pair {
+    pub(crate) here: Identity,
+    pub(crate) there: Identity,
+    pub(crate) listener: LinkListener,
+    pub(crate) gates: Vec<Gate>,
+    pub(crate) sender: LinkSender,
+    pub(crate) receiver: LinkReceiver,
+    pub(crate) incoming: IncomingLink,
 }
 
-pub async fn pair(paths: usize) -> Pair {
+pub(crate) async fn pair(paths: usize) -> Pair {
     let (here, there) = (Identity::generate().unwrap(), Identity::generate().unwrap());
     let listener = listen(&there, &here, paths);
     let mut gates = Vec::new();
@@ -61,15 +61,15 @@ pub async fn pair(paths: usize) -> Pair {
 }
 
 /// A UDP forwarder standing for a path: passes a budget of packets, then drops all until reopened.
-pub struct Gate {
-    pub addr: SocketAddr,
+pub(crate) struct Gate {
+    pub(crate) addr: SocketAddr,
     budget: Arc<AtomicI64>,
 }
 
 const OPEN: i64 = i64::MAX;
 
 impl Gate {
-    pub async fn open(server: SocketAddr) -> Self {
+    pub(crate) async fn open(server: SocketAddr) -> Self {
         let front = Arc::new(UdpSocket::bind(LOOPBACK).await.unwrap());
         let addr = front.local_addr().unwrap();
         let budget = Arc::new(AtomicI64::new(OPEN));
@@ -78,17 +78,17 @@ impl Gate {
     }
 
     /// Drops everything from now on, in both directions.
-    pub fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.cut_after(0);
     }
 
     /// Drops everything after `packets` more.
-    pub fn cut_after(&self, packets: i64) {
+    pub(crate) fn cut_after(&self, packets: i64) {
         self.budget.store(packets, Ordering::SeqCst);
     }
 
     /// Passes everything again.
-    pub fn reopen(&self) {
+    pub(crate) fn reopen(&self) {
         self.budget.store(OPEN, Ordering::SeqCst);
     }
 }
@@ -125,8 +125,13 @@ async fn forward(front: Arc<UdpSocket>, server: SocketAddr, budget: Arc<AtomicI6
 async fn answer(back: Arc<UdpSocket>, front: Arc<UdpSocket>, client: SocketAddr, budget: Arc<AtomicI64>) {
     let mut buffer = vec![0; 65_536];
     loop {
-        // A closed port behind shows as an error here; the client must find out by silence.
-        let Ok(len) = back.recv(&mut buffer).await else { continue };
+        let len = match back.recv(&mut buffer).await {
+            Ok(len) => len,
+            // A closed port behind; the client must find out by silence.
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => continue,
+            // The runtime is shutting down.
+            Err(_) => return,
+        };
         if passes(&budget) {
             let _ = front.send_to(&buffer[..len], client).await;
         }
@@ -134,7 +139,10 @@ async fn answer(back: Arc<UdpSocket>, front: Arc<UdpSocket>, client: SocketAddr,
 }
 
 /// The next event `wanted` maps to something, dropping others.
-pub async fn next<T>(receiver: &mut LinkReceiver, mut wanted: impl FnMut(LinkEvent) -> Option<T>) -> T {
+pub(crate) async fn next<T>(
+    receiver: &mut LinkReceiver,
+    mut wanted: impl FnMut(LinkEvent) -> Option<T>,
+) -> T {
     loop {
         let event = receiver.recv().await.expect("the link stays open");
         if let Some(found) = wanted(event) {
@@ -143,7 +151,7 @@ pub async fn next<T>(receiver: &mut LinkReceiver, mut wanted: impl FnMut(LinkEve
     }
 }
 
-pub fn bundle(event: LinkEvent) -> Option<(u64, Payload)> {
+pub(crate) fn bundle(event: LinkEvent) -> Option<(u64, Payload)> {
     match event {
         LinkEvent::Bundle { id, payload, .. } => Some((id.0, payload)),
         _ => None,
@@ -151,7 +159,7 @@ pub fn bundle(event: LinkEvent) -> Option<(u64, Payload)> {
 }
 
 /// Bytes that differ at every place and for every seed.
-pub fn pattern(len: usize, seed: u64) -> Bytes {
+pub(crate) fn pattern(len: usize, seed: u64) -> Bytes {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let word = move || {
         state ^= state << 13;
