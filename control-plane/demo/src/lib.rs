@@ -3,8 +3,10 @@
 //! [`run`] is the plot. The world it plays in is made of namespaces on this machine's KVM (`native.rs`) or of two emulated
 //! hosts (`linux.rs`); client, captures and verdict are the same.
 
+mod arbiter;
 mod capture;
 mod client;
+mod clocks;
 mod linux;
 mod native;
 mod needs;
@@ -22,16 +24,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use mycelium_ram::clock;
 use mycelium_ram::events::{Event, Stamped};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+pub use clocks::GuestClocks;
 pub use options::{DemoOptions, Fault, GuestKind};
 pub use verdict::{Connections, FailoverMs, Verdict};
 
 use client::{Client, Shared};
+use clocks::ClockWatch;
 use linux::LinuxWorld;
 use native::NativeWorld;
 use programs::Programs;
@@ -42,6 +46,8 @@ use world::{Side, World};
 
 /// How often the timelines are looked at.
 const LOOK: Duration = Duration::from_millis(20);
+/// Readings of the guest's clocks before the load and after it.
+const IDLE_READINGS: usize = 20;
 
 /// Plays the demo. `interrupted` ends it early, cleanly.
 ///
@@ -64,7 +70,7 @@ pub fn run(options: &DemoOptions, interrupted: &Arc<AtomicBool>) -> Result<Verdi
         GuestKind::Native => {
             start_native(options, &programs, folder.path()).and_then(|w| play.perform(w, options))
         }
-        GuestKind::Linux => LinuxWorld::start(options, &programs, folder.path(), &play.story)
+        GuestKind::Linux => LinuxWorld::start(options, &programs, folder.path(), &play.story, interrupted)
             .and_then(|w| play.perform(w, options)),
     };
     play.story.end();
@@ -100,6 +106,8 @@ impl Play {
         let pace = world.pace();
         self.until(world, pace.start, "the guest to be protected", |play| play.is_protected())?;
         self.wait_for_guest(world, pace.start)?;
+        let clock_watch = ClockWatch::start(world.server(), pace.reply);
+        self.read_clocks(world, &clock_watch, pace)?;
         let client = Client::start(world.server(), options.connections.into(), pace.reply, pace.think);
         self.load(world, &client.shared, pace)?;
         let outstanding = client.shared.outstanding.load(Ordering::Relaxed);
@@ -115,6 +123,8 @@ impl Play {
         }
         let wire_bytes = world.wire_bytes();
         let findings = client.finish()?;
+        self.read_clocks(world, &clock_watch, pace)?;
+        let clocks = clock_watch.finish().context("the clocks could not be read to the end")?;
         self.look(world)?;
         let exit_of_a = world.exit_of_a();
         let evidence = Evidence {
@@ -127,6 +137,8 @@ impl Play {
             a: std::mem::take(&mut self.a),
             b: std::mem::take(&mut self.b),
             findings,
+            clocks,
+            console: world.console(Side::B),
             captures: world.captures()?,
             wall_offset: clock::wall().0 - clock::now().0,
             wire_bytes,
@@ -159,6 +171,13 @@ impl Play {
         for side in Side::BOTH {
             let events = world.events(side)?;
             events.iter().for_each(|event| self.story.tell(side, event));
+            // No guest of the demo ends by itself; waiting for its replies would only hide why.
+            if let Some(what) = events.iter().find_map(|e| match &e.event {
+                Event::Guest { what } => Some(what),
+                _ => None,
+            }) {
+                bail!("the guest ended on node {side:?}: {what}");
+            }
             if side == Side::A { self.a.extend(events) } else { self.b.extend(events) }
         }
         if self.interrupted.load(Ordering::Relaxed) {
@@ -201,6 +220,14 @@ impl Play {
                 bail!("the guest does not answer on {server}: {pong:?}");
             }
         }
+    }
+
+    /// Reads the clocks of a guest that has nothing else to do: only then is the way to it short.
+    fn read_clocks(&mut self, world: &mut impl World, watch: &ClockWatch, pace: world::Pace) -> Result<()> {
+        let wanted = watch.taken() + IDLE_READINGS;
+        self.until(world, pace.reply, "readings of the guest's clocks", |_| {
+            watch.taken() >= wanted || watch.is_over()
+        })
     }
 
     /// Works until the moment of the loss, which the seed decides.

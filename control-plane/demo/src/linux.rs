@@ -3,13 +3,12 @@
 //! Times here come from software emulation: they order events and mean nothing more.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use mycelium_lab::images::{Cache, GuestImage, Kernel, linux_guest_image};
 use mycelium_lab::net::GUEST_TAP;
 use mycelium_lab::{
@@ -17,11 +16,12 @@ use mycelium_lab::{
 };
 use mycelium_ram::clock;
 use mycelium_ram::events::Stamped;
-use rhizomorph_link::{Identity, PeerKey};
 
+use crate::arbiter::{Arbiter, Keys};
 use crate::capture::{Capture, Seen};
 use crate::options::{DemoOptions, Fault};
 use crate::programs::Programs;
+use crate::resp::Connection;
 use crate::story::Story;
 use crate::world::{Pace, Side, World};
 
@@ -36,6 +36,10 @@ const CONSOLE: &str = "/demo/run/serial.log";
 /// An emulated processor keeps nobody's beat: heartbeats and their limits are stretched by this.
 const HEARTBEAT_MS: &str = "100";
 const DETECT_MS: &str = "2000";
+/// Half of an emulated processor is the guest's.
+const EPOCH_MIN_MS: &str = "100";
+/// A guest that has not booted by then never will.
+const BOOT: Duration = Duration::from_secs(180);
 /// Reading a timeline out of a host costs it time; not more often than this.
 const LOOK: Duration = Duration::from_millis(400);
 
@@ -55,12 +59,7 @@ struct HostWorld {
 pub(crate) struct LinuxWorld {
     hosts: [HostWorld; 2],
     net: LabNet,
-    arbiter: Child,
-}
-
-struct Keys {
-    arbiter: PeerKey,
-    nodes: [PeerKey; 2],
+    _arbiter: Arbiter,
 }
 
 impl LinuxWorld {
@@ -70,6 +69,7 @@ impl LinuxWorld {
         programs: &Programs,
         dir: &Path,
         story: &Story,
+        interrupted: &AtomicBool,
     ) -> Result<Self> {
         let namespace = PrivateNamespace::enter()?;
         let net = LabNet::create(&namespace, &LabNetConfig { hosts: 2, paths: PATHS })?;
@@ -77,20 +77,38 @@ impl LinuxWorld {
         let cache = Cache::open()?;
         let kernel = Kernel::ensure(&cache)?;
         let image = linux_guest_image(&cache, &kernel, &programs.guest_agent)?;
-        let keys = make_keys(dir)?;
+        let keys = Keys::make(dir)?;
         fs::write(dir.join("vm.toml"), spec(&net))?;
-        let arbiter = start_arbiter(programs, &net, &keys, dir)?;
+        let listen = format!("{}:{ARBITER_PORT}", net.own_address(Wire::Management));
+        let arbiter = Arbiter::start(programs, &keys, &listen)?;
         story.now("booting two emulated hosts".to_owned());
         let [a, b] = boot(&net, &kernel, programs, &image, dir)?;
         let mut world =
-            Self { hosts: [HostWorld::new(a, 0, dir)?, HostWorld::new(b, 1, dir)?], net, arbiter };
+            Self { hosts: [HostWorld::new(a, 0, dir)?, HostWorld::new(b, 1, dir)?], net, _arbiter: arbiter };
         let listen: Vec<String> = world.path_addresses(1);
         let mut passive = vec!["passive".to_owned(), "--allow".into(), keys.nodes[0].to_string()];
         passive.extend(listen.iter().flat_map(|a| ["--listen".to_owned(), a.clone()]));
-        world.run_endophyte(1, options, &keys, &passive)?;
         let ticket = format!("{}@{}", keys.nodes[1], listen.join(","));
         world.run_endophyte(0, options, &keys, &["active".into(), "--replica".into(), ticket])?;
+        // A booting kernel writes to all of its memory: on an emulated processor it is protected once it is up.
+        story.now("booting Debian in the VM".to_owned());
+        world.wait_for_guest(interrupted)?;
+        world.run_endophyte(1, options, &keys, &passive)?;
         Ok(world)
+    }
+
+    fn wait_for_guest(&self, interrupted: &AtomicBool) -> Result<()> {
+        let deadline = clock::now() + BOOT;
+        let serves = || Connection::open(self.server(), Duration::from_secs(1)).is_ok();
+        while !serves() {
+            if interrupted.load(Ordering::Relaxed) {
+                bail!("interrupted");
+            }
+            if clock::now() > deadline {
+                bail!("Debian did not boot in {} s:\n{}", BOOT.as_secs(), self.logs());
+            }
+        }
+        Ok(())
     }
 
     fn path_addresses(&self, host: usize) -> Vec<String> {
@@ -99,26 +117,17 @@ impl LinuxWorld {
 
     fn run_endophyte(&mut self, n: usize, options: &DemoOptions, keys: &Keys, role: &[String]) -> Result<()> {
         let arbiter = format!("{}@{}:{ARBITER_PORT}", keys.arbiter, self.net.own_address(Wire::Management));
-        let epoch = options.epoch_ms.max(50).to_string();
+        let epoch = options.epoch_ms.max(100).to_string();
         let (spec, key, run_dir) =
             (format!("{FOLDER}/vm.toml"), format!("{FOLDER}/node.key"), format!("{FOLDER}/run"));
         let mut argv =
             vec!["/bin/endophyte", &role[0], "--spec", &spec, "--key", &key, "--arbiter", &arbiter];
-        argv.extend(["--run-dir", &run_dir, "--epoch-ms", &epoch]);
+        argv.extend(["--run-dir", &run_dir, "--epoch-ms", &epoch, "--epoch-min-ms", EPOCH_MIN_MS]);
         argv.extend(["--heartbeat-ms", HEARTBEAT_MS, "--detect-ms", DETECT_MS]);
         argv.extend(role[1..].iter().map(String::as_str));
         self.hosts[n].endophyte = Some(self.hosts[n].host.spawn(&argv)?);
         Ok(())
     }
-}
-
-fn make_keys(dir: &Path) -> Result<Keys> {
-    let make = |name: &str| -> Result<PeerKey> {
-        let identity = Identity::generate()?;
-        identity.save(&dir.join(format!("{name}.key")))?;
-        Ok(identity.peer_key())
-    };
-    Ok(Keys { arbiter: make("arbiter")?, nodes: [make("A")?, make("B")?] })
 }
 
 fn spec(net: &LabNet) -> String {
@@ -128,33 +137,6 @@ fn spec(net: &LabNet) -> String {
          [[net]]\ntap = \"{GUEST_TAP}\"\nmac = \"{MAC}\"\n",
         net.guest_address(0)
     )
-}
-
-fn start_arbiter(programs: &Programs, net: &LabNet, keys: &Keys, dir: &Path) -> Result<Child> {
-    let mut arbiter = Command::new("setpriv")
-        .args(["--pdeathsig", "KILL"])
-        .arg(&programs.mycelium)
-        .args([
-            "arbiter",
-            "run",
-            "--listen",
-            &format!("{}:{ARBITER_PORT}", net.own_address(Wire::Management)),
-            "--key",
-        ])
-        .arg(dir.join("arbiter.key"))
-        .arg("--dir")
-        .arg(dir.join("arbiter"))
-        .args(["--allow", &keys.nodes[0].to_string(), "--allow", &keys.nodes[1].to_string()])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot start the arbiter")?;
-    let mut line = String::new();
-    BufReader::new(arbiter.stdout.take().context("the arbiter has no output")?).read_line(&mut line)?;
-    if !line.contains("listens") {
-        bail!("the arbiter did not start: {line:?}");
-    }
-    Ok(arbiter)
 }
 
 /// Both at once: one after the other would take twice as long.
@@ -206,14 +188,18 @@ impl HostWorld {
 }
 
 impl HostWorld {
+    /// The guest's console, as far as it can still be read here.
+    fn console(&self) -> Vec<u8> {
+        if self.lost { Vec::new() } else { self.host.read_file(CONSOLE).unwrap_or_default() }
+    }
+
     /// The end of what endophyte said and of the guest's console.
     fn last_words(&self) -> String {
         let text = |stream| self.endophyte.as_ref().map(|p| p.written(stream)).unwrap_or_default();
         let said = [text(Stream::Stdout), text(Stream::Stderr)].concat();
-        let console = if self.lost { Vec::new() } else { self.host.read_file(CONSOLE).unwrap_or_default() };
         let tail =
             |bytes: &[u8]| String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(3000)..]).into_owned();
-        format!("{}\nguest console:\n{}", tail(&said), tail(&console))
+        format!("{}\nguest console:\n{}", tail(&said), tail(&self.console()))
     }
 }
 
@@ -315,6 +301,10 @@ impl World for LinuxWorld {
         self.hosts.iter().map(|node| node.wire_bytes).sum()
     }
 
+    fn console(&self, side: Side) -> Vec<u8> {
+        self.hosts[side.index()].console()
+    }
+
     fn captures(&mut self) -> Result<[Vec<Seen>; 2]> {
         let [a, b] = &mut self.hosts;
         let finish = |node: &mut HostWorld| node.capture.take().map_or(Ok(Vec::new()), Capture::finish);
@@ -324,12 +314,5 @@ impl World for LinuxWorld {
     fn logs(&self) -> String {
         let [a, b] = &self.hosts;
         format!("host A:\n{}\nhost B:\n{}", a.last_words(), b.last_words())
-    }
-}
-
-impl Drop for LinuxWorld {
-    fn drop(&mut self) {
-        let _ = self.arbiter.kill();
-        let _ = self.arbiter.wait();
     }
 }

@@ -11,7 +11,6 @@
 //! with this one; there are no names to clean up.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -21,9 +20,9 @@ use anyhow::{Context, Result, bail};
 use mycelium_lab::net::PrivateNamespace;
 use mycelium_ram::clock;
 use mycelium_ram::events::Stamped;
-use rhizomorph_link::{Identity, PeerKey};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::arbiter::{Arbiter, Keys};
 use crate::capture::{Capture, Seen};
 use crate::options::{DemoOptions, Fault};
 use crate::programs::Programs;
@@ -57,23 +56,17 @@ struct NodeWorld {
 #[derive(Debug)]
 pub(crate) struct NativeWorld {
     nodes: [NodeWorld; 2],
-    arbiter: Child,
+    _arbiter: Arbiter,
 }
 
 /// Everything that has to be known to start the nodes.
-struct Keys {
-    dir: PathBuf,
-    arbiter: PeerKey,
-    nodes: [PeerKey; 2],
-}
-
 impl NativeWorld {
     /// Lays the network and starts arbiter, replica and VM. The calling thread moves into a namespace of its own.
     pub(crate) fn start(options: &DemoOptions, programs: &Programs, dir: &Path) -> Result<Self> {
         PrivateNamespace::enter()?;
         lay_bridges()?;
-        let keys = make_keys(dir)?;
-        let arbiter = start_arbiter(programs, &keys)?;
+        let keys = Keys::make(dir)?;
+        let arbiter = Arbiter::start(programs, &keys, ARBITER)?;
         let mut nodes = [NodeWorld::start(Side::A, dir)?, NodeWorld::start(Side::B, dir)?];
         for side in Side::BOTH {
             write_spec(side, programs, dir)?;
@@ -82,7 +75,7 @@ impl NativeWorld {
         }
         nodes[1].run_endophyte(programs, &keys, Side::B, options, &passive_args(&keys))?;
         nodes[0].run_endophyte(programs, &keys, Side::A, options, &active_args(&keys))?;
-        Ok(Self { nodes, arbiter })
+        Ok(Self { nodes, _arbiter: arbiter })
     }
 }
 
@@ -100,37 +93,6 @@ fn lay_bridges() -> Result<()> {
         ip(&format!("link set {bridge} up"))?;
     }
     Ok(())
-}
-
-fn make_keys(dir: &Path) -> Result<Keys> {
-    let make = |name: &str| -> Result<PeerKey> {
-        let identity = Identity::generate()?;
-        identity.save(&dir.join(format!("{name}.key")))?;
-        Ok(identity.peer_key())
-    };
-    Ok(Keys { dir: dir.to_owned(), arbiter: make("arbiter")?, nodes: [make("A")?, make("B")?] })
-}
-
-fn start_arbiter(programs: &Programs, keys: &Keys) -> Result<Child> {
-    let mut arbiter = Command::new("setpriv")
-        .args(["--pdeathsig", "KILL"])
-        .arg(&programs.mycelium)
-        .args(["arbiter", "run", "--listen", ARBITER, "--key"])
-        .arg(keys.dir.join("arbiter.key"))
-        .arg("--dir")
-        .arg(keys.dir.join("arbiter"))
-        .args(["--allow", &keys.nodes[0].to_string(), "--allow", &keys.nodes[1].to_string()])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot start the arbiter")?;
-    let stdout = arbiter.stdout.take().context("the arbiter has no output")?;
-    let mut line = String::new();
-    BufReader::new(stdout).read_line(&mut line)?;
-    if !line.contains("listens") {
-        bail!("the arbiter did not start: {line:?}");
-    }
-    Ok(arbiter)
 }
 
 fn write_spec(side: Side, programs: &Programs, dir: &Path) -> Result<()> {
@@ -379,6 +341,10 @@ impl World for NativeWorld {
         self.nodes.iter().map(|node| node.wire_bytes).sum()
     }
 
+    fn console(&self, side: Side) -> Vec<u8> {
+        fs::read(self.nodes[side.index()].run_dir.join("serial.log")).unwrap_or_default()
+    }
+
     fn captures(&mut self) -> Result<[Vec<Seen>; 2]> {
         let [a, b] = &mut self.nodes;
         let finish = |node: &mut NodeWorld| node.capture.take().map_or(Ok(Vec::new()), Capture::finish);
@@ -405,7 +371,5 @@ impl Drop for NativeWorld {
                 let _ = endophyte.wait();
             }
         }
-        let _ = self.arbiter.kill();
-        let _ = self.arbiter.wait();
     }
 }

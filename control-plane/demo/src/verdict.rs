@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::capture::Seen;
 use crate::client::Findings;
+use crate::clocks::{self, GuestClocks, Reading};
 use crate::options::{Fault, GuestKind};
 
 /// Counts of the client's TCP connections.
@@ -68,6 +69,10 @@ pub struct Verdict {
     pub tcp_connections: Connections,
     /// The guest's digest of its store is the digest of the acknowledged writes.
     pub digest_match: bool,
+    /// The guest's clocks over the takeover.
+    pub guest_clocks: GuestClocks,
+    /// First and last number of the guest's console counter as the new host has written it, without gap or repeat.
+    pub console_ticks: Option<(u64, u64)>,
     /// The VM's generation at the end.
     pub generation: u64,
     /// How long it took.
@@ -92,6 +97,9 @@ pub(crate) struct Evidence {
     pub(crate) a: Vec<Stamped>,
     pub(crate) b: Vec<Stamped>,
     pub(crate) findings: Findings,
+    pub(crate) clocks: Vec<Reading>,
+    /// The guest's console, as the new host has written it.
+    pub(crate) console: Vec<u8>,
     pub(crate) captures: [Vec<Seen>; 2],
     /// Wall clock minus monotonic clock of this machine, nanoseconds.
     pub(crate) wall_offset: u64,
@@ -200,6 +208,8 @@ impl Evidence {
                 outstanding_at_loss: self.outstanding,
             },
             digest_match: self.findings.digest_match,
+            guest_clocks: GuestClocks::of(&self.clocks, self.lost_at, resumed, self.wall_offset),
+            console_ticks: clocks::ticks(&self.console).and_then(Result::ok),
             generation: generation.unwrap_or(1),
             failover_ms: self.failover(),
             stale_frames: self.stale_frames(),
@@ -250,6 +260,8 @@ impl Evidence {
             v.stale_frames == 0,
             format!("the lost host sent {} frames after the takeover", v.stale_frames),
         );
+        failures.extend(v.guest_clocks.failures(clocks::apart_ms(&self.clocks)));
+        failures.extend(clocks::ticks(&self.console).and_then(Result::err));
         for log in &self.findings.logs {
             failures.extend(log.broken.iter().map(|why| format!("a connection broke: {why}")));
             failures.extend(log.complaints.iter().cloned());
@@ -307,6 +319,17 @@ impl Verdict {
             text,
             "                  the guest's digest {} that of the acknowledged writes",
             if self.digest_match { "is" } else { "IS NOT" }
+        );
+        let clocks = &self.guest_clocks;
+        let _ = writeln!(
+            text,
+            "                  its clocks: back by {}, time missed {:.1} ms, wall clock moved by {:.1} ms{}",
+            clocks.backward,
+            clocks.missed_us.map_or(f64::NAN, |us| us.max(0.0) / 1e3),
+            clocks.wall_shift_ms.unwrap_or(f64::NAN),
+            self.console_ticks.map_or(String::new(), |(first, last)| format!(
+                "; console ticks {first} to {last} without a gap"
+            ))
         );
         for failure in &self.failures {
             let _ = writeln!(text, "FAILED            {failure}");

@@ -73,6 +73,9 @@ pub(crate) trait World {
     /// has taken its counters with it: what was seen last counts.
     fn wire_bytes(&mut self) -> u64;
 
+    /// What a node has written of the guest's console.
+    fn console(&self, side: Side) -> Vec<u8>;
+
     /// Ends the captures: what the guest's address sent from each node.
     fn captures(&mut self) -> Result<[Vec<Seen>; 2]>;
 

@@ -26,6 +26,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Build the programs and the native guest; prints the folder they are in.
+    Build,
     /// Build everything and play the demo: a protected VM loses its host. Options go to `mycelium demo` (try --help).
     #[command(disable_help_flag = true)]
     Demo {
@@ -59,6 +61,10 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode> {
     match command {
+        Command::Build => {
+            println!("{}", build::programs()?.folder.display());
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Demo { options } => demo::run(&options),
         Command::Test(args) => suites::run(&args),
         Command::Verify => verify::verify(),

@@ -103,6 +103,9 @@ pub(crate) struct TimingArgs {
     /// Longest epoch.
     #[arg(long, value_name = "MS", default_value_t = 25, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub(crate) epoch_ms: u64,
+    /// Shortest epoch, when output waits. More gives the guest more of a slow processor; replies wait longer.
+    #[arg(long, value_name = "MS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(0..=10_000))]
+    pub(crate) epoch_min_ms: u64,
     /// Interval of heartbeats.
     #[arg(long, value_name = "MS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub(crate) heartbeat_ms: u64,

@@ -36,13 +36,13 @@ pub struct HostConfig {
 }
 
 impl HostConfig {
-    /// A host with two vCPUs, 1 GiB, the modules a VMM needs, and no NIC.
+    /// A host with one vCPU, 1 GiB, the modules a VMM needs, and no NIC.
     pub fn new(name: impl Into<String>, run_dir: &Path) -> Self {
         Self {
             name: name.into(),
             run_dir: run_dir.to_owned(),
             memory_mib: 1024,
-            vcpus: 2,
+            vcpus: 1,
             nics: Vec::new(),
             modules: DEFAULT_MODULES.map(str::to_owned).into(),
             taps: Vec::new(),

@@ -2,6 +2,7 @@
 
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
+use vmm_sys_util::errno;
 
 use crate::kvm::{KvmError, refused};
 use crate::limits::MSRS_MAX;
@@ -14,7 +15,7 @@ const TSC_DEADLINE: u32 = 0x6e0;
 /// The indices to save: KVM's list, less those that this vCPU refuses to read, TSC-relative ones last.
 ///
 /// # Errors
-/// [`KvmError`] when KVM does not answer.
+/// [`KvmError`] when KVM does not answer, or lists more than a state can carry.
 pub(crate) fn readable(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Vec<u32>, KvmError> {
     let listed = kvm.get_msr_index_list().map_err(refused("list MSRs"))?;
     let mut indices: Vec<u32> = listed.as_slice().iter().copied().filter(|i| *i != TSC).collect();
@@ -23,7 +24,10 @@ pub(crate) fn readable(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Vec<u32>, KvmError> {
     }
     indices.retain(|index| read_one(vcpu, *index).is_some());
     indices.sort_by_key(|index| *index == TSC_DEADLINE);
-    indices.truncate(MSRS_MAX);
+    if indices.len() > MSRS_MAX {
+        // A state without some of them would not be the guest's.
+        return Err(refused("keep its list of MSRs within our bound")(errno::Error::new(libc::E2BIG)));
+    }
     Ok(indices)
 }
 
