@@ -2,11 +2,15 @@
 //! leaves nothing running.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
+use mycelium_lab::PrivateNamespace;
 use rhizomorph_link::Identity;
-use system_tests::{has_kvm, program, run};
+use system_tests::{has_kvm, program, run, skip};
 
 struct Mistake {
     dir: tempfile::TempDir,
@@ -102,4 +106,128 @@ fn an_unreachable_arbiter_is_named_and_nothing_is_left_running() {
     let args = ["active", "--spec", text_of(&spec), "--key", text_of(&key), "--run-dir", text_of(&run_dir)];
     let rest = ["--arbiter", &nowhere, "--replica", &nowhere];
     m.expect(&[&args[..], &rest[..]].concat(), 7, &["arbiter", "127.0.0.1:9"]);
+}
+
+/// Ends with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn start(command: &mut Command) -> Running {
+    Running(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap())
+}
+
+/// Waits until `ready`; the deadline only bounds a test that fails.
+fn wait_until(what: &str, ready: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !ready() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::yield_now();
+    }
+}
+
+fn ip(line: &str) -> bool {
+    run(Command::new("ip").args(line.split_whitespace())).status.success()
+}
+
+#[test]
+fn a_host_without_kvm_or_rights_is_explained() {
+    let Some(m) = Mistake::new() else { return };
+    let Some(guest) = program("native-guest") else { return };
+    if !run(Command::new("unshare").args(["--mount", "true"])).status.success() {
+        return skip("no right to make a mount namespace");
+    }
+    // Where another user may read them.
+    let (endophyte, kernel) = (m.path("endophyte"), m.path("native-guest"));
+    fs::copy(&m.endophyte, &endophyte).unwrap();
+    fs::copy(guest, &kernel).unwrap();
+    fs::set_permissions(m.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let spec = m.spec(&format!("name = \"x\"\nvcpus = 1\nram_mib = 64\nkernel = {kernel:?}\n"));
+    let vm = format!("{} run --spec {}", text_of(&endophyte), text_of(&spec));
+    let expect = |program: &str, args: &[&str], words: &[&str]| {
+        let output = run(Command::new(program).args(args));
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(4), "{told}");
+        assert!(words.iter().all(|word| told.contains(word)), "{told}");
+    };
+    let hidden = format!("mount -t tmpfs none /dev && exec {vm}");
+    expect("unshare", &["--mount", "sh", "-c", &hidden], &["/dev/kvm", "load kvm_intel or kvm_amd"]);
+    if has_kvm() {
+        let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", &vm];
+        expect("setpriv", &nobody, &["/dev/kvm", "group that owns"]);
+    }
+}
+
+#[test]
+fn a_tap_in_use_is_named() {
+    let Some(m) = Mistake::new() else { return };
+    let Some(kernel) = guest() else { return };
+    if !has_kvm() {
+        return;
+    }
+    let Ok(_namespace) = PrivateNamespace::enter() else {
+        return skip("no right to make a network namespace");
+    };
+    assert!(ip("tuntap add tap0 mode tap") && ip("link set tap0 up"));
+    let card = "[[net]]\ntap = \"tap0\"\nmac = \"02:00:00:00:00:05\"\n";
+    let spec = m.spec(&format!("name = \"x\"\nvcpus = 1\nram_mib = 64\nserial = \"null\"\n{kernel}\n{card}"));
+    let args = ["run", "--spec", text_of(&spec)];
+    let _first = start(Command::new(&m.endophyte).args(args));
+    wait_until("the first VM to take the tap", || {
+        let shown = run(Command::new("ip").args(["link", "show", "dev", "tap0"]));
+        String::from_utf8_lossy(&shown.stdout).contains("LOWER_UP")
+    });
+    m.expect(&args, 4, &["tap0", "in use"]);
+}
+
+#[test]
+fn machines_that_differ_are_not_paired_and_the_difference_is_named() {
+    let Some(m) = Mistake::new() else { return };
+    let (Some(kernel), Some(mycelium)) = (guest(), program("mycelium")) else { return };
+    if !has_kvm() {
+        return;
+    }
+    let (key, other) = (m.path("node.key"), m.path("other.key"));
+    let public = |path: &Path| Identity::load(path).unwrap().peer_key().to_string();
+    let (node, peer) = (public(&key), public(&other));
+    let mut arbiter = start(
+        Command::new(mycelium)
+            .args(["arbiter", "run", "--listen", "127.0.0.1:0", "--key", text_of(&other), "--dir"])
+            .arg(m.path("arbiter"))
+            .args(["--allow", &node, "--allow", &peer]),
+    );
+    let listens = |child: &mut Running| {
+        let mut line = String::new();
+        BufReader::new(child.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        line.split_whitespace().find(|word| word.contains('@')).expect("a ticket").to_owned()
+    };
+    let arbiter_ticket = listens(&mut arbiter);
+    let side = |role: &str, ram: u64, key: &Path, rest: &[&str]| {
+        let spec = m.path(&format!("{role}.toml"));
+        let text = format!("name = \"x\"\nvcpus = 1\nram_mib = {ram}\nserial = \"null\"\n{kernel}\n");
+        fs::write(&spec, text).unwrap();
+        let mut command = Command::new(&m.endophyte);
+        command.args([role, "--spec", text_of(&spec), "--key", text_of(key), "--arbiter", &arbiter_ticket]);
+        start(command.arg("--run-dir").arg(m.path(role)).args(rest))
+    };
+    let mut passive = side("passive", 64, &other, &["--allow", &node, "--listen", "127.0.0.1:0"]);
+    let addresses = listens_on(&mut passive);
+    let _active = side("active", 128, &key, &["--replica", &format!("{peer}@{addresses}")]);
+    wait_until("the refusal", || {
+        let events = fs::read_to_string(m.path("active").join("events.jsonl")).unwrap_or_default();
+        events.contains("machines differ") && events.contains("ram_bytes")
+    });
+}
+
+/// The addresses in what a passive side says first, `... waits for its active on [ADDRESS]`.
+fn listens_on(passive: &mut Running) -> String {
+    let mut line = String::new();
+    BufReader::new(passive.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let inside = line.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
+    inside.unwrap_or_else(|| panic!("no address in {line:?}")).0.replace(' ', "")
 }

@@ -33,7 +33,7 @@ pub(crate) fn run(args: &PassiveArgs, signals: Signals) -> Result<ExitCode, Exit
         let guest = node.build_guest()?;
         touch_memory(&guest);
         let me = node.incarnate("passive");
-        say(&format!("replica of {} waits for its active on {:?}", node.vm, args.listen));
+        say(&format!("replica of {} waits for its active on {:?}", node.vm, listener.local_addrs()));
         match follow(&node, &listener, &guest, me, &stop)? {
             Ended::Promoted(promotion) => {
                 let mandate = take_over(&node, &guest, me, *promotion)?;
