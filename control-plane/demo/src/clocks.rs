@@ -50,7 +50,7 @@ pub(crate) struct ClockWatch {
 pub struct GuestClocks {
     /// Readings before the takeover and after it.
     pub readings: [usize; 2],
-    /// Largest step back of any clock or of the guest's counter, in microseconds or counts.
+    /// Largest step back of any clock or of the guest's counter, in nanoseconds or counts.
     pub backward: u64,
     /// Real time that the monotonic clock missed over the takeover; none or negative where it advanced by more.
     pub missed_us: Option<f64>,
