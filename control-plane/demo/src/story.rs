@@ -96,6 +96,8 @@ fn in_words(event: &Event) -> Option<String> {
         Event::Guest { what } => format!("guest: {what}"),
         Event::Joined { .. }
         | Event::Dropped { .. }
+        | Event::InSync { .. }
+        | Event::Held { .. }
         | Event::Stats(_)
         | Event::ReplicaStats { .. }
         | Event::Listed { .. } => {

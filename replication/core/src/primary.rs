@@ -9,6 +9,7 @@
 //!                        v                        v                             swap applied     silent v │ again
 //!                     dropped                  dropped <───────────────────────────── Leaving <─────── Lost
 //! ```
+//! A replica that the operator dismisses goes the way of a lost one: it is dropped before it is listed, or taken off the record.
 //! From `Joining` on the replica is *required*: no output leaves before it holds the epoch. It stays required until the
 //! arbiter has recorded its removal, because as long as the record may list it, it may take over from what it holds.
 //!
@@ -88,6 +89,8 @@ pub enum Event {
     OutputPending(bool),
     /// The arbiter answered.
     Arbiter(Reply),
+    /// The operator wants this replica no more.
+    Dismiss(Member),
     /// The VM is to end here and nowhere else go on: take every replica off the record. Stop the guest first.
     Retire,
     /// Time has passed. Hand in everything that has arrived first.
@@ -189,6 +192,8 @@ impl Standing {
 struct Peer {
     member: Member,
     standing: Standing,
+    /// The operator wants it no more.
+    dismissed: bool,
     /// The epoch that carries its seed.
     first: EpochId,
     acked: Option<EpochId>,
@@ -335,6 +340,7 @@ impl Primary {
             Event::Progress(count) => self.progress = count,
             Event::OutputPending(pending) => self.output_pending = pending,
             Event::Arbiter(reply) => self.answered(&reply, out),
+            Event::Dismiss(member) => self.dismiss(member, out),
             Event::Retire => self.retiring = true,
             Event::Tick => self.tick(now, out),
         }
@@ -370,10 +376,20 @@ impl Primary {
         }
     }
 
+    /// From `Listing` on the record may list it, so only the record's word ends the waiting for it.
+    fn dismiss(&mut self, member: Member, out: &mut Vec<Action>) {
+        let Some(peer) = self.peers.iter_mut().find(|p| p.member == member) else { return };
+        peer.dismissed = true;
+        if matches!(peer.standing, Standing::Seeding | Standing::Joining { .. }) {
+            self.drop_peer(member, out);
+        }
+    }
+
     fn new_peer(&self, now: Time, member: Member) -> Peer {
         Peer {
             member,
             standing: Standing::Seeding,
+            dismissed: false,
             // A cut under way was ordered without this replica.
             first: if self.cutting { self.open.next() } else { self.open },
             acked: None,
@@ -494,6 +510,8 @@ impl Primary {
         for peer in &mut self.peers {
             let silent = peer.detector.suspicion().is_some();
             match peer.standing {
+                // Dismissed while its listing was under way, and the listing was refused.
+                Standing::Joining { .. } if peer.dismissed => dropped.push(peer.member),
                 Standing::Seeding | Standing::Joining { .. } if silent => dropped.push(peer.member),
                 Standing::InSync if silent && sabotaged(Sabotage::DegradeWithoutArbiter) => {
                     dropped.push(peer.member);
@@ -660,11 +678,13 @@ impl Primary {
         let may_unlist = self.record.policy == LossPolicy::Degrade
             || self.peers.iter().any(|p| p.standing == Standing::InSync);
         self.peers.iter().find_map(|p| match p.standing {
-            Standing::Joining { need } if p.holds(need) && !self.retiring => {
+            Standing::Joining { need } if p.holds(need) && !self.retiring && !p.dismissed => {
                 Some((p.member, Change::List { member: p.member, since: p.acked? }))
             }
-            Standing::InSync if self.retiring => Some((p.member, Change::Unlist { member: p.member })),
-            Standing::Lost if may_unlist || self.retiring => {
+            Standing::InSync if self.retiring || p.dismissed => {
+                Some((p.member, Change::Unlist { member: p.member }))
+            }
+            Standing::Lost if may_unlist || self.retiring || p.dismissed => {
                 Some((p.member, Change::Unlist { member: p.member }))
             }
             _ => None,

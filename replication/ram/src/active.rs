@@ -15,7 +15,7 @@ use mycelium_ram_core::settle::Reply;
 use mycelium_ram_core::{EpochId, Member, Time};
 
 use crate::clock;
-use crate::epoch_loop::{EpochLoop, Order, Report, Shared};
+use crate::epoch_loop::{EpochLoop, Hold, Order, Report, Shared};
 use crate::events::{Event, EventLog, Stats};
 use crate::gate::Gate;
 use crate::ingress::IngressTap;
@@ -52,8 +52,12 @@ pub enum Inbox {
     OutputPending,
     /// Boot the guest anew.
     ResetGuest,
-    /// Stop the guest where it is, for inspection.
+    /// Stop the guest where it is, for inspection or because the operator says so; it stays protected.
     PauseGuest,
+    /// Let a guest go on that `PauseGuest` has stopped.
+    ResumeGuest,
+    /// The operator wants this replica no more: off the record with it.
+    Dismiss(Member),
     /// End the VM, here and everywhere: the operator or the guest itself wants it.
     Shutdown,
 }
@@ -108,6 +112,8 @@ struct Active {
     actions: Vec<Action>,
     next_stats: Time,
     told_first_output: bool,
+    /// Who is in sync, as last told.
+    told_in_sync: Vec<Member>,
     retire_by: Option<Time>,
     ended: Option<Ended>,
 }
@@ -146,6 +152,7 @@ pub fn run<M: ActiveMachine>(
         actions: Vec::new(),
         next_stats: now,
         told_first_output: false,
+        told_in_sync: Vec::new(),
         retire_by: None,
         ended: None,
     };
@@ -224,9 +231,13 @@ impl Active {
             Inbox::Epoch(Report::CutFailed) => self.feed(Input::CutFailed),
             Inbox::OutputPending => self.feed(Input::OutputPending(true)),
             Inbox::ResetGuest => self.order(Order::Reset),
-            Inbox::PauseGuest => self.order(Order::Pause),
+            Inbox::PauseGuest => self.order(Order::Pause(Hold::Operator)),
+            // A VM that is ending must not say another word.
+            Inbox::ResumeGuest if self.retire_by.is_some() => {}
+            Inbox::ResumeGuest => self.order(Order::Run(Hold::Operator)),
+            Inbox::Dismiss(member) => self.feed(Input::Dismiss(member)),
             Inbox::Shutdown => {
-                self.order(Order::Pause);
+                self.order(Order::Pause(Hold::Operator));
                 self.gate.shut();
                 self.retire_by.get_or_insert(clock::now() + RETIRE_PATIENCE);
                 self.feed(Input::Retire);
@@ -273,8 +284,8 @@ impl Active {
             Action::Seed(member) => self.connect(member, |wire| Order::Seed(member, wire)),
             Action::Resend(member, kept) => self.connect(member, |wire| Order::Resend(member, kept, wire)),
             Action::Drop(member) => self.disconnect(member),
-            Action::PauseGuest => self.order(Order::Pause),
-            Action::RunGuest => self.order(Order::Run),
+            Action::PauseGuest => self.order(Order::Pause(Hold::Policy)),
+            Action::RunGuest => self.order(Order::Run(Hold::Policy)),
             Action::Stop(reason) => {
                 self.gate.shut();
                 self.events.note(Event::Stopped { reason: reason.to_string() });
@@ -325,6 +336,12 @@ impl Active {
         if let (false, Some(at)) = (self.told_first_output, self.gate.first_emitted()) {
             self.told_first_output = true;
             self.events.note(Event::FirstOutput { at_ns: at.0 });
+        }
+        let in_sync = &self.core.record().in_sync;
+        if !in_sync.iter().map(|l| l.member).eq(self.told_in_sync.iter().copied()) {
+            self.told_in_sync = in_sync.iter().map(|l| l.member).collect();
+            let replicas = self.told_in_sync.iter().map(Member::to_string).collect();
+            self.events.note(Event::InSync { replicas });
         }
         if now >= self.next_stats {
             self.next_stats = now + STATS_EVERY;

@@ -8,7 +8,7 @@
 //! ```
 //! Harvesting clears the dirty log, so its result goes into the ledgers before anything else can fail.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -47,14 +47,23 @@ pub enum Order {
     Acked(Member, EpochId),
     /// Stop sending to a replica.
     Drop(Member),
-    /// Stop the guest until `Run`.
-    Pause,
-    /// Let the guest go on.
-    Run,
+    /// Stop the guest until `Run` for the same reason.
+    Pause(Hold),
+    /// This reason to stand still is gone.
+    Run(Hold),
     /// Boot the guest anew.
     Reset,
     /// End the thread with the guest stopped for good.
     Stop,
+}
+
+/// Why a guest stands still between epochs. It goes on when no reason is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hold {
+    /// The loss policy forbids to run unprotected.
+    Policy,
+    /// The operator wants it, or a policy that calls for the operator.
+    Operator,
 }
 
 /// What the epoch thread reports.
@@ -128,7 +137,7 @@ pub struct EpochLoop<M> {
     streams: BTreeMap<Member, Stream>,
     dirty: PageSet,
     tracking: bool,
-    halted: bool,
+    holds: BTreeSet<Hold>,
     state: Vec<u8>,
     cut_at: Time,
     ingress_at_cut: IngressSeq,
@@ -160,7 +169,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
             streams: BTreeMap::new(),
             dirty: PageSet::empty(pages),
             tracking: false,
-            halted: false,
+            holds: BTreeSet::new(),
             state: Vec::new(),
             cut_at: Time(0),
             ingress_at_cut: IngressSeq(0),
@@ -183,7 +192,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
                 Err(RecvTimeoutError::Timeout) => {}
             }
         }
-        if !self.halted
+        if self.holds.is_empty()
             && let Err(e) = self.machine.pause()
         {
             self.trouble(&e);
@@ -207,8 +216,8 @@ impl<M: ActiveMachine> EpochLoop<M> {
             Order::Resend(member, kept, wire) => self.go_on(member, kept, wire),
             Order::Acked(member, epoch) => self.acked(member, epoch),
             Order::Drop(member) => self.forget(member),
-            Order::Pause => self.halt(),
-            Order::Run => self.unhalt(),
+            Order::Pause(why) => self.halt(why),
+            Order::Run(why) => self.unhalt(why),
             Order::Reset => self.reset(),
             Order::Stop => {}
         }
@@ -252,9 +261,12 @@ impl<M: ActiveMachine> EpochLoop<M> {
         }
     }
 
-    fn halt(&mut self) {
+    fn halt(&mut self, why: Hold) {
         match self.machine.pause() {
-            Ok(()) => self.halted = true,
+            Ok(()) => {
+                self.holds.insert(why);
+                self.events.note(Event::Held { held: true });
+            }
             Err(e) => self.trouble(&e),
         }
     }
@@ -269,9 +281,10 @@ impl<M: ActiveMachine> EpochLoop<M> {
         }
     }
 
-    fn unhalt(&mut self) {
-        if std::mem::take(&mut self.halted) {
+    fn unhalt(&mut self, why: Hold) {
+        if self.holds.remove(&why) && self.holds.is_empty() {
             self.machine.resume();
+            self.events.note(Event::Held { held: false });
         }
     }
 
@@ -290,11 +303,11 @@ impl<M: ActiveMachine> EpochLoop<M> {
     }
 
     fn stop_guest(&mut self) -> Result<(), PortError> {
-        if self.halted { Ok(()) } else { self.machine.pause() }
+        if self.holds.is_empty() { self.machine.pause() } else { Ok(()) }
     }
 
     fn continue_guest(&mut self) {
-        if !self.halted {
+        if self.holds.is_empty() {
             self.machine.resume();
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! Writing happens on a thread of its own, so that a slow disk never holds up a heartbeat.
 
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
+use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
@@ -66,6 +67,10 @@ pub enum Event {
     Joined { replica: String },
     /// A replica is given up.
     Dropped { replica: String },
+    /// The arbiter's record lists these replicas.
+    InSync { replicas: Vec<String> },
+    /// The guest stands still between epochs, by the operator's order or a policy; or goes on.
+    Held { held: bool },
     /// Running figures of the active.
     Stats(Stats),
     /// Running figures of a replica.
@@ -107,7 +112,14 @@ pub struct Stamped {
 /// Where events go. Cloning shares the destination.
 #[derive(Clone, Debug)]
 pub struct EventLog {
-    to: Sender<Stamped>,
+    to: Sender<Entry>,
+}
+
+#[derive(Debug)]
+enum Entry {
+    Event(Box<Stamped>),
+    /// Answer when everything before this has been written.
+    Flush(SyncSender<()>),
 }
 
 impl EventLog {
@@ -117,9 +129,14 @@ impl EventLog {
     /// When no thread can be started.
     pub fn start(mut sink: impl FnMut(&Stamped) + Send + 'static) -> std::io::Result<Self> {
         let (to, from) = channel();
-        std::thread::Builder::new()
-            .name("events".into())
-            .spawn(move || from.iter().for_each(|event| sink(&event)))?;
+        std::thread::Builder::new().name("events".into()).spawn(move || {
+            for entry in from {
+                match entry {
+                    Entry::Event(event) => sink(&event),
+                    Entry::Flush(done) => drop(done.send(())),
+                }
+            }
+        })?;
         Ok(Self { to })
     }
 
@@ -133,6 +150,15 @@ impl EventLog {
     /// Notes an event now.
     pub fn note(&self, event: Event) {
         // The writer is gone only when nobody listens; the VM does not depend on its diary.
-        let _ = self.to.send(Stamped { t_ns: clock::now().0, wall_ns: clock::wall().0, event });
+        let stamped = Stamped { t_ns: clock::now().0, wall_ns: clock::wall().0, event };
+        let _ = self.to.send(Entry::Event(Box::new(stamped)));
+    }
+
+    /// Waits until everything noted so far is written, at most for `patience`: a process that ends must not swallow why.
+    pub fn flush(&self, patience: Duration) {
+        let (done, written) = sync_channel(1);
+        if self.to.send(Entry::Flush(done)).is_ok() {
+            let _ = written.recv_timeout(patience);
+        }
     }
 }

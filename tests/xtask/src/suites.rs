@@ -45,7 +45,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
         Suite::Unit => ("unit", step(unit)),
         Suite::Sim => ("sim", step(move || sim(size))),
         Suite::Failover => {
-            ("failover", step(move || system(&["failover", "bad_input", "redis_tools"], size)))
+            ("failover", step(move || system(&["failover", "bad_input", "redis_tools", "runtime_api"], size)))
         }
         Suite::Lab => ("lab", step(move || lab(size))),
     });

@@ -1,6 +1,7 @@
 //! The active role: run the guest, keep its replicas.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
 use anyhow::{Context, anyhow};
@@ -12,25 +13,28 @@ use mycelium_ram::events::{Event, EventLog};
 use mycelium_ram_core::record::{Change, LossPolicy, Record, Refusal, Swap};
 use mycelium_ram_core::settle::{Reply, Request};
 use mycelium_ram_core::{EpochId, Member, OpId, VmId};
-use rhizomorph_link::Ticket;
 
 use crate::cli::ActiveArgs;
+use crate::console::{StdoutCopy, type_stdin};
+use crate::desk::Hands;
 use crate::exit::{Exit, Failure, OrExit};
 use crate::guest::Guest;
 use crate::node::{Node, primary_config};
+use crate::replicas::Keeper;
 use crate::session::Offering;
 use crate::signals::Signals;
 
 /// Boots a VM and protects it until it ends.
 pub(crate) fn run(args: &ActiveArgs, signals: Signals) -> Result<ExitCode, Exit> {
-    let node = Node::open(&args.node)?;
+    let node = Node::open(&args.node, "active", &signals)?;
+    node.replicas.set(&args.replica).or_exit(Failure::Spec)?;
     let guest = node.build_guest()?;
     let me = node.incarnate("active");
     let record = node.runtime.block_on(create_record(&node.arbiter()?, &node.vm, me, args.on_loss))?;
     guest.machine.boot().or_exit(Failure::Host)?;
     guest.machine.set_rx_enabled(true);
     guest.machine.resume().or_exit(Failure::Host)?;
-    protect(&node, guest, Mandate { me, record, resumed_from: EpochId(0), ops: 1 }, &args.replica, signals)
+    protect(&node, guest, Mandate { me, record, resumed_from: EpochId(0), ops: 1 }, &signals)
 }
 
 /// Makes the record that says this process is the active.
@@ -67,22 +71,22 @@ pub(crate) fn protect(
     node: &Node,
     guest: Guest,
     mandate: Mandate,
-    replicas: &[Ticket],
-    signals: Signals,
+    signals: &Signals,
 ) -> Result<ExitCode, Exit> {
     let (to_inbox, inbox) = channel();
     guest.door.ring_at(to_inbox.clone());
     guest.gate_events().or_exit(Failure::Host)?;
     let offer = node.offer(mandate.me, mandate.record.generation, &guest)?;
-    for replica in replicas {
-        let offering = Offering {
+    node.replicas.keep(Keeper {
+        offering: Offering {
             identity: node.identity.clone(),
             options: node.link_options(),
-            offer: offer.clone(),
+            offer,
             events: node.events.clone(),
-        };
-        node.runtime.spawn(offering.keep(replica.clone(), to_inbox.clone()));
-    }
+        },
+        inbox: to_inbox.clone(),
+        runtime: node.runtime.handle().clone(),
+    });
     let parts = ActiveParts {
         cfg: primary_config(node.args.timing),
         me: mandate.me,
@@ -97,11 +101,13 @@ pub(crate) fn protect(
     };
     let shutdown = to_inbox.clone();
     signals.on_signal(move || drop(shutdown.send(Inbox::Shutdown))).or_exit(Failure::Host)?;
+    let terminal = open_console(node, &guest, &to_inbox).or_exit(Failure::Host)?;
     let Guest { machine, announcer, notices, .. } = guest;
     let verdict = watch_guest(notices, machine.spec().policies, to_inbox.clone(), node.events.clone());
     let verdict = verdict.context("cannot start a thread").or_exit(Failure::Host)?;
     let (ended, _machine) = active::run(parts, &inbox, &to_inbox).or_exit(Failure::Host)?;
     announcer.stop();
+    drop(terminal);
     match ended {
         Ended::Stopped(reason) => {
             Err(anyhow!("the guest was stopped here: {reason}")).or_exit(Failure::Deposed)
@@ -113,6 +119,18 @@ pub(crate) fn protect(
             Err(_) => Ok(ExitCode::SUCCESS),
         },
     }
+}
+
+/// Opens the guest to the API, and its console to the terminal if the spec asks for one.
+fn open_console(node: &Node, guest: &Guest, inbox: &Sender<Inbox>) -> std::io::Result<Option<StdoutCopy>> {
+    let inbox = inbox.clone();
+    let hold = move |hold| drop(inbox.send(if hold { Inbox::PauseGuest } else { Inbox::ResumeGuest }));
+    node.desk.take(Hands { machine: Arc::downgrade(&guest.machine), hold: Box::new(hold) });
+    if !node.has_terminal() {
+        return Ok(None);
+    }
+    type_stdin(Arc::downgrade(&guest.machine));
+    StdoutCopy::start(node.desk.tape.clone(), node.runtime.handle().clone()).map(Some)
 }
 
 /// Acts on what the guest did to itself, once that is committed. The receiver holds why the VM was stopped, if it was

@@ -49,11 +49,15 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Show how a VM of this host is doing, from its run folder.
+    /// Show how a VM of this host is doing, from its run folder or from its process.
+    #[command(group = clap::ArgGroup::new("source").required(true))]
     Status {
         /// The VM's run folder.
-        #[arg(long, value_name = "DIR")]
-        run_dir: PathBuf,
+        #[arg(long, value_name = "DIR", group = "source")]
+        run_dir: Option<PathBuf>,
+        /// The socket of the VM's API.
+        #[arg(long, value_name = "SOCKET", group = "source")]
+        api: Option<PathBuf>,
         /// One JSON object instead of words.
         #[arg(long)]
         json: bool,
@@ -65,11 +69,37 @@ pub(crate) enum Command {
     },
 }
 
+impl Command {
+    /// Of a process that holds a VM.
+    pub(crate) fn process(&self) -> Option<&ProcessArgs> {
+        match self {
+            Self::Run(args) => Some(&args.process),
+            Self::Active(args) => Some(&args.node.process),
+            Self::Passive(args) => Some(&args.node.process),
+            _ => None,
+        }
+    }
+}
+
+/// What every process that holds a VM may be given.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ProcessArgs {
+    /// Serve the runtime API (gRPC, endophyte.v1) on this Unix socket, for this user only; a dead process' socket is
+    /// replaced.
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) api: Option<PathBuf>,
+    /// Be killed when the thread that started this process ends.
+    #[arg(long)]
+    pub(crate) die_with_parent: bool,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
     /// VM spec file (TOML).
     #[arg(long, value_name = "FILE")]
     pub(crate) spec: PathBuf,
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
 }
 
 /// What both roles of a protected VM need.
@@ -81,9 +111,9 @@ pub(crate) struct NodeArgs {
     /// This node's private key (`endophyte keygen`).
     #[arg(long, value_name = "FILE")]
     pub(crate) key: PathBuf,
-    /// The arbiter: KEY@ADDRESS.
-    #[arg(long, value_name = "TICKET")]
-    pub(crate) arbiter: Ticket,
+    /// The arbiter: KEY@ADDRESS; give it once per arbiter that keeps the record.
+    #[arg(long, value_name = "TICKET", required = true)]
+    pub(crate) arbiter: Vec<Ticket>,
     /// Folder for the timeline (events.jsonl), status.json, metrics.prom and serial.log.
     #[arg(long, value_name = "DIR")]
     pub(crate) run_dir: PathBuf,
@@ -92,6 +122,8 @@ pub(crate) struct NodeArgs {
     pub(crate) mtu: u16,
     #[command(flatten)]
     pub(crate) timing: TimingArgs,
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
     /// Commit a deliberate protocol fault (test builds only).
     #[cfg(feature = "sabotage")]
     #[arg(long, value_name = "NAME")]
@@ -129,8 +161,9 @@ impl TimingArgs {
 pub(crate) struct ActiveArgs {
     #[command(flatten)]
     pub(crate) node: NodeArgs,
-    /// A passive process that is to hold a replica: KEY@ADDRESS,ADDRESS; every address is a path of its own.
-    #[arg(long, value_name = "TICKET", required = true)]
+    /// A passive process that is to hold a replica: KEY@ADDRESS,ADDRESS; every address is a path of its own. Without one the
+    /// VM runs unprotected until the API's SetReplicas names some.
+    #[arg(long, value_name = "TICKET")]
     pub(crate) replica: Vec<Ticket>,
     /// When a replica is lost: run on unprotected once the arbiter has recorded it, or stop until one is back.
     #[arg(long, value_name = "POLICY", default_value = "degrade", value_parser = parse_policy)]
@@ -144,12 +177,16 @@ pub(crate) struct PassiveArgs {
     /// Address to listen on for the active; give it once per path.
     #[arg(long, value_name = "ADDRESS", required = true)]
     pub(crate) listen: Vec<SocketAddr>,
-    /// Public key of a node that may be the active; may be given several times.
-    #[arg(long, value_name = "KEY", required = true)]
+    /// Public key of a node that may be the active; may be given several times. With --api, SetAllowed replaces these.
+    #[arg(long, value_name = "KEY", required_unless_present = "api")]
     pub(crate) allow: Vec<PeerKey>,
-    /// After a takeover, keep a replica there.
+    /// After a takeover, keep a replica there. With --api, SetReplicas replaces these.
     #[arg(long, value_name = "TICKET")]
     pub(crate) replica: Vec<Ticket>,
+    /// End when no active has connected for this long; 0 waits for ever. A replica that the arbiter lists never ends by
+    /// this.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=31_536_000))]
+    pub(crate) orphan_after: u64,
 }
 
 fn parse_policy(text: &str) -> Result<LossPolicy, String> {

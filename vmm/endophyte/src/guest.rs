@@ -1,7 +1,5 @@
 //! The machine as the replication driver sees it, and the machine with its doors.
 
-use std::fs::OpenOptions;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -18,6 +16,7 @@ use mycelium_ram_core::message::Port;
 use mycelium_ram_core::{EpochId, PageIndex, PageSet};
 
 use crate::announce::Announcer;
+use crate::console::Tape;
 use crate::outlet::{Door, NicDoor, Outlet, SerialDoor};
 
 /// Bytes after the machine's state in an epoch: the console's offset.
@@ -38,13 +37,10 @@ pub(crate) struct Guest {
 
 impl Guest {
     /// Builds the machine, parked, with its taps open and its gate in place.
-    pub(crate) fn build(spec: &VmSpec, run_dir: &Path) -> Result<Self> {
+    pub(crate) fn build(spec: &VmSpec, tape: Arc<Tape>) -> Result<Self> {
         let taps = spec.net.iter().map(|n| Ok(Arc::new(Tap::open(&n.tap)?))).collect::<Result<Vec<_>>>()?;
-        let serial_log = run_dir.join("serial.log");
-        let log = OpenOptions::new().create(true).write(true).truncate(false).open(&serial_log);
-        let log = log.with_context(|| format!("cannot open the console log {}", serial_log.display()))?;
         let (tell, notices) = channel();
-        let outlet = Arc::new(Outlet::new(taps.clone(), log, tell));
+        let outlet = Arc::new(Outlet::new(taps.clone(), tape, tell));
         let door = Door::new(Arc::new(Gate::new(outlet.clone(), EpochId(1))));
         let ingress = IngressTap::start().context("cannot start the ingress thread")?;
         let macs: Vec<[u8; 6]> = spec.net.iter().map(|n| n.mac.0).collect();

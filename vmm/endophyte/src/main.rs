@@ -2,21 +2,27 @@
 
 mod active;
 mod announce;
+mod api;
 mod cli;
+mod console;
+mod desk;
 mod exit;
 mod guest;
+mod limits;
 mod node;
 mod outlet;
+mod parent;
 mod passive;
 mod plain;
+mod replicas;
 mod rundir;
 mod session;
 mod signals;
+mod status;
 mod wire;
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 use endophyte_vmm::doctor;
@@ -25,7 +31,6 @@ use rhizomorph_link::Identity;
 use cli::{Cli, Command};
 use exit::{Exit, Failure, OrExit};
 use outlet::say;
-use rundir::RunDir;
 use signals::Signals;
 
 fn main() -> ExitCode {
@@ -40,6 +45,9 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(command: Command) -> Result<ExitCode, Exit> {
+    if command.process().is_some_and(|process| process.die_with_parent) {
+        parent::die_with_parent().or_exit(Failure::Host)?;
+    }
     match command {
         Command::Run(args) => plain::run(&args, &Signals::block()?),
         Command::Active(args) => active::run(&args, Signals::block()?),
@@ -50,7 +58,8 @@ fn dispatch(command: Command) -> Result<ExitCode, Exit> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Doctor { json } => Ok(report_host(json)),
-        Command::Status { run_dir, json } => status(&run_dir, json),
+        Command::Status { run_dir: Some(dir), json, .. } => status::from_folder(&dir, json),
+        Command::Status { api, json, .. } => status::from_process(&api.unwrap_or_default(), json),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "endophyte", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
@@ -73,15 +82,4 @@ fn report_host(json: bool) -> ExitCode {
         say(report.to_string().trim_end());
     }
     if report.can_run_vms() { ExitCode::SUCCESS } else { ExitCode::from(4) }
-}
-
-fn status(run_dir: &Path, json: bool) -> Result<ExitCode, Exit> {
-    let status = RunDir::existing(run_dir).status().or_exit(Failure::Spec)?;
-    if json {
-        say(&serde_json::to_string(&status)?);
-    } else {
-        let age = mycelium_ram::clock::wall().0.saturating_sub(status.updated_wall_ns);
-        say(&rundir::describe(&status, Duration::from_nanos(age)));
-    }
-    Ok(ExitCode::SUCCESS)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
-use endophyte_vmm::spec::VmSpec;
+use endophyte_vmm::spec::{SerialSpec, VmSpec};
 use mycelium_arbiter::client::Client;
 use mycelium_ram::events::{Event, EventLog};
 use mycelium_ram::ports::Arbiter;
@@ -18,33 +18,57 @@ use mycelium_ram_core::settle::Reply;
 use mycelium_ram_core::{Generation, Incarnation, Member, NodeId, VmId};
 use rhizomorph_link::{Identity, LinkOptions, MtuPolicy};
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 
+use crate::api::Api;
 use crate::cli::{NodeArgs, TimingArgs};
+use crate::console::Tape;
+use crate::desk::{Allowed, Desk, Peering};
 use crate::exit::{Exit, Failure, OrExit};
 use crate::guest::Guest;
-use crate::rundir::RunDir;
+use crate::limits::PARTING;
+use crate::outlet::say;
+use crate::replicas::Replicas;
+use crate::rundir::{RunDir, Status};
+use crate::signals::Signals;
 
 /// One node's part in protecting one VM.
 #[derive(Debug)]
 pub(crate) struct Node {
+    /// Before everything else to be dropped, so that its last answers still find a runtime.
+    _api: Option<Api>,
     pub(crate) args: NodeArgs,
     pub(crate) spec: VmSpec,
     pub(crate) vm: VmId,
     pub(crate) identity: Identity,
-    pub(crate) run_dir: RunDir,
     pub(crate) events: EventLog,
+    pub(crate) desk: Arc<Desk>,
+    pub(crate) replicas: Replicas,
+    pub(crate) allowed: Allowed,
     pub(crate) runtime: Runtime,
 }
 
 impl Node {
-    pub(crate) fn open(args: &NodeArgs) -> Result<Self, Exit> {
+    pub(crate) fn open(args: &NodeArgs, role: &str, signals: &Signals) -> Result<Self, Exit> {
         #[cfg(feature = "sabotage")]
         mycelium_ram_core::sabotage::set_sabotage(args.sabotage);
         let spec = VmSpec::load(&args.spec).or_exit(Failure::Spec)?;
         let vm = VmId::new(spec.name.clone()).or_exit(Failure::Spec)?;
         let identity = Identity::load(&args.key).or_exit(Failure::Spec)?;
         let run_dir = RunDir::open(&args.run_dir).or_exit(Failure::Host)?;
-        let events = run_dir.events().or_exit(Failure::Host)?;
+        let status = Status {
+            vm: spec.name.clone(),
+            role: role.to_owned(),
+            state: "starting".to_owned(),
+            node: identity.peer_key().to_string(),
+            ..Status::default()
+        };
+        let board = watch::Sender::new(status);
+        let events = run_dir.events(board.clone()).or_exit(Failure::Host)?;
+        let tape = Tape::on_log(run_dir.serial_log().or_exit(Failure::Host)?);
+        let (replicas, allowed) = (Replicas::new(board.clone()), Allowed::default());
+        let peering = Peering { replicas: replicas.clone(), allowed: allowed.clone() };
+        let desk = Desk::new(&spec, board, tape, signals.stopper(), Some(peering));
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("link")
@@ -53,7 +77,10 @@ impl Node {
             .build()
             .context("cannot start the network runtime")
             .or_exit(Failure::Host)?;
-        Ok(Self { args: args.clone(), spec, vm, identity, run_dir, events, runtime })
+        let api = args.process.api.as_deref();
+        let api = api.map(|path| Api::on_runtime(path, desk.clone(), runtime.handle()));
+        let _api = api.transpose().or_exit(Failure::Host)?;
+        Ok(Self { _api, args: args.clone(), spec, vm, identity, events, desk, replicas, allowed, runtime })
     }
 
     /// A new incarnation of this node.
@@ -71,13 +98,14 @@ impl Node {
 
     /// Builds the machine, parked.
     pub(crate) fn build_guest(&self) -> Result<Guest, Exit> {
-        Guest::build(&self.spec, self.run_dir.path()).or_exit(Failure::Host)
+        Guest::build(&self.spec, self.desk.tape.clone()).or_exit(Failure::Host)
     }
 
     /// A client of the arbiter, not yet connected.
     pub(crate) fn arbiter(&self) -> Result<Client, Exit> {
         let _inside = self.runtime.enter();
-        Client::new(&self.identity, &self.args.arbiter, self.vm.clone()).or_exit(Failure::Host)
+        let first = self.args.arbiter.first().expect("the command line demands one");
+        Client::new(&self.identity, first, self.vm.clone()).or_exit(Failure::Host)
     }
 
     /// The arbiter as the driver's port; replies go to the inbox.
@@ -91,6 +119,16 @@ impl Node {
         Ok(client.start(move |reply| drop(inbox.send(wrap(reply)))))
     }
 
+    /// Whether the console is on standard input and output, as the spec asks.
+    pub(crate) fn has_terminal(&self) -> bool {
+        self.spec.serial == SerialSpec::Stdio
+    }
+
+    /// A line for the operator, where the guest's console is not.
+    pub(crate) fn say(&self, line: &str) {
+        if self.has_terminal() { eprintln!("{line}") } else { say(line) }
+    }
+
     pub(crate) fn link_options(&self) -> LinkOptions {
         let mtu = if self.args.mtu > 1452 { MtuPolicy::fixed(self.args.mtu) } else { MtuPolicy::default() };
         LinkOptions { mtu, ..LinkOptions::default() }
@@ -100,6 +138,12 @@ impl Node {
     pub(crate) fn offer(&self, me: Member, generation: Generation, guest: &Guest) -> Result<Offer, Exit> {
         let fingerprint = serde_json::to_vec(guest.machine.fingerprint()).or_exit(Failure::Unexpected)?;
         Ok(Offer { vm: self.vm.clone(), active: me, generation, fingerprint: Bytes::from(fingerprint) })
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.events.flush(PARTING);
     }
 }
 

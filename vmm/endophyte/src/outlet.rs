@@ -1,8 +1,6 @@
 //! The doors of a protected VM: what the guest says goes to the gate, what the gate lets out goes to the world.
 
-use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -17,20 +15,20 @@ use mycelium_ram::ports::OutputPort;
 use mycelium_ram_core::message::{Output, Port};
 
 use crate::announce::Announcer;
+use crate::console::Tape;
 
 /// Where released output goes.
 #[derive(Debug)]
 pub(crate) struct Outlet {
     taps: Vec<Arc<Tap>>,
-    /// Written at the guest's own byte offsets, so that a takeover repeats bytes instead of losing or moving them.
-    serial_log: File,
+    tape: Arc<Tape>,
     notices: Mutex<Sender<String>>,
     machine: OnceLock<Weak<Machine>>,
 }
 
 impl Outlet {
-    pub(crate) fn new(taps: Vec<Arc<Tap>>, serial_log: File, notices: Sender<String>) -> Self {
-        Self { taps, serial_log, notices: Mutex::new(notices), machine: OnceLock::new() }
+    pub(crate) fn new(taps: Vec<Arc<Tap>>, tape: Arc<Tape>, notices: Sender<String>) -> Self {
+        Self { taps, tape, notices: Mutex::new(notices), machine: OnceLock::new() }
     }
 
     /// Tells the outlet whose devices wait for room.
@@ -48,11 +46,7 @@ impl OutputPort for Outlet {
                     let _ = tap.write(&output.data);
                 }
             }
-            Port::Serial => {
-                if let Err(error) = self.serial_log.write_all_at(&output.data, output.offset) {
-                    tracing::warn!(%error, "the console log cannot be written");
-                }
-            }
+            Port::Serial => self.tape.record(output.offset, &output.data),
             Port::Notice => {
                 let notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
                 let _ = notices.send(String::from_utf8_lossy(&output.data).into_owned());
@@ -144,7 +138,7 @@ impl SerialPort for SerialDoor {
     }
 }
 
-/// A console for the operator on standard output, besides the log; plain text, best effort.
+/// A line for the operator on standard output, besides the log; plain text, best effort.
 pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stdout().lock(), "{line}");
 }

@@ -9,16 +9,15 @@ use mycelium_ram::events::Event;
 use mycelium_ram::passive::{self, Ended, Inbox, PassiveParts, Promotion};
 use mycelium_ram_core::Member;
 use mycelium_ram_core::message::{Accept, Message, Offer};
-use rhizomorph_link::{AllowList, IncomingLink, LinkListener, ListenConfig};
+use rhizomorph_link::{IncomingLink, LinkListener, ListenConfig};
 
 use crate::active::{Mandate, protect};
 use crate::cli::PassiveArgs;
 use crate::exit::{Exit, Failure, OrExit};
 use crate::guest::{Guest, MachinePort};
 use crate::node::{Node, replica_config};
-use crate::outlet::say;
 use crate::session::{answer, first_message, judge};
-use crate::signals::Signals;
+use crate::signals::{Latch, Signals};
 use crate::wire::{LinkWire, receive};
 
 /// Bytes that staging may need beyond one copy of the guest.
@@ -26,19 +25,23 @@ const STAGING_SLACK: usize = 64 << 20;
 
 /// Holds a replica; becomes the active when the active is lost.
 pub(crate) fn run(args: &PassiveArgs, signals: Signals) -> Result<ExitCode, Exit> {
-    let node = Node::open(&args.node)?;
+    let node = Node::open(&args.node, "passive", &signals)?;
+    node.replicas.set(&args.replica).or_exit(Failure::Spec)?;
+    node.allowed.set(args.allow.iter().copied());
     let listener = listen(&node, args)?;
+    node.desk.listens(node.identity.peer_key(), listener.local_addrs());
     let stop = signals.latch().or_exit(Failure::Host)?;
     loop {
         let guest = node.build_guest()?;
         touch_memory(&guest);
         let me = node.incarnate("passive");
-        say(&format!("replica of {} waits for its active on {:?}", node.vm, listener.local_addrs()));
-        match follow(&node, &listener, &guest, me, &stop)? {
+        node.say(&format!("replica of {} waits for its active on {:?}", node.vm, listener.local_addrs()));
+        let patience = Duration::from_secs(args.orphan_after);
+        match follow(&node, &listener, &guest, me, &stop, patience)? {
             Ended::Promoted(promotion) => {
                 let mandate = take_over(&node, &guest, me, *promotion)?;
                 drop(listener);
-                return protect(&node, guest, mandate, &args.replica, signals);
+                return protect(&node, guest, mandate, &signals);
             }
             Ended::Expelled(why) => tracing::warn!(%why, "starting again as a new replica"),
             Ended::Faulty(why) => {
@@ -53,7 +56,7 @@ pub(crate) fn run(args: &PassiveArgs, signals: Signals) -> Result<ExitCode, Exit
 fn listen(node: &Node, args: &PassiveArgs) -> Result<LinkListener, Exit> {
     let config = ListenConfig {
         identity: node.identity.clone(),
-        allow: AllowList::only(args.allow.iter().copied()),
+        allow: node.allowed.list(),
         binds: args.listen.clone(),
         options: node.link_options(),
     };
@@ -75,12 +78,14 @@ fn follow(
     listener: &LinkListener,
     guest: &Guest,
     me: Member,
-    stop: &crate::signals::Latch,
+    stop: &Latch,
+    patience: Duration,
 ) -> Result<Ended<MachinePort>, Exit> {
     let meeting = async {
         tokio::select! {
             met = meet(node, listener, guest, me) => met.map(Some),
             () = stop.wait() => Ok(None),
+            () = orphaned(node, patience) => Ok(None),
         }
     };
     let Some((offer, link)) = node.runtime.block_on(meeting)? else { return Ok(Ended::Shutdown) };
@@ -109,6 +114,18 @@ fn follow(
     let ended = passive::run(parts, &inbox, &to_inbox).or_exit(Failure::Host);
     watch.abort();
     ended
+}
+
+/// Returns when no active has come in good time. Only a process that has met nobody under its present incarnation waits
+/// here, so no record lists it.
+async fn orphaned(node: &Node, patience: Duration) {
+    if patience.is_zero() {
+        return std::future::pending().await;
+    }
+    tokio::time::sleep(patience).await;
+    let reason = format!("no active came within {} s", patience.as_secs());
+    tracing::warn!(%reason, "this replica ends, as --orphan-after says");
+    node.events.note(Event::Stopped { reason });
 }
 
 /// Waits for an active whose machine is like ours.
@@ -176,6 +193,9 @@ fn take_over(
         replayed: promotion.inheritance.ingress.len() as u64,
         resent: promotion.inheritance.outputs.len() as u64,
     });
-    say(&format!("{} goes on here as generation {}, from {epoch}", node.vm, promotion.record.generation.0));
+    node.say(&format!(
+        "{} goes on here as generation {}, from {epoch}",
+        node.vm, promotion.record.generation.0
+    ));
     Ok(Mandate { me, record: promotion.record, resumed_from: epoch, ops: promotion.ops })
 }

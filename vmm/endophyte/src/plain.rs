@@ -1,57 +1,84 @@
 //! A VM without protection: taps and console straight through.
 
-use std::io::Read;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use endophyte_vmm::machine::{Machine, MachineEvent, MachinePorts};
 use endophyte_vmm::spec::{Policy, SerialSpec, VmSpec};
+use tokio::sync::watch;
 
+use crate::api::Api;
 use crate::cli::RunArgs;
+use crate::console::{Tape, Taped, type_stdin};
+use crate::desk::{Desk, Hands};
 use crate::exit::{Exit, Failure, OrExit};
+use crate::rundir::Status;
 use crate::signals::Signals;
 
 /// What ends or interrupts the run of a VM.
 enum Happening {
     Signal,
     Event(MachineEvent),
+    /// The operator wants the guest to stand, or to go on.
+    Hold(bool),
 }
 
 pub(crate) fn run(args: &RunArgs, signals: &Signals) -> Result<ExitCode, Exit> {
     let spec = VmSpec::load(&args.spec).or_exit(Failure::Spec)?;
-    let machine = start(&spec)?;
-    supervise(&machine, &happenings(&machine, signals)?)
+    let board = watch::Sender::new(Status {
+        vm: spec.name.clone(),
+        role: "run".to_owned(),
+        state: "starting".to_owned(),
+        ..Status::default()
+    });
+    let desk = Desk::new(&spec, board, Tape::in_memory(), signals.stopper(), None);
+    let api = args.process.api.as_deref();
+    let _api = api.map(|path| Api::on_thread(path, desk.clone())).transpose().or_exit(Failure::Host)?;
+    let machine = start(&spec, api.map(|_| desk.tape.clone()))?;
+    let happenings = happenings(&machine, signals, &desk)?;
+    tell(&desk, "running", "");
+    let ended = supervise(&machine, &happenings, &desk);
+    tell(
+        &desk,
+        "stopped",
+        &ended.as_ref().map_or_else(|exit| format!("{:#}", exit.error), |_| String::new()),
+    );
+    ended
 }
 
-fn start(spec: &VmSpec) -> Result<Arc<Machine>, Exit> {
-    let ports = MachinePorts::plain(spec).or_exit(Failure::Host)?;
+fn start(spec: &VmSpec, tape: Option<Arc<Tape>>) -> Result<Arc<Machine>, Exit> {
+    let mut ports = MachinePorts::plain(spec).or_exit(Failure::Host)?;
+    if let Some(tape) = tape {
+        ports.serial = Arc::new(Taped { port: ports.serial, tape });
+    }
     let machine = Arc::new(Machine::build(spec, ports).or_exit(Failure::Host)?);
     machine.boot().or_exit(Failure::Host)?;
     machine.set_rx_enabled(true);
     machine.resume().or_exit(Failure::Host)?;
-    if spec.serial == SerialSpec::Stdio {
-        let console = Arc::downgrade(&machine);
-        std::thread::spawn(move || {
-            let mut chunk = [0; 256];
-            while let Ok(n @ 1..) = std::io::stdin().read(&mut chunk) {
-                let Some(machine) = console.upgrade() else { return };
-                machine.serial_input(&chunk[..n]);
-            }
-        });
+    if matches!(spec.serial, SerialSpec::Unsaid | SerialSpec::Stdio) {
+        type_stdin(Arc::downgrade(&machine));
     }
     Ok(machine)
 }
 
+fn tell(desk: &Desk, state: &str, reason: &str) {
+    desk.board.send_modify(|s| (s.state, s.reason) = (state.to_owned(), reason.to_owned()));
+}
+
 /// Acts on what happens until the VM has ended.
-fn supervise(machine: &Machine, happenings: &Receiver<Happening>) -> Result<ExitCode, Exit> {
+fn supervise(machine: &Machine, happenings: &Receiver<Happening>, desk: &Desk) -> Result<ExitCode, Exit> {
     let policies = machine.spec().policies;
     for happening in happenings {
         let (what, policy) = match happening {
             Happening::Signal | Happening::Event(MachineEvent::GuestShutdown) => {
                 return Ok(ExitCode::SUCCESS);
+            }
+            Happening::Hold(hold) => {
+                set_held(machine, desk, hold)?;
+                continue;
             }
             Happening::Event(MachineEvent::GuestReset) => ("guest reset", Policy::Reset),
             Happening::Event(MachineEvent::GuestPanic { .. }) => ("guest panic", policies.on_panic),
@@ -65,34 +92,53 @@ fn supervise(machine: &Machine, happenings: &Receiver<Happening>) -> Result<Exit
         if policy == Policy::Stop {
             return Err(anyhow!("{what}; the VM was stopped by its policy")).or_exit(Failure::Guest);
         }
-        carry_out(machine, policy).with_context(|| format!("after {what}"))?;
+        carry_out(machine, desk, policy).with_context(|| format!("after {what}"))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn carry_out(machine: &Machine, policy: Policy) -> anyhow::Result<()> {
+fn carry_out(machine: &Machine, desk: &Desk, policy: Policy) -> anyhow::Result<()> {
+    let held = desk.board.borrow().held;
     machine.pause()?;
-    if policy == Policy::Reset {
-        machine.reset()?;
+    if policy == Policy::Pause {
+        return set_held(machine, desk, true);
+    }
+    machine.reset()?;
+    // A guest that the operator has stopped boots when he lets it.
+    if held { Ok(()) } else { Ok(machine.resume()?) }
+}
+
+fn set_held(machine: &Machine, desk: &Desk, hold: bool) -> anyhow::Result<()> {
+    if hold {
+        machine.pause()?;
+    } else {
         machine.resume()?;
     }
+    desk.board.send_modify(|s| s.held = hold);
     Ok(())
 }
 
-/// Signals and machine events as one stream.
-fn happenings(machine: &Machine, signals: &Signals) -> Result<Receiver<Happening>, Exit> {
-    let (on_signal, receiver) = channel();
-    let on_event = on_signal.clone();
+/// Signals, machine events and the API's orders as one stream.
+fn happenings(machine: &Arc<Machine>, signals: &Signals, desk: &Desk) -> Result<Receiver<Happening>, Exit> {
+    let (sender, receiver) = channel();
+    let on_signal = sender.clone();
     signals.on_signal(move || drop(on_signal.send(Happening::Signal)))?;
+    let on_order = sender.clone();
+    let hold = move |hold| drop(on_order.send(Happening::Hold(hold)));
+    desk.take(Hands { machine: Arc::downgrade(machine), hold: Box::new(hold) });
+    pass_events(machine, sender);
+    Ok(receiver)
+}
+
+fn pass_events(machine: &Machine, to: Sender<Happening>) {
     let events = machine.events().clone();
     std::thread::spawn(move || {
         loop {
             if let Some(event) = events.recv_timeout(Duration::from_secs(3600))
-                && on_event.send(Happening::Event(event)).is_err()
+                && to.send(Happening::Event(event)).is_err()
             {
                 return;
             }
         }
     });
-    Ok(receiver)
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use mycelium_ram::events::{Event, EventLog, Stamped, Stats};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 const REFRESH: Duration = Duration::from_secs(1);
 
@@ -22,10 +23,18 @@ pub(crate) struct Status {
     pub(crate) vm: String,
     pub(crate) role: String,
     pub(crate) node: String,
+    #[serde(default)]
+    pub(crate) incarnation: String,
     pub(crate) generation: u64,
     pub(crate) state: String,
     pub(crate) reason: String,
     pub(crate) protected: bool,
+    /// The guest stands still, by the operator's order or a policy.
+    #[serde(default)]
+    pub(crate) held: bool,
+    /// Replicas that the record lists, as members.
+    #[serde(default)]
+    pub(crate) in_sync: Vec<String>,
     pub(crate) staged_epoch: u64,
     pub(crate) listed: bool,
     pub(crate) stats: Stats,
@@ -38,14 +47,18 @@ impl Status {
     fn take(&mut self, stamped: &Stamped) {
         self.updated_wall_ns = stamped.wall_ns;
         match &stamped.event {
-            Event::Started { role, vm, node, .. } => {
+            Event::Started { role, vm, node, incarnation } => {
                 (self.role, self.vm, self.node) = (role.clone(), vm.clone(), node.clone());
+                (self.incarnation, self.reason) = (incarnation.clone(), String::new());
+                (self.listed, self.staged_epoch) = (false, 0);
                 self.state = if role == "active" { "unprotected" } else { "waiting" }.to_owned();
                 self.generation = u64::from(role == "active");
             }
             Event::Protection { state, reason, protected } => {
                 (self.state, self.reason, self.protected) = (state.clone(), reason.clone(), *protected);
             }
+            Event::InSync { replicas } => self.in_sync.clone_from(replicas),
+            Event::Held { held } => self.held = *held,
             Event::Stats(stats) => self.stats = *stats,
             Event::ReplicaStats { staged, .. } => self.staged_epoch = *staged,
             Event::Listed { listed } => {
@@ -54,7 +67,7 @@ impl Status {
             }
             Event::Resumed { generation, .. } => {
                 (self.role, self.generation) = ("active".to_owned(), *generation);
-                self.listed = false;
+                (self.listed, self.held) = (false, false);
             }
             Event::Stopped { reason } | Event::Expelled { reason } => {
                 (self.state, self.reason, self.protected) = ("stopped".to_owned(), reason.clone(), false);
@@ -117,16 +130,12 @@ impl RunDir {
         Self(path.to_owned())
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.0
-    }
-
-    /// Starts the timeline and keeps status and metrics with it.
-    pub(crate) fn events(&self) -> Result<EventLog> {
+    /// Starts the timeline and keeps status and metrics with it, here and on the board that the API shows.
+    pub(crate) fn events(&self, board: watch::Sender<Status>) -> Result<EventLog> {
         let path = self.0.join("events.jsonl");
         let log = OpenOptions::new().create(true).append(true).open(&path);
         let mut log = log.with_context(|| format!("cannot open the timeline {}", path.display()))?;
-        let (dir, mut status, mut written) = (self.clone(), Status::default(), None::<Instant>);
+        let (dir, mut status, mut written) = (self.clone(), board.borrow().clone(), None::<Instant>);
         Ok(EventLog::start(move |stamped| {
             append(&mut log, stamped);
             status.take(stamped);
@@ -134,6 +143,7 @@ impl RunDir {
             if !figures || written.is_none_or(|at| at.elapsed() >= REFRESH) {
                 written = Some(Instant::now());
                 dir.publish(&status);
+                board.send_replace(status.clone());
             }
         })?)
     }
@@ -145,6 +155,13 @@ impl RunDir {
             // A full disk costs the status page, not the VM.
             let _ = fs::write(&fresh, text).and_then(|()| fs::rename(&fresh, self.0.join(name)));
         }
+    }
+
+    /// The console's log: every byte at the guest's own offset.
+    pub(crate) fn serial_log(&self) -> Result<File> {
+        let path = self.0.join("serial.log");
+        let log = OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path);
+        log.with_context(|| format!("cannot open the console log {}", path.display()))
     }
 
     /// Reads the status of a VM of this host.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use endophyte_vmm::machine::MachineFingerprint;
 use mycelium_ram::active::Inbox;
 use mycelium_ram::events::{Event, EventLog};
+use mycelium_ram::ports::Wire;
 use mycelium_ram_core::Member;
 use mycelium_ram_core::codec::DecodeError;
 use mycelium_ram_core::message::{Accept, Message, Offer};
@@ -15,8 +16,10 @@ use rhizomorph_link::{
     DialConfig, DialError, Identity, LinkEvent, LinkOptions, LinkReceiver, LinkSender, PathSpec, Priority,
     SendError, Ticket, dial,
 };
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+use crate::replicas::{Replicas, Standing};
 use crate::wire::{LinkWire, receive};
 
 /// A peer that is connected has this long to answer.
@@ -56,27 +59,53 @@ pub(crate) struct Offering {
 }
 
 impl Offering {
-    /// Keeps a replica connected for as long as the process lives.
-    pub(crate) async fn keep(self, replica: Ticket, inbox: Sender<Inbox>) {
-        let mut told = String::new();
+    /// Keeps a replica connected for as long as it is wanted.
+    pub(crate) async fn keep(
+        self,
+        id: u64,
+        replica: Ticket,
+        set: Replicas,
+        mut wanted: watch::Receiver<()>,
+        inbox: Sender<Inbox>,
+    ) {
         loop {
-            let pause = match self.meet(&replica).await {
+            let met = tokio::select! {
+                met = self.meet(&replica) => met,
+                () = unwanted(&mut wanted) => return,
+            };
+            let pause = match met {
                 Ok((member, accept, wire, receiver)) => {
-                    told.clear();
-                    let joined = Inbox::Joined { member, staged: accept.staged, wire };
-                    if inbox.send(joined).is_err() {
-                        return;
+                    let joined = Inbox::Joined { member, staged: accept.staged, wire: wire.clone() };
+                    if !set.join(id, member, joined) {
+                        return wire.close();
                     }
+                    // Also when it is not wanted any more: until the record has let it go, output waits for its word.
                     receive(receiver, ACTIVE_BUDGET, |frame| drop(inbox.send(Inbox::Frame(frame)))).await;
+                    set.note(id, Standing::Dialing, None);
                     RETRY
                 }
-                Err(error) => {
-                    self.tell_once(&replica, &error, &mut told);
-                    if matches!(error, HandshakeError::Refused(_)) { RETRY_REFUSED } else { RETRY }
-                }
+                Err(error) => self.explain(&replica, &error, id, &set),
             };
-            sleep(pause).await;
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = unwanted(&mut wanted) => return,
+            }
         }
+    }
+
+    /// Says once what is wrong; returns when to try again.
+    fn explain(&self, replica: &Ticket, error: &HandshakeError, id: u64, set: &Replicas) -> Duration {
+        let (standing, pause) = match error {
+            HandshakeError::Refused(_) => (Standing::Refused, RETRY_REFUSED),
+            _ => (Standing::Dialing, RETRY),
+        };
+        let trouble = chain(error);
+        if set.note(id, standing, Some(trouble.clone())) {
+            let what = format!("replica {replica}: {trouble}");
+            tracing::warn!("{what}");
+            self.events.note(Event::Trouble { what });
+        }
+        pause
     }
 
     async fn meet(
@@ -100,15 +129,11 @@ impl Offering {
             _ => Err(HandshakeError::OffScript),
         }
     }
+}
 
-    fn tell_once(&self, replica: &Ticket, error: &HandshakeError, told: &mut String) {
-        let what = format!("replica {replica}: {}", chain(error));
-        if *told != what {
-            tracing::warn!("{what}");
-            self.events.note(Event::Trouble { what: what.clone() });
-            *told = what;
-        }
-    }
+/// Returns once the set has given the replica up.
+async fn unwanted(wanted: &mut watch::Receiver<()>) {
+    while wanted.changed().await.is_ok() {}
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

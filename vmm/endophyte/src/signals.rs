@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT, taken by one thread that waits for them.
+//! SIGTERM and SIGINT, taken by one thread that waits for them; the API's Stop counts as one.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +12,32 @@ pub(crate) struct Signals {
     hooks: Hooks,
 }
 
-type Hooks = Arc<Mutex<Vec<Box<dyn Fn() + Send>>>>;
+/// Rings the hooks as a signal does.
+#[derive(Clone)]
+pub(crate) struct Stopper(Hooks);
+
+type Hooks = Arc<Mutex<Raised>>;
+
+#[derive(Default)]
+struct Raised {
+    /// A signal came before there was anybody to hear it.
+    already: bool,
+    hooks: Vec<Box<dyn Fn() + Send>>,
+}
+
+impl std::fmt::Debug for Stopper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Stopper")
+    }
+}
+
+impl Stopper {
+    pub(crate) fn stop(&self) {
+        let mut raised = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        raised.already = true;
+        raised.hooks.iter().for_each(|hook| hook());
+    }
+}
 
 /// Set by the first signal.
 #[derive(Clone, Debug)]
@@ -23,22 +48,31 @@ impl Signals {
     pub(crate) fn block() -> io::Result<Self> {
         let set = blocked_set()?;
         let hooks = Hooks::default();
-        let called = hooks.clone();
+        let stopper = Stopper(hooks.clone());
         let wait = move || {
             let mut number = 0;
             // SAFETY: both pointers are to live locals of this closure; the set was filled by `blocked_set`.
             while unsafe { libc::sigwait(&raw const set, &raw mut number) } == 0 {
-                called.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|hook| hook());
+                stopper.stop();
             }
         };
         std::thread::Builder::new().name("signals".into()).spawn(wait)?;
         Ok(Self { hooks })
     }
 
-    /// Calls `hook` on every signal from now on.
+    /// Calls `hook` on every signal from now on, and at once if there was one.
     pub(crate) fn on_signal(&self, hook: impl Fn() + Send + 'static) -> io::Result<()> {
-        self.hooks.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(hook));
+        let mut raised = self.hooks.lock().unwrap_or_else(PoisonError::into_inner);
+        if raised.already {
+            hook();
+        }
+        raised.hooks.push(Box::new(hook));
         Ok(())
+    }
+
+    /// A way to stop the process as a signal does.
+    pub(crate) fn stopper(&self) -> Stopper {
+        Stopper(self.hooks.clone())
     }
 
     /// A latch that the first signal sets.

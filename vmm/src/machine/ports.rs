@@ -63,7 +63,7 @@ impl MachinePorts {
 /// [`PortsError::Serial`].
 pub(super) fn open_console(spec: &SerialSpec) -> Result<StreamPort, PortsError> {
     match spec {
-        SerialSpec::Stdio => Ok(StreamPort::new(io::stdout())),
+        SerialSpec::Unsaid | SerialSpec::Stdio => Ok(StreamPort::new(io::stdout())),
         SerialSpec::Null => Ok(StreamPort::new(io::sink())),
         SerialSpec::File(path) => match OpenOptions::new().create(true).append(true).open(path) {
             Ok(file) => Ok(StreamPort::new(file)),

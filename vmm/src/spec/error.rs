@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::devices::net::TapError;
+
 /// Why a VM spec is refused. Nothing has been started.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
@@ -41,6 +43,9 @@ pub enum SpecError {
         /// What to write instead.
         remedy: &'static str,
     },
+    /// A tap that is to be inherited cannot be used.
+    #[error("VM spec: {0}")]
+    Tap(TapError),
     /// A file that a field names cannot be used.
     #[error("VM spec: {field} = {} {reason}; {remedy}", path.display())]
     File {

@@ -7,13 +7,13 @@
 //! kernel = "vmlinux"            # relative paths are relative to this file
 //! initrd = "initrd.img"         # optional
 //! cmdline = "console=ttyS0"     # optional
-//! serial = "stdio"              # optional: "stdio" (default), "null" or a file
+//! serial = "stdio"              # optional: "stdio", "null" or a file; a protected VM always has serial.log
 //! on_panic = "stop"             # optional, each: "stop" (default), "reset" or "pause"
 //! on_triple_fault = "reset"
 //! on_watchdog = "reset"
 //!
 //! [[net]]
-//! tap = "tap0"
+//! tap = "tap0"                  # or "fd:N": an open tap that this process inherited
 //! mac = "02:00:00:00:00:01"
 //! ```
 
@@ -57,7 +57,7 @@ pub struct VmSpec {
 /// One network card.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetSpec {
-    /// Name of the tap on this node.
+    /// Name of the tap on this node, or `fd:N`: an open descriptor that this process inherited.
     pub tap: String,
     /// Address of the card, the same on every node.
     pub mac: MacAddress,
@@ -66,8 +66,10 @@ pub struct NetSpec {
 /// Where console output goes on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum SerialSpec {
-    /// Standard output; input from standard input.
+    /// Not said: as `Stdio` for a VM without protection, as `Null` for one whose run folder has the log.
     #[default]
+    Unsaid,
+    /// Standard output; input from standard input.
     Stdio,
     /// Nowhere.
     Null,

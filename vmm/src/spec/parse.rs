@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::{NetSpec, Policies, Policy, SerialSpec, SpecError, VmSpec, kernel};
+use crate::devices::net::inherited;
 use crate::limits::{
     CMDLINE_BYTES_MAX, NAME_BYTES_MAX, NICS_MAX, RAM_BYTES_MAX, RAM_BYTES_MIN, SPEC_BYTES_MAX, VCPUS_MAX,
 };
@@ -80,7 +81,8 @@ impl Written {
             cmdline: check_cmdline(self.cmdline)?,
             net: check_net(&self.net)?,
             serial: match self.serial.as_deref() {
-                None | Some("stdio") => SerialSpec::Stdio,
+                None => SerialSpec::Unsaid,
+                Some("stdio") => SerialSpec::Stdio,
                 Some("null") => SerialSpec::Null,
                 Some(path) => SerialSpec::File(base.join(path)),
             },
@@ -169,6 +171,10 @@ fn check_net(written: &[WrittenNet]) -> Result<Vec<NetSpec>, SpecError> {
         }
         if cards.iter().any(|card| card.tap == *tap) {
             return Err(field("net.tap", tap, "is given to two cards", "give each its own"));
+        }
+        if let Some(number) = inherited::number(tap) {
+            // Opened again when the machine is built; by then the mistake would be further from its line.
+            inherited::take(number).map_err(SpecError::Tap)?;
         }
         cards.push(NetSpec { tap: tap.clone(), mac: address });
     }

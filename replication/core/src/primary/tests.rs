@@ -486,3 +486,65 @@ fn retiring_takes_everybody_off_the_record_first() {
     assert!(desk.record.in_sync.is_empty());
     assert!(desk.did(&Action::Retired));
 }
+
+#[test]
+fn a_dismissed_replica_leaves_the_record_before_output_goes_without_it() {
+    let (mut desk, _) = Desk::protected(LossPolicy::Degrade);
+    desk.arbiter_answers = false;
+    let epoch = desk.seal();
+    desk.tell(Event::Dismiss(member(2)));
+    assert_eq!(desk.standing(2), Some(Standing::Leaving));
+    desk.pass(5, &[2]);
+    assert_eq!(desk.released(), []);
+    let unlist = Request::Swap((*desk.swaps().last().unwrap()).clone());
+    desk.answer(&unlist);
+    assert!(desk.record.in_sync.is_empty() && desk.did(&Action::Drop(member(2))));
+    assert!(desk.did(&Action::Gate(GateMode::Open)) && desk.released().last() >= Some(&epoch));
+    assert_eq!(desk.primary.protection(), Protection::NoReplica);
+}
+
+#[test]
+fn a_replica_dismissed_before_it_is_listed_is_just_dropped() {
+    let mut desk = Desk::new(LossPolicy::Degrade);
+    desk.join(2);
+    desk.seal();
+    desk.tell(Event::Dismiss(member(2)));
+    assert!(desk.did(&Action::Drop(member(2))) && desk.swaps().is_empty());
+    assert_eq!(desk.standing(2), None);
+}
+
+#[test]
+fn a_replica_dismissed_while_it_is_being_listed_is_unlisted_next() {
+    let mut desk = Desk::new(LossPolicy::Degrade);
+    desk.join(2);
+    let seed = desk.seal();
+    desk.ack(2, seed);
+    let next = desk.seal();
+    desk.arbiter_answers = false;
+    desk.ack(2, next);
+    assert_eq!(desk.standing(2), Some(Standing::Listing));
+    desk.tell(Event::Dismiss(member(2)));
+    assert_eq!(desk.standing(2), Some(Standing::Listing), "the record may list it");
+    desk.arbiter_answers = true;
+    let list = Request::Swap(desk.swaps()[0].clone());
+    desk.answer(&list);
+    assert!(desk.record.in_sync.is_empty());
+    assert_eq!(desk.standing(2), None);
+}
+
+#[test]
+fn of_two_replicas_the_dismissed_one_alone_goes() {
+    let (mut desk, _) = Desk::protected(LossPolicy::Halt);
+    desk.join(3);
+    for _ in 0..2 {
+        let epoch = desk.seal();
+        [2, 3].into_iter().for_each(|who| desk.ack(who, epoch));
+    }
+    desk.tell(Event::Dismiss(member(2)));
+    assert_eq!(desk.primary.protection(), Protection::Protected(1));
+    assert!(desk.record.lists(member(3)) && !desk.record.lists(member(2)));
+    let epoch = desk.seal();
+    desk.ack(3, epoch);
+    assert_eq!(desk.released().last(), Some(&epoch));
+    assert!(!desk.did(&Action::PauseGuest));
+}

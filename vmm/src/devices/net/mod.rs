@@ -8,6 +8,7 @@
 //! ```
 
 mod device;
+pub(crate) mod inherited;
 mod metrics;
 mod persist;
 mod port;

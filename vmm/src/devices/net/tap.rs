@@ -9,6 +9,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
+use super::inherited;
+
 ioctl_iow_nr!(TUNSETIFF, 'T' as u32, 202, libc::c_int);
 
 /// Why a tap cannot be used.
@@ -32,6 +34,16 @@ pub enum TapError {
         /// The name.
         name: String,
     },
+    /// An inherited descriptor cannot be used.
+    #[error("net.tap = \"fd:{fd}\" {reason}; {remedy}")]
+    Inherited {
+        /// Its number as written.
+        fd: String,
+        /// What is wrong with it.
+        reason: String,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// The kernel refused.
     #[error(
         "cannot open tap {name}: {source}; run as root, and check that /dev/net/tun exists (modprobe tun)"
@@ -52,11 +64,14 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Opens the existing tap `name` of this network namespace.
+    /// Opens the existing tap `name` of this network namespace, or the inherited descriptor N of the name `fd:N`.
     ///
     /// # Errors
     /// [`TapError`].
     pub fn open(name: &str) -> Result<Tap, TapError> {
+        if let Some(number) = inherited::number(name) {
+            return inherited::take(number).map(|fd| Tap::from_fd(fd, name));
+        }
         let fail = |source| TapError::Open { name: name.to_owned(), source };
         let request =
             InterfaceRequest::named(name).ok_or_else(|| TapError::Name { name: name.to_owned() })?;
@@ -119,13 +134,22 @@ impl AsRawFd for Tap {
 
 /// `struct ifreq` as far as TUNSETIFF uses it.
 #[repr(C)]
-struct InterfaceRequest {
+pub(super) struct InterfaceRequest {
     name: [u8; libc::IFNAMSIZ],
     flags: libc::c_short,
     rest: [u8; 22],
 }
 
 impl InterfaceRequest {
+    /// For the kernel to fill.
+    pub(super) fn empty() -> InterfaceRequest {
+        InterfaceRequest { name: [0; libc::IFNAMSIZ], flags: 0, rest: [0; 22] }
+    }
+
+    pub(super) fn flags(&self) -> libc::c_short {
+        self.flags
+    }
+
     fn named(text: &str) -> Option<InterfaceRequest> {
         let legal = |b: u8| b.is_ascii_graphic() && b != b'/';
         if text.is_empty() || text.len() >= libc::IFNAMSIZ || !text.bytes().all(legal) {

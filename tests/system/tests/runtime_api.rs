@@ -1,0 +1,285 @@
+//! The runtime API of a VM's process, as a node's daemon and a containerd shim use it: loss, re-protection and loss again.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use endophyte_api::{
+    ConsoleInput, InfoRequest, PauseRequest, ResumeRequest, Role, SetAllowedRequest, SetReplicasRequest,
+    StopRequest, VmClient, VmInfo, WatchRequest, connect,
+};
+use rhizomorph_link::Identity;
+use system_tests::{has_kvm, program, run};
+use tokio::time::timeout;
+use tokio_stream::{StreamExt, iter, once, pending};
+
+/// Bounds a test that fails; two VMs seed each other on two busy cores.
+const PATIENCE: Duration = Duration::from_secs(60);
+const ARBITER: &str = "127.0.0.1:17600";
+
+/// A process that ends with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A folder with an arbiter, keys and a spec.
+struct Lab {
+    dir: tempfile::TempDir,
+    _arbiter: Option<Running>,
+}
+
+impl Lab {
+    fn new() -> Option<Self> {
+        let guest = program("native-guest")?;
+        if !has_kvm() {
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let spec = format!(
+            "name = \"api\"\nvcpus = 1\nram_mib = 64\nkernel = {guest:?}\ncmdline = \"heartbeat=5\"\nserial = \"null\"\n"
+        );
+        fs::write(dir.path().join("vm.toml"), spec).unwrap();
+        for name in ["arbiter", "a", "b", "c", "d"] {
+            Identity::generate().unwrap().save(&dir.path().join(format!("{name}.key"))).unwrap();
+        }
+        Some(Self { dir, _arbiter: None })
+    }
+
+    fn with_arbiter() -> Option<Self> {
+        let mut lab = Self::new()?;
+        let mut command = Command::new(program("mycelium")?);
+        command.args(["arbiter", "run", "--listen", ARBITER, "--key"]).arg(lab.path("arbiter.key"));
+        command.arg("--dir").arg(lab.path("arbiter"));
+        for name in ["a", "b", "c", "d"] {
+            command.args(["--allow", &lab.key(name)]);
+        }
+        let mut arbiter = Running(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap());
+        let mut line = String::new();
+        BufReader::new(arbiter.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.contains("listens"), "{line:?}");
+        lab._arbiter = Some(arbiter);
+        Some(lab)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn key(&self, name: &str) -> String {
+        Identity::load(&self.path(&format!("{name}.key"))).unwrap().peer_key().to_string()
+    }
+
+    /// The record, as the arbiter shows it.
+    fn record(&self) -> serde_json::Value {
+        let arbiter = format!("{}@{ARBITER}", self.key("arbiter"));
+        let mut show = Command::new(program("mycelium").unwrap());
+        show.args(["arbiter", "show", "--json", "--arbiter", &arbiter, "--key"]).arg(self.path("a.key"));
+        let output = run(show.arg("api"));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    fn listed(&self) -> usize {
+        self.record()["in_sync"].as_array().unwrap().len()
+    }
+
+    async fn run(&self) -> Vm {
+        let mut command = Command::new(program("endophyte").unwrap());
+        command.args(["run", "--spec"]).arg(self.path("vm.toml"));
+        Vm::start(command, &self.path("run.sock")).await
+    }
+
+    /// Starts one side of a protected VM.
+    async fn node(&self, role: &str, name: &str, rest: &[&str]) -> Vm {
+        let mut command = Command::new(program("endophyte").unwrap());
+        command.args([role, "--spec"]).arg(self.path("vm.toml"));
+        command.arg("--key").arg(self.path(&format!("{name}.key")));
+        command.args(["--arbiter", &format!("{}@{ARBITER}", self.key("arbiter"))]);
+        command.arg("--run-dir").arg(self.path(name)).args(rest);
+        Vm::start(command, &self.path(&format!("{name}.sock"))).await
+    }
+
+    async fn passive(&self, name: &str) -> Vm {
+        self.node("passive", name, &["--listen", "127.0.0.1:0"]).await
+    }
+}
+
+/// A VM's process and the way to it.
+struct Vm {
+    process: Running,
+    api: VmClient,
+}
+
+impl Vm {
+    async fn start(mut command: Command, socket: &Path) -> Self {
+        command.arg("--api").arg(socket).arg("--die-with-parent");
+        let process = Running(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
+        let connecting = async {
+            loop {
+                match connect(socket).await {
+                    Ok(api) => return api,
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        };
+        let api = timeout(PATIENCE, connecting).await.expect("the API answers");
+        Self { process, api }
+    }
+
+    async fn info(&mut self) -> VmInfo {
+        self.api.info(InfoRequest {}).await.unwrap().into_inner()
+    }
+
+    /// Watches until it is as wanted.
+    async fn until(&mut self, what: &str, wanted: impl Fn(&VmInfo) -> bool) -> VmInfo {
+        let mut watch = self.api.watch(WatchRequest {}).await.unwrap().into_inner();
+        let mut last = None;
+        let seen = async {
+            while let Some(info) = watch.next().await {
+                let info = info.unwrap();
+                if wanted(&info) {
+                    return info;
+                }
+                last = Some(info);
+            }
+            panic!("the process ended");
+        };
+        let seen = timeout(PATIENCE, seen).await;
+        seen.unwrap_or_else(|_| panic!("waited in vain for {what}: {last:?}"))
+    }
+
+    /// The ticket of a passive that listens, with these keys allowed.
+    async fn ticket(&mut self, allowed: &[String]) -> String {
+        let info = self.until("a passive that listens", |i| !i.ticket.is_empty()).await;
+        self.api.set_allowed(SetAllowedRequest { keys: allowed.to_vec() }).await.unwrap();
+        info.ticket
+    }
+
+    async fn set_replicas(&mut self, tickets: &[&str]) {
+        let tickets = tickets.iter().map(ToString::to_string).collect();
+        self.api.set_replicas(SetReplicasRequest { tickets }).await.unwrap();
+    }
+
+    async fn until_protected(&mut self) {
+        let info = self.until("protection", |i| i.protected).await;
+        assert!(info.replicas.iter().any(|r| r.state == "in sync"), "{info:?}");
+    }
+
+    /// The console from an offset on, until it holds `wanted`.
+    async fn console(&mut self, from: u64, wanted: &str) -> String {
+        let first = ConsoleInput { from_offset: Some(from), bytes: Vec::new() };
+        // A client that types nothing more, and does not hang up either.
+        let input = once(first).chain(pending());
+        let mut output = self.api.console(input).await.unwrap().into_inner();
+        let mut text = String::new();
+        let reading = async {
+            while !text.contains(wanted) {
+                let chunk = output.next().await.expect("the console goes on").unwrap();
+                text += &String::from_utf8_lossy(&chunk.bytes);
+            }
+        };
+        let read = timeout(PATIENCE, reading).await;
+        assert!(read.is_ok(), "no {wanted:?} on the console: {text:?}");
+        text
+    }
+
+    /// Asks it to stop and returns its exit code.
+    async fn stop(mut self) -> Option<i32> {
+        self.api.stop(StopRequest {}).await.unwrap();
+        self.process.0.wait().unwrap().code()
+    }
+}
+
+#[tokio::test]
+async fn a_plain_vm_is_seen_paused_and_stopped() {
+    let Some(lab) = Lab::new() else { return };
+    let mut vm = lab.run().await;
+    vm.console(0, "ready").await;
+    let info = vm.info().await;
+    assert_eq!((info.role(), info.name.as_str(), info.vcpus), (Role::Run, "api", 1));
+    assert_eq!(info.ram_bytes, 64 << 20);
+    vm.api.pause(PauseRequest {}).await.unwrap();
+    let paused = vm.info().await;
+    assert!(paused.paused);
+    // Twenty ticks' time: the console says nothing while the guest stands.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(vm.info().await.console_bytes, paused.console_bytes);
+    vm.api.resume(ResumeRequest {}).await.unwrap();
+    assert!(!vm.info().await.paused);
+    vm.console(paused.console_bytes, "\n").await;
+    let refused = vm.api.set_replicas(SetReplicasRequest { tickets: Vec::new() }).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+    let mut typing = vm.api.console(iter([])).await.unwrap().into_inner();
+    assert!(typing.next().await.is_none());
+    assert_eq!(vm.stop().await, Some(0));
+    assert!(!lab.path("run.sock").exists());
+}
+
+#[tokio::test]
+async fn protection_is_given_taken_and_given_again_through_losses() {
+    let Some(lab) = Lab::with_arbiter() else { return };
+    let mut b = lab.passive("b").await;
+    let to_b = b.ticket(&[lab.key("a")]).await;
+    let mut a = lab.node("active", "a", &[]).await;
+    a.until("an unprotected guest", |i| i.state == "unprotected" && i.console_bytes > 0).await;
+    assert_eq!(lab.listed(), 0);
+
+    a.set_replicas(&[&to_b]).await;
+    a.until_protected().await;
+    assert_eq!(lab.listed(), 1);
+    let first = b.until("the replica to be listed", |i| i.listed).await.incarnation;
+
+    a.set_replicas(&[]).await;
+    a.until("the end of protection", |i| {
+        !i.protected && i.replicas.is_empty() && i.reason.contains("no replica")
+    })
+    .await;
+    assert_eq!(lab.listed(), 0);
+    b.until("a new incarnation", |i| !i.listed && i.incarnation != first).await;
+
+    let mut c = lab.passive("c").await;
+    let to_c = c.ticket(&[lab.key("a")]).await;
+    a.set_replicas(&[&to_c]).await;
+    a.until_protected().await;
+
+    // Held across epochs, and protected all the while.
+    a.api.pause(PauseRequest {}).await.unwrap();
+    let epochs = a.info().await.figures.unwrap().epochs_committed;
+    let later = a.until("epochs to go on", |i| i.figures.unwrap().epochs_committed > epochs + 20).await;
+    assert!(later.paused && later.protected);
+    let said = later.console_bytes;
+    assert_eq!(a.info().await.console_bytes, said);
+    a.api.resume(ResumeRequest {}).await.unwrap();
+    a.console(said, "\n").await;
+
+    c.until("the replica to be listed", |i| i.listed).await;
+    drop(a);
+    let info = c.until("the takeover", |i| i.role() == Role::Active).await;
+    assert_eq!(info.generation, 2);
+    let at = c.until("words of the guest", |i| i.console_bytes > said).await.console_bytes;
+    c.console(at, "\n").await;
+
+    let mut d = lab.passive("d").await;
+    let to_d = d.ticket(&[lab.key("c")]).await;
+    c.set_replicas(&[&to_d]).await;
+    c.until_protected().await;
+    d.until("the replica to be listed", |i| i.listed).await;
+    drop(c);
+    let info = d.until("the second takeover", |i| i.role() == Role::Active).await;
+    assert_eq!(info.generation, 3);
+    let at = d.info().await.console_bytes;
+    d.console(at, "\n").await;
+    // The one that was dismissed may serve again.
+    let to_b = b.ticket(&[lab.key("d")]).await;
+    d.set_replicas(&[&to_b]).await;
+    d.until_protected().await;
+    assert_eq!(d.stop().await, Some(0));
+    assert_eq!(lab.listed(), 0);
+}

@@ -1,0 +1,119 @@
+//! What the API may see and order of this process, whatever its role; it changes hands with the role.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
+
+use endophyte_vmm::machine::Machine;
+use endophyte_vmm::spec::VmSpec;
+use rhizomorph_link::{AllowList, PeerKey, Ticket};
+use tokio::sync::watch;
+
+use crate::console::Tape;
+use crate::replicas::Replicas;
+use crate::rundir::Status;
+use crate::signals::Stopper;
+
+/// The node keys that may connect to a passive.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Allowed(Arc<RwLock<BTreeSet<[u8; 32]>>>);
+
+impl Allowed {
+    pub(crate) fn set(&self, keys: impl IntoIterator<Item = PeerKey>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = keys.into_iter().map(|k| k.0).collect();
+    }
+
+    pub(crate) fn keys(&self) -> Vec<PeerKey> {
+        let keys = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        keys.iter().map(|key| PeerKey(*key)).collect()
+    }
+
+    /// Asked at every handshake.
+    pub(crate) fn list(&self) -> AllowList {
+        let keys = self.0.clone();
+        AllowList::from_fn(move |key| keys.read().unwrap_or_else(PoisonError::into_inner).contains(&key.0))
+    }
+}
+
+/// The guest, while this process runs it.
+pub(crate) struct Hands {
+    pub(crate) machine: Weak<Machine>,
+    /// Stops the guest, or lets it go on; the board tells when.
+    pub(crate) hold: Box<dyn Fn(bool) + Send>,
+}
+
+impl std::fmt::Debug for Hands {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hands").finish_non_exhaustive()
+    }
+}
+
+/// What a process with a node identity has besides.
+#[derive(Debug)]
+pub(crate) struct Peering {
+    pub(crate) replicas: Replicas,
+    pub(crate) allowed: Allowed,
+}
+
+/// The desk.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    pub(crate) ram_bytes: u64,
+    pub(crate) vcpus: u8,
+    pub(crate) board: watch::Sender<Status>,
+    pub(crate) tape: Arc<Tape>,
+    pub(crate) stopper: Stopper,
+    /// `None` for a VM without protection.
+    pub(crate) peering: Option<Peering>,
+    reach: OnceLock<Ticket>,
+    hands: Mutex<Option<Hands>>,
+}
+
+impl Desk {
+    pub(crate) fn new(
+        spec: &VmSpec,
+        board: watch::Sender<Status>,
+        tape: Arc<Tape>,
+        stopper: Stopper,
+        peering: Option<Peering>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            ram_bytes: spec.ram_bytes,
+            vcpus: spec.vcpus,
+            board,
+            tape,
+            stopper,
+            peering,
+            reach: OnceLock::new(),
+            hands: Mutex::default(),
+        })
+    }
+
+    /// Where a passive can be reached.
+    pub(crate) fn listens(&self, key: PeerKey, addrs: &[SocketAddr]) {
+        let _ = self.reach.set(Ticket { key, addrs: addrs.to_vec() });
+    }
+
+    pub(crate) fn reach(&self) -> Option<&Ticket> {
+        self.reach.get()
+    }
+
+    /// This process runs the guest from now on.
+    pub(crate) fn take(&self, hands: Hands) {
+        *self.hands() = Some(hands);
+    }
+
+    /// The guest's machine, if it runs here.
+    pub(crate) fn machine(&self) -> Option<Arc<Machine>> {
+        self.hands().as_ref().and_then(|h| h.machine.upgrade())
+    }
+
+    /// Has the guest stopped or let go on. `false`: it does not run here.
+    pub(crate) fn hold(&self, hold: bool) -> bool {
+        self.hands().as_ref().map(|hands| (hands.hold)(hold)).is_some()
+    }
+
+    fn hands(&self) -> MutexGuard<'_, Option<Hands>> {
+        self.hands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

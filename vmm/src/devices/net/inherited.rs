@@ -1,0 +1,143 @@
+//! Taps that somebody else opened and this process inherited, written `fd:N` in the spec: from a privileged helper, or out of
+//! another network namespace.
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+use vmm_sys_util::ioctl::ioctl_with_mut_ref;
+use vmm_sys_util::ioctl_ior_nr;
+
+use super::tap::{InterfaceRequest, TapError};
+
+ioctl_ior_nr!(TUNGETIFF, 'T' as u32, 210, libc::c_uint);
+
+const PREFIX: &str = "fd:";
+const WANTED_FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI;
+
+/// The descriptor's number as written after `fd:`; `None` for the name of an interface.
+pub(crate) fn number(tap: &str) -> Option<&str> {
+    tap.strip_prefix(PREFIX)
+}
+
+/// Checks that the descriptor is open and keeps frames apart. Returns it doubled, non-blocking and closed on exec, so that a
+/// machine can be built from the same spec again.
+///
+/// # Errors
+/// [`TapError::Inherited`].
+pub(crate) fn take(number: &str) -> Result<OwnedFd, TapError> {
+    let refuse = |reason: String, remedy| TapError::Inherited { fd: number.to_owned(), reason, remedy };
+    let fd = match number.parse::<RawFd>() {
+        Ok(fd @ 3..) => fd,
+        _ => {
+            return Err(refuse(
+                "is not the number of a descriptor from 3 on".to_owned(),
+                "write fd: and the number",
+            ));
+        }
+    };
+    let doubled = double(fd).map_err(|e| {
+        refuse(
+            format!("cannot be used: {e}"),
+            "open the tap before endophyte is started, without close-on-exec",
+        )
+    })?;
+    check_kind(&doubled).map_err(|(reason, remedy)| refuse(reason, remedy))?;
+    Ok(doubled)
+}
+
+fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Both descriptors share the non-blocking mode, and children get neither.
+fn double(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl on a number takes no memory of ours; a number that is not open gives EBADF. The result is a new
+    // descriptor that nobody else knows, so it may be owned.
+    unsafe {
+        let doubled = OwnedFd::from_raw_fd(checked(libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3))?);
+        checked(libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC))?;
+        let flags = checked(libc::fcntl(fd, libc::F_GETFL))?;
+        checked(libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK))?;
+        Ok(doubled)
+    }
+}
+
+type Complaint = (String, &'static str);
+
+fn check_kind(fd: &OwnedFd) -> Result<(), Complaint> {
+    let no_frames =
+        |what| (format!("is {what}, which does not keep frames apart"), "pass a tap or a datagram socket");
+    match socket_type(fd) {
+        Some(libc::SOCK_STREAM) => return Err(no_frames("a stream socket")),
+        Some(_) => return Ok(()),
+        None => {}
+    }
+    let mut request = InterfaceRequest::empty();
+    // SAFETY: the request is a live structure with the layout of `struct ifreq`, of which the kernel writes no more than its
+    // size.
+    if unsafe { ioctl_with_mut_ref(fd, TUNGETIFF(), &mut request) } != 0 {
+        return Err(no_frames("no tap with an interface and no socket"));
+    }
+    let flags = libc::c_int::from(request.flags());
+    if flags & (WANTED_FLAGS | libc::IFF_VNET_HDR) != WANTED_FLAGS {
+        let reason = format!("is a tap opened with flags {flags:#x}");
+        return Err((reason, "open it with IFF_TAP and IFF_NO_PI, and without IFF_VNET_HDR"));
+    }
+    Ok(())
+}
+
+fn socket_type(fd: &OwnedFd) -> Option<libc::c_int> {
+    use std::os::fd::AsRawFd;
+    let mut kind: libc::c_int = 0;
+    let mut length = libc::socklen_t::try_from(size_of_val(&kind)).ok()?;
+    // SAFETY: both pointers are to live locals, and the length is that of the first.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_TYPE,
+            (&raw mut kind).cast(),
+            &raw mut length,
+        )
+    };
+    (result == 0).then_some(kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsRawFd, IntoRawFd};
+    use std::os::unix::net::{UnixDatagram, UnixStream};
+
+    use super::*;
+    use crate::devices::net::Tap;
+
+    fn said(number: &str) -> String {
+        take(number).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn frames_pass_through_an_inherited_socket_again_and_again() {
+        let (far, near) = UnixDatagram::pair().unwrap();
+        let name = format!("fd:{}", near.as_raw_fd());
+        for _ in 0..2 {
+            let tap = Tap::open(&name).unwrap();
+            let mut room = [0; 16];
+            assert_eq!(tap.read(&mut room).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            far.send(b"frame").unwrap();
+            assert_eq!(tap.read(&mut room).unwrap(), 5);
+            assert_eq!(tap.name(), name);
+        }
+    }
+
+    #[test]
+    fn what_is_no_tap_is_named_with_a_remedy() {
+        for number in ["", "x", "-1", "0", "2", "99999999999"] {
+            assert!(said(number).contains("net.tap"), "{number}");
+        }
+        assert!(said("1000000").contains("open the tap before"));
+        let (stream, _other) = UnixStream::pair().unwrap();
+        assert!(said(&stream.as_raw_fd().to_string()).contains("stream socket"));
+        let file = tempfile::tempfile().unwrap().into_raw_fd();
+        assert!(said(&file.to_string()).contains("keep frames apart"));
+    }
+}
