@@ -1,0 +1,209 @@
+//! Starting `endophyte` for a container: its spec, its tap, its cgroup, its streams.
+
+use std::fmt::Write as _;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use endophyte_api::{InfoRequest, PauseRequest, ResumeRequest, Role};
+use tokio::io::AsyncReadExt;
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use crate::bundle::Config;
+use crate::cgroup::{self, Cgroup};
+use crate::console::Sink;
+use crate::image::{Bootable, ImageError};
+use crate::net::{self, NetError, Taken};
+use crate::{limits, process};
+
+const VMM: &str = "endophyte";
+
+/// A VM could not be started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VmError {
+    #[error(transparent)]
+    Net(#[from] NetError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error("cannot write {path}: {source}")]
+    Spec { path: PathBuf, source: io::Error },
+    #[error("cannot make the container's cgroup: {0}")]
+    Cgroup(io::Error),
+    #[error("cannot start {VMM}: {0}; it belongs beside this shim or into the PATH of containerd")]
+    Spawn(io::Error),
+    #[error("the VM did not start: {0}")]
+    Failed(String),
+    #[error("the VM has not started within {} s", limits::VM_START.as_secs())]
+    Slow,
+}
+
+/// Everything a VM is made of.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
+    /// For the VMM's socket.
+    pub(crate) folder: PathBuf,
+    pub(crate) config: Config,
+    pub(crate) bootable: Bootable,
+    pub(crate) cgroup: Option<Cgroup>,
+}
+
+/// A VM that runs.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) child: Child,
+    pub(crate) pid: u32,
+    pub(crate) started: u64,
+    pub(crate) stdin: Option<ChildStdin>,
+    /// Carries the console; ends with it.
+    pub(crate) output: JoinHandle<()>,
+}
+
+impl Plan {
+    /// Where the VMM answers.
+    pub(crate) fn api(&self) -> PathBuf {
+        self.folder.join("vm.sock")
+    }
+
+    /// Starts the VM; on return the guest runs.
+    pub(crate) async fn start(&self, stdout: Sink, stderr: Sink) -> Result<Running, VmError> {
+        let taken = match &self.config.netns {
+            Some(netns) => Some(net::take(netns).await?),
+            None => None,
+        };
+        let spec = self.bundle.join("vm.toml");
+        let text = self.spec(taken.as_ref())?;
+        std::fs::write(&spec, text).map_err(|source| VmError::Spec { path: spec.clone(), source })?;
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.create().map_err(VmError::Cgroup)?;
+        }
+        let mut child = self.spawn(&spec, taken.map(|t| t.tap))?;
+        let words = LastWords::default();
+        let console = child.stdout.take().map(|out| stdout.carry(out));
+        let complaints = child.stderr.take().map(|err| words.clone().hear(err, stderr));
+        let output = tokio::spawn(async move {
+            let both = (console, complaints);
+            let console = async { if let Some(carried) = both.0 { carried.await } };
+            let complaints = async { if let Some(heard) = both.1 { heard.await } };
+            tokio::join!(console, complaints);
+        });
+        self.await_start(&mut child, &words).await?;
+        let pid = child.id().ok_or_else(|| VmError::Failed(words.last()))?;
+        let started = process::start_time(pid).unwrap_or(0);
+        Ok(Running { pid, started, stdin: child.stdin.take(), child, output })
+    }
+
+    /// The VM's spec file.
+    fn spec(&self, taken: Option<&Taken>) -> Result<String, ImageError> {
+        let cmdline = self.bootable.cmdline(&self.config.hostname, taken.map(|t| &t.interface))?;
+        let name: String = self.id.chars().take(32).collect();
+        let mut text = format!(
+            "name = {name:?}\nvcpus = {}\nram_mib = {}\nkernel = {:?}\ncmdline = {cmdline:?}\nserial = \"stdio\"\n",
+            self.config.vcpus, self.config.ram_mib, self.bootable.kernel,
+        );
+        if let Some(initrd) = &self.bootable.initrd {
+            let _ = writeln!(text, "initrd = {initrd:?}");
+        }
+        if let Some(Taken { tap, interface }) = taken {
+            let _ = write!(text, "\n[[net]]\ntap = \"fd:{}\"\nmac = \"{}\"\n", tap.as_raw_fd(), interface.mac);
+        }
+        Ok(text)
+    }
+
+    fn spawn(&self, spec: &Path, tap: Option<OwnedFd>) -> Result<Child, VmError> {
+        let doors = self.cgroup.as_ref().map(Cgroup::doors).transpose().map_err(VmError::Cgroup)?;
+        let mut vmm = Command::new(program());
+        vmm.args(["run", "--die-with-parent", "--spec"]).arg(spec).arg("--api").arg(self.api());
+        vmm.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        // SAFETY: between fork and exec the closure makes only system calls (write, fcntl) on descriptors it owns, and
+        // allocates nothing.
+        unsafe {
+            vmm.pre_exec(move || {
+                doors.as_deref().map_or(Ok(()), cgroup::enter)?;
+                let inherit = |tap| rustix::io::fcntl_setfd(tap, rustix::io::FdFlags::empty());
+                Ok(tap.as_ref().map_or(Ok(()), inherit)?)
+            });
+        }
+        vmm.spawn().map_err(VmError::Spawn)
+    }
+
+    /// Returns when the guest runs.
+    async fn await_start(&self, child: &mut Child, words: &LastWords) -> Result<(), VmError> {
+        let api = self.api();
+        tokio::select! {
+            ended = child.wait() => {
+                let how = ended.map_or_else(|e| e.to_string(), |status| status.to_string());
+                Err(VmError::Failed(format!("{} ({how})", words.last())))
+            }
+            answered = timeout(limits::VM_START, running(&api)) => answered.map_err(|_| VmError::Slow),
+        }
+    }
+}
+
+/// The VMM: beside this program, else wherever the PATH has it.
+fn program() -> PathBuf {
+    let beside = std::env::current_exe().ok().map(|me| me.with_file_name(VMM)).filter(|path| path.is_file());
+    beside.unwrap_or_else(|| VMM.into())
+}
+
+/// The end of what the VMM says about itself; the reason, when it fails.
+#[derive(Clone, Debug, Default)]
+struct LastWords(Arc<Mutex<Vec<u8>>>);
+
+impl LastWords {
+    /// Takes note, and passes on.
+    async fn hear(self, mut from: impl tokio::io::AsyncRead + Unpin, to: Sink) {
+        let (mut copy, passed) = tokio::io::duplex(4096);
+        let pass = to.carry(passed);
+        let hear = async move {
+            let mut chunk = [0; 1024];
+            while let Ok(n @ 1..) = from.read(&mut chunk).await {
+                self.note(&chunk[..n]);
+                let _ = tokio::io::AsyncWriteExt::write_all(&mut copy, &chunk[..n]).await;
+            }
+        };
+        tokio::join!(pass, hear);
+    }
+
+    fn note(&self, bytes: &[u8]) {
+        let mut words = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        words.extend(bytes);
+        let excess = words.len().saturating_sub(limits::LAST_WORDS_BYTES);
+        words.drain(..excess);
+    }
+
+    fn last(&self) -> String {
+        let words = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = String::from_utf8_lossy(&words).trim().to_owned();
+        if text.is_empty() { "it said nothing".to_owned() } else { text }
+    }
+}
+
+/// Returns when the VMM says that its guest runs.
+async fn running(api: &Path) {
+    loop {
+        if let Ok(mut vmm) = endophyte_api::connect(api).await
+            && let Ok(info) = vmm.info(InfoRequest {}).await
+            && matches!(info.into_inner().role(), Role::Run | Role::Active)
+        {
+            return;
+        }
+        sleep(limits::VM_LOOK).await;
+    }
+}
+
+/// Stops or continues the guest of a VMM. The error is for people.
+pub(crate) async fn set_paused(api: &Path, paused: bool) -> Result<(), String> {
+    let mut vmm = endophyte_api::connect(api).await.map_err(|e| format!("the VM does not answer: {e}"))?;
+    let done = if paused {
+        vmm.pause(PauseRequest {}).await.map(drop)
+    } else {
+        vmm.resume(ResumeRequest {}).await.map(drop)
+    };
+    done.map_err(|status| status.message().to_owned())
+}
