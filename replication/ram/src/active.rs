@@ -292,7 +292,11 @@ impl Active {
                 self.ended = Some(Ended::Stopped(reason));
             }
             Action::Retired => self.ended = Some(Ended::Shutdown),
-            Action::Status(protection) => self.events.note(protection_event(protection)),
+            Action::Status(protection) => {
+                // First who, then what follows from it.
+                self.tell_in_sync();
+                self.events.note(protection_event(protection));
+            }
         }
     }
 
@@ -337,15 +341,19 @@ impl Active {
             self.told_first_output = true;
             self.events.note(Event::FirstOutput { at_ns: at.0 });
         }
-        let in_sync = &self.core.record().in_sync;
-        if !in_sync.iter().map(|l| l.member).eq(self.told_in_sync.iter().copied()) {
-            self.told_in_sync = in_sync.iter().map(|l| l.member).collect();
-            let replicas = self.told_in_sync.iter().map(Member::to_string).collect();
-            self.events.note(Event::InSync { replicas });
-        }
+        self.tell_in_sync();
         if now >= self.next_stats {
             self.next_stats = now + STATS_EVERY;
             self.note_stats();
+        }
+    }
+
+    fn tell_in_sync(&mut self) {
+        let in_sync = self.core.record().in_sync.iter().map(|l| l.member);
+        if !in_sync.clone().eq(self.told_in_sync.iter().copied()) {
+            self.told_in_sync = in_sync.collect();
+            let replicas = self.told_in_sync.iter().map(Member::to_string).collect();
+            self.events.note(Event::InSync { replicas });
         }
     }
 

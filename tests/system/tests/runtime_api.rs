@@ -92,18 +92,22 @@ impl Lab {
 
     async fn run(&self) -> Vm {
         let mut command = Command::new(program("endophyte").unwrap());
-        command.args(["run", "--spec"]).arg(self.path("vm.toml"));
+        command.args(["run", "--spec"]).arg(self.path("vm.toml")).stdout(Stdio::null());
         Vm::start(command, &self.path("run.sock")).await
     }
 
-    /// Starts one side of a protected VM.
-    async fn node(&self, role: &str, name: &str, rest: &[&str]) -> Vm {
+    /// One side of a protected VM.
+    fn command(&self, role: &str, name: &str, rest: &[&str]) -> Command {
         let mut command = Command::new(program("endophyte").unwrap());
         command.args([role, "--spec"]).arg(self.path("vm.toml"));
         command.arg("--key").arg(self.path(&format!("{name}.key")));
         command.args(["--arbiter", &format!("{}@{ARBITER}", self.key("arbiter"))]);
-        command.arg("--run-dir").arg(self.path(name)).args(rest);
-        Vm::start(command, &self.path(&format!("{name}.sock"))).await
+        command.arg("--run-dir").arg(self.path(name)).args(rest).stdout(Stdio::null());
+        command
+    }
+
+    async fn node(&self, role: &str, name: &str, rest: &[&str]) -> Vm {
+        Vm::start(self.command(role, name, rest), &self.path(&format!("{name}.sock"))).await
     }
 
     async fn passive(&self, name: &str) -> Vm {
@@ -117,20 +121,24 @@ struct Vm {
     api: VmClient,
 }
 
+/// Connects as soon as the process listens.
+async fn reach(socket: &Path) -> VmClient {
+    let connecting = async {
+        loop {
+            match connect(socket).await {
+                Ok(api) => return api,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    timeout(PATIENCE, connecting).await.expect("the API answers")
+}
+
 impl Vm {
     async fn start(mut command: Command, socket: &Path) -> Self {
         command.arg("--api").arg(socket).arg("--die-with-parent");
-        let process = Running(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
-        let connecting = async {
-            loop {
-                match connect(socket).await {
-                    Ok(api) => return api,
-                    Err(_) => tokio::task::yield_now().await,
-                }
-            }
-        };
-        let api = timeout(PATIENCE, connecting).await.expect("the API answers");
-        Self { process, api }
+        let process = Running(command.stdin(Stdio::null()).spawn().unwrap());
+        Self { process, api: reach(socket).await }
     }
 
     async fn info(&mut self) -> VmInfo {
@@ -282,4 +290,53 @@ async fn protection_is_given_taken_and_given_again_through_losses() {
     d.until_protected().await;
     assert_eq!(d.stop().await, Some(0));
     assert_eq!(lab.listed(), 0);
+}
+
+#[tokio::test]
+async fn a_passive_that_nobody_visits_ends_and_says_why() {
+    let Some(lab) = Lab::with_arbiter() else { return };
+    let mut b = lab.node("passive", "b", &["--listen", "127.0.0.1:0", "--orphan-after", "1"]).await;
+    let ended = b.until("its end", |i| i.state == "stopped").await;
+    assert!(ended.reason.contains("no active came within 1 s"), "{ended:?}");
+    assert_eq!(b.process.0.wait().unwrap().code(), Some(0));
+    let timeline = fs::read_to_string(lab.path("b/events.jsonl")).unwrap();
+    assert!(timeline.lines().last().unwrap().contains("no active came"), "{timeline}");
+}
+
+#[tokio::test]
+async fn a_vm_dies_with_its_caller() {
+    let Some(lab) = Lab::new() else { return };
+    let (spec, socket) = (lab.path("vm.toml"), lab.path("run.sock"));
+    // A caller that is killed while its VM runs.
+    let script = r#""$0" run --spec "$1" --api "$2" --die-with-parent & echo started; wait"#;
+    let mut caller = Command::new("sh");
+    caller.args(["-c", script]).arg(program("endophyte").unwrap()).args([&spec, &socket]);
+    let caller = Running(caller.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
+    let mut vm = reach(&socket).await;
+    vm.info(InfoRequest {}).await.unwrap();
+    let mut watch = vm.watch(WatchRequest {}).await.unwrap().into_inner();
+    drop(caller);
+    let gone = timeout(PATIENCE, async { while let Some(Ok(_)) = watch.next().await {} }).await;
+    assert!(gone.is_ok(), "the VM outlived its caller");
+}
+
+#[tokio::test]
+async fn a_protected_console_is_on_standard_output_once_and_in_order() {
+    let Some(lab) = Lab::with_arbiter() else { return };
+    let spec = fs::read_to_string(lab.path("vm.toml")).unwrap();
+    fs::write(lab.path("vm.toml"), spec.replace("\"null\"", "\"stdio\"")).unwrap();
+    let mut b = lab.passive("b").await;
+    let to_b = b.ticket(&[lab.key("a")]).await;
+    let terminal = fs::File::create(lab.path("terminal")).unwrap();
+    let mut command = lab.command("active", "a", &["--replica", &to_b]);
+    command.stdout(terminal);
+    let mut a = Vm::start(command, &lab.path("a.sock")).await;
+    a.until_protected().await;
+    let said = a.info().await.console_bytes;
+    a.until("more words", |i| i.console_bytes > said + 200).await;
+    assert_eq!(a.stop().await, Some(0));
+    let (terminal, log) =
+        (fs::read(lab.path("terminal")).unwrap(), fs::read(lab.path("a/serial.log")).unwrap());
+    assert!(terminal.len() as u64 > said);
+    assert_eq!(String::from_utf8_lossy(&terminal), String::from_utf8_lossy(&log));
 }

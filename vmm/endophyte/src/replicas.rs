@@ -87,11 +87,11 @@ impl Replicas {
     /// Makes these the replicas, all of them.
     pub(crate) fn set(&self, tickets: &[Ticket]) -> Result<(), TooMany> {
         let mut wanted: Vec<&Ticket> = Vec::new();
-        tickets.iter().for_each(|t| {
-            if !wanted.contains(&t) {
-                wanted.push(t)
+        for ticket in tickets {
+            if !wanted.contains(&ticket) {
+                wanted.push(ticket);
             }
-        });
+        }
         if wanted.len() > limits::PEERS {
             return Err(TooMany(wanted.len()));
         }

@@ -26,7 +26,7 @@ use socket::{ApiSocket, SocketError};
 pub(crate) struct Api {
     ending: watch::Sender<bool>,
     done: Receiver<()>,
-    _socket: ApiSocket,
+    socket: Option<ApiSocket>,
 }
 
 impl Api {
@@ -61,12 +61,13 @@ impl Api {
             }
             let _ = tell.send(());
         }));
-        Ok(Self { ending, done, _socket: socket })
+        Ok(Self { ending, done, socket: Some(socket) })
     }
 }
 
 impl Drop for Api {
     fn drop(&mut self) {
+        drop(self.socket.take());
         self.ending.send_replace(true);
         let _ = self.done.recv_timeout(PARTING);
     }

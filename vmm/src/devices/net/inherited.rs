@@ -26,14 +26,8 @@ pub(crate) fn number(tap: &str) -> Option<&str> {
 /// [`TapError::Inherited`].
 pub(crate) fn take(number: &str) -> Result<OwnedFd, TapError> {
     let refuse = |reason: String, remedy| TapError::Inherited { fd: number.to_owned(), reason, remedy };
-    let fd = match number.parse::<RawFd>() {
-        Ok(fd @ 3..) => fd,
-        _ => {
-            return Err(refuse(
-                "is not the number of a descriptor from 3 on".to_owned(),
-                "write fd: and the number",
-            ));
-        }
+    let Ok(fd @ 3..) = number.parse::<RawFd>() else {
+        return Err(refuse("is not the number of a descriptor from 3 on".into(), "write fd: and the number"));
     };
     let doubled = double(fd).map_err(|e| {
         refuse(
