@@ -55,14 +55,15 @@ fn vote(sight: &Sight<'_>) -> Option<Step> {
     let alive: BTreeMap<NodeId, u64> =
         sight.state.nodes.iter().filter(|(n, _)| known(n)).map(|(n, e)| (*n, e.joined_at)).collect();
     let votes = |node: &NodeId| present(node).is_some_and(|id| voting.contains(&id));
-    let voters = alive.keys().copied().filter(votes).collect();
+    let voters: BTreeSet<NodeId> = alive.keys().copied().filter(votes).collect();
     let target =
         wanted(View { alive: &alive, voters: &voters, leader: sight.me }, sight.state.records.values());
     let ids: Option<BTreeSet<RaftId>> = target.iter().map(present).collect();
     let ids = ids.filter(|ids| !ids.is_empty() && ids.iter().all(|id| ready(sight, *id)))?;
     let settled = sight.membership.get_joint_config().len() == 1 && ids == voting;
-    // A node alone keeps what it has, unless it has taken another's seat away or must finish what was begun.
-    (!settled && (alive.len() > 1 || ids.len() == 1)).then_some(Step::Vote(ids))
+    // Alone among dead voters, no change could be decided; asking for one would only leave it in the log.
+    let stuck = alive.len() <= 1 && !voters.is_empty();
+    (!settled && !stuck).then_some(Step::Vote(ids))
 }
 
 /// A learner far behind would hold up every decision once it votes.
@@ -139,11 +140,12 @@ mod tests {
     fn a_lone_node_leaves_things_as_they_are() {
         assert_eq!(plan(&[(1, 1)], &[1], &[], &[1]), None);
         assert_eq!(plan(&[(1, 1), (2, 2)], &[1], &[2], &[1]), None);
+        assert_eq!(plan(&[(1, 1), (2, 2), (3, 3)], &[1, 2, 3], &[], &[1]), None);
     }
 
     #[test]
     fn who_left_does_not_stay() {
-        assert_eq!(plan(&[(2, 2)], &[1], &[2], &[1, 2]), None, "not ready while one alone is alive");
+        assert_eq!(plan(&[(2, 2)], &[1], &[2], &[1, 2]), votes(&[2]), "who leads alone hands over first");
         assert_eq!(plan(&[(1, 1)], &[1], &[2], &[1]), Some(Step::Drop([2].into())));
     }
 }

@@ -7,7 +7,7 @@
 //! - **Two alive**: one voter, the node that more records list in sync. The other one runs those guests. When that one is
 //!   lost, the voter is left with the replica, decides at once, and takes over. When the voter is lost, the guest's output
 //!   waits until somebody decides again: the guest itself is not lost. On a tie nothing moves, and a leader stays.
-//! - **One alive**: nothing to change, and nothing that could.
+//! - **One alive**: nothing to change, and nothing that could; unless the leader itself has left, who then hands over.
 //!
 //! Taking a dead voter out needs a majority of the *old* voters first (joint consensus), so it must be done while one more
 //! loss has not happened yet. With three nodes A (active), B (in sync) and C:
@@ -26,17 +26,18 @@ use crate::limits;
 /// What the rule looks at.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
-    /// Nodes heard from lately, with the unix second in which they joined.
+    /// Nodes of the network heard from lately, with the unix second in which they joined.
     pub alive: &'a BTreeMap<NodeId, u64>,
-    /// Nodes whose present process votes.
+    /// Those of them whose present process votes.
     pub voters: &'a BTreeSet<NodeId>,
-    /// Who leads; counts as alive.
+    /// Who leads.
     pub leader: NodeId,
 }
 
 /// The voters there should be.
 pub fn wanted<'a>(view: View<'_>, records: impl IntoIterator<Item = &'a Record>) -> BTreeSet<NodeId> {
     match view.alive.len() {
+        0 | 1 if view.voters.is_empty() => view.alive.keys().copied().collect(),
         0 | 1 => view.voters.clone(),
         2 => BTreeSet::from([sole(view, records)]),
         _ => three(view),
@@ -151,6 +152,7 @@ mod tests {
         assert_eq!(rule(&[B, C], &[B], B, &[record(B, &[])]), set(&[B]), "taken over, not protected yet");
         assert_eq!(rule(&[B, C], &[B], B, &[record(B, &[C])]), set(&[C]), "protected: the vote moves");
         assert_eq!(rule(&[C], &[C], C, &[record(B, &[C])]), set(&[C]), "B is lost: C decides");
+        assert_eq!(rule(&[B], &[], A, &[]), set(&[B]), "A led alone and leaves");
     }
 
     #[test]

@@ -77,7 +77,7 @@ impl Node {
     /// A client of the arbiter, not yet connected.
     pub(crate) fn arbiter(&self) -> Result<Client, Exit> {
         let _inside = self.runtime.enter();
-        Client::new(&self.identity, &self.args.arbiter, self.vm.clone()).or_exit(Failure::Host)
+        Client::new(&self.identity, std::slice::from_ref(&self.args.arbiter), self.vm.clone()).or_exit(Failure::Host)
     }
 
     /// The arbiter as the driver's port; replies go to the inbox.
