@@ -24,8 +24,8 @@ pub const EXTRA_BYTES: usize = 64 << 10;
 pub const STREAMS: u32 = 128;
 /// Connections at a time: members and the endophytes on them.
 pub const CONNECTIONS: usize = 1024;
-/// Handshakes and joins at a time of those who are no members.
-pub const STRANGERS: usize = 16;
+/// Handshakes and joins at a time of those who are not known to be members yet; a restarted daemon is dialed by all.
+pub const STRANGERS: usize = 64;
 /// A stranger's connection is dropped after this long.
 pub const STRANGER: Duration = Duration::from_secs(10);
 /// A connection that says nothing for this long is dropped.

@@ -62,7 +62,7 @@ async fn connected(
     }
     let about_records = alpn(&connection).as_deref() == Some(mycelium_arbiter::ALPN);
     loop {
-        if !core.book.holds(peer) {
+        if !core.knows(peer) {
             connection.close(1u32.into(), b"this key is not a member of the network");
             return Ok(());
         }
@@ -149,6 +149,17 @@ async fn join(core: &Core, peer: NodeId, connection: &Connection) -> Result<(), 
 }
 
 impl Core {
+    /// Whether this is a member's key. One that was taken out is heard until Raft has let it go too: it may be the leader
+    /// that hands over.
+    fn knows(&self, peer: NodeId) -> bool {
+        let of_raft = || {
+            let metrics = self.member().raft.0.server_metrics();
+            let known = metrics.borrow().membership_config.nodes().any(|(_, node)| node.key == peer);
+            known
+        };
+        self.book.holds(peer) || of_raft()
+    }
+
     async fn serve(&self, peer: NodeId, ask: Ask) -> Say {
         let member = self.member();
         match ask {

@@ -222,7 +222,15 @@ impl Spore {
         let member = self.core.member();
         let id = member.raft_id;
         let wait = member.raft.0.wait(Some(limits::RESHAPE));
-        let out = wait.metrics(|m| !m.membership_config.voter_ids().any(|v| v == id), "votes no more").await;
+        // The membership must be applied, not only proposed: whoever votes now has it only then.
+        let out = wait.metrics(
+            |m| {
+                let votes = m.membership_config.voter_ids().any(|voter| voter == id);
+                !votes && m.last_applied >= *m.membership_config.log_id()
+            },
+            "votes no more",
+        );
+        let out = out.await;
         if let Err(error) = out {
             tracing::warn!(%error, "left while the vote was still here; the others take it over");
         }

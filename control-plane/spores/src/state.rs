@@ -153,7 +153,7 @@ pub enum Refused {
     /// No room for records.
     #[error("the network keeps {max} records, as many as it can; forget one of a VM that is gone (`mycelium forget`)", max = limits::RECORDS)]
     ManyRecords,
-    /// The node is listed in a record.
+    /// A network has at least one node.
     #[error("node {0:?} is the last one; stop its daemon instead of removing it")]
     LastNode(NodeId),
 }
