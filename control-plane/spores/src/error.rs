@@ -4,10 +4,10 @@ use std::io;
 use std::net::SocketAddr;
 
 use mycelium_identity::{FolderError, InvitationError, NetworkIdError};
-use openraft::ConfigError;
 use rhizomorph_link::TlsError;
 
 use crate::mesh::MeshError;
+use crate::raft::BadTiming;
 use crate::state::Refused;
 
 /// A node could not be started.
@@ -31,8 +31,8 @@ pub enum StartError {
     #[error("listening on {0} does not say where others reach this node; give the addresses to advertise")]
     Advertise(SocketAddr),
     /// The pace.
-    #[error("the group's timing contradicts itself: {0}")]
-    Timing(#[from] ConfigError),
+    #[error(transparent)]
+    Timing(#[from] BadTiming),
     /// The Raft member stopped.
     #[error("the Raft member stopped: {0}; see the log, and start the daemon again")]
     Raft(String),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use mycelium_ram_core::NodeId;
 use openraft::Snapshot;
+use openraft::metrics::RaftServerMetrics;
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use tokio::sync::watch;
@@ -67,14 +68,28 @@ impl Member {
 
     /// Who leads, as far as this member knows.
     pub(crate) fn leader(&self) -> Option<NodeId> {
-        let metrics = self.raft.0.metrics();
-        let metrics = metrics.borrow();
-        let leader = metrics.current_leader?;
-        metrics.membership_config.membership().get_node(&leader).map(|node| node.key)
+        leader_in(&self.raft.0.server_metrics().borrow())
+    }
+
+    /// Returns when another than `leader`, or nobody, is known to lead.
+    pub(crate) async fn deposed(&self, leader: NodeId) {
+        let mut metrics = self.raft.0.server_metrics();
+        // An error means that the member has stopped: then nobody is known to lead.
+        let _ = metrics.wait_for(|m| leader_in(m) != Some(leader)).await;
+    }
+
+    /// Returns when somebody is known to lead who is not `old`.
+    pub(crate) async fn new_leader(&self, old: Option<NodeId>) {
+        let mut metrics = self.raft.0.server_metrics();
+        let found = metrics.wait_for(|m| leader_in(m).is_some_and(|leader| Some(leader) != old)).await;
+        if found.is_err() {
+            // The member has stopped and will hear of nobody; the caller has a deadline.
+            std::future::pending::<()>().await;
+        }
     }
 
     pub(crate) fn leads(&self) -> bool {
-        let metrics = self.raft.0.metrics();
+        let metrics = self.raft.0.server_metrics();
         let metrics = metrics.borrow();
         metrics.current_leader == Some(self.raft_id) && metrics.state.is_leader()
     }
@@ -111,6 +126,11 @@ impl Member {
         })
         .await;
     }
+}
+
+fn leader_in(metrics: &RaftServerMetrics<RaftId, RaftNode>) -> Option<NodeId> {
+    let leader = metrics.current_leader?;
+    metrics.membership_config.membership().get_node(&leader).map(|node| node.key)
 }
 
 impl Drop for Member {

@@ -10,7 +10,7 @@ pub mod machine;
 use std::net::SocketAddr;
 
 use mycelium_ram_core::NodeId;
-use openraft::{Config, ConfigError, SnapshotPolicy};
+use openraft::{Config, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
 
 use crate::limits;
@@ -70,9 +70,9 @@ impl Timing {
     /// openraft's settings.
     ///
     /// # Errors
-    /// When the numbers contradict each other.
-    pub fn config(self) -> Result<Config, ConfigError> {
-        Config {
+    /// [`BadTiming`] when the numbers contradict each other.
+    pub fn config(self) -> Result<Config, BadTiming> {
+        let config = Config {
             cluster_name: "mycelium".to_owned(),
             heartbeat_interval: self.heartbeat_ms,
             election_timeout_min: self.election_min_ms,
@@ -82,7 +82,12 @@ impl Timing {
             snapshot_policy: SnapshotPolicy::LogsSinceLast(limits::LOG_ENTRIES),
             max_in_snapshot_log_to_keep: limits::LOG_KEPT,
             ..Config::default()
-        }
-        .validate()
+        };
+        config.validate().map_err(|error| BadTiming(error.to_string()))
     }
 }
+
+/// A pace that contradicts itself.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the group's timing contradicts itself: {0}; heartbeat < least wait < longest wait must hold")]
+pub struct BadTiming(String);

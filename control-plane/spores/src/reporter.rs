@@ -62,9 +62,7 @@ pub(crate) async fn report(core: Arc<Core>) {
 /// Until the next report is due, or there is another leader to report to.
 async fn wait(core: &Core) {
     let member = core.member();
-    let (mut metrics, leader) = (member.raft.0.server_metrics(), member.leader());
-    let changed = metrics.wait_for(|_| member.leader().is_some() && member.leader() != leader);
-    let _ = timeout(core.report_every, changed).await;
+    let _ = timeout(core.report_every, member.new_leader(member.leader())).await;
 }
 
 async fn tell(core: &Core, leader: Option<NodeId>) -> Option<Known> {

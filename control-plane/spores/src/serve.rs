@@ -55,7 +55,7 @@ async fn connected(
     let connection = timeout(limits::STRANGER, incoming).await??;
     let peer = NodeId(peer_key(&connection).ok_or("no key")?.0);
     match alpn(&connection).as_deref() {
-        Some(JOIN_ALPN) => return Ok(timeout(limits::STRANGER, join(&core, peer, &connection)).await??),
+        Some(JOIN_ALPN) => return timeout(limits::STRANGER, join(&core, peer, &connection)).await?,
         Some(NODE_ALPN) => drop(stranger),
         Some(mycelium_arbiter::ALPN) => drop(stranger),
         _ => return Err("no protocol".into()),
@@ -154,8 +154,7 @@ impl Core {
     fn knows(&self, peer: NodeId) -> bool {
         let of_raft = || {
             let metrics = self.member().raft.0.server_metrics();
-            let known = metrics.borrow().membership_config.nodes().any(|(_, node)| node.key == peer);
-            known
+            metrics.borrow().membership_config.nodes().any(|(_, node)| node.key == peer)
         };
         self.book.holds(peer) || of_raft()
     }

@@ -292,11 +292,14 @@ impl Core {
                         Err(_) => "this node leads, but too few others answer".clone_into(&mut why),
                     }
                 }
-                Some(leader) => match self.ask(leader, ask, left.min(limits::ATTEMPT)).await {
-                    Ok(Say::NotLeader) => why = format!("node {leader:?} leads no more"),
-                    Ok(Say::Trouble(trouble)) => why = trouble,
-                    Ok(say) => return Ok(say),
-                    Err(error) => why = error.to_string(),
+                Some(leader) => tokio::select! {
+                    said = self.ask(leader, ask, left.min(limits::ATTEMPT)) => match said {
+                        Ok(Say::NotLeader) => why = format!("node {leader:?} leads no more"),
+                        Ok(Say::Trouble(trouble)) => why = trouble,
+                        Ok(say) => return Ok(say),
+                        Err(error) => why = error.to_string(),
+                    },
+                    () = member.deposed(leader) => why = format!("node {leader:?} leads no more"),
                 },
                 None => {}
             }

@@ -126,6 +126,7 @@ impl RaftNetworkFactory<Types> for Factory {
 type Failed<E = openraft::error::Infallible> = RPCError<RaftId, RaftNode, RaftError<RaftId, E>>;
 
 impl Wire {
+    #[expect(clippy::result_large_err, reason = "the size of the error is openraft's choice")]
     fn judge<T>(&self, answer: Option<Result<T, RaftError<RaftId>>>) -> Result<T, Failed> {
         match answer {
             Some(Ok(answer)) => Ok(answer),
