@@ -81,8 +81,9 @@ impl Member {
     /// Returns when somebody is known to lead who is not `old`.
     pub(crate) async fn new_leader(&self, old: Option<NodeId>) {
         let mut metrics = self.raft.0.server_metrics();
-        let found = metrics.wait_for(|m| leader_in(m).is_some_and(|leader| Some(leader) != old)).await;
-        if found.is_err() {
+        let stopped =
+            metrics.wait_for(|m| leader_in(m).is_some_and(|leader| Some(leader) != old)).await.is_err();
+        if stopped {
             // The member has stopped and will hear of nobody; the caller has a deadline.
             std::future::pending::<()>().await;
         }
