@@ -34,6 +34,8 @@ const INGRESS_HANDLE: u32 = 0xffff_0000;
 pub(crate) enum NetError {
     #[error("cannot enter the pod's network namespace {path}: {source}")]
     Enter { path: PathBuf, source: io::Error },
+    #[error("{path} is the host's own network namespace; its interfaces are never given to a VM")]
+    Own { path: PathBuf },
     #[error("cannot make a tap in the pod's network namespace: {0}; is /dev/net/tun there (modprobe tun)?")]
     Tap(io::Error),
     #[error("the pod's network namespace has no interface besides lo; did CNI run? Look at /etc/cni/net.d")]
@@ -93,6 +95,9 @@ async fn enter(netns: &Path) -> Result<(OwnedFd, Handle), NetError> {
         let _runtime = runtime.enter();
         let fail = |source| NetError::Enter { path: path.clone(), source };
         let namespace = File::open(&path).map_err(fail)?;
+        if is_own(&namespace).map_err(fail)? {
+            return Err(NetError::Own { path });
+        }
         rustix::thread::move_into_link_name_space(
             std::os::fd::AsFd::as_fd(&namespace),
             Some(LinkNameSpaceType::Network),
@@ -106,6 +111,14 @@ async fn enter(netns: &Path) -> Result<(OwnedFd, Handle), NetError> {
     tokio::task::spawn_blocking(move || inside.join()).await.ok().and_then(Result::ok).unwrap_or_else(|| {
         Err(NetError::Enter { path: netns.to_owned(), source: io::Error::other("its thread failed") })
     })
+}
+
+/// Whether a namespace is this thread's.
+fn is_own(namespace: &File) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let own = std::fs::metadata("/proc/thread-self/ns/net")?;
+    let other = namespace.metadata()?;
+    Ok((own.dev(), own.ino()) == (other.dev(), other.ino()))
 }
 
 fn make_tap() -> io::Result<OwnedFd> {
@@ -129,19 +142,33 @@ async fn connect(handle: &Handle) -> Result<Interface, NetError> {
         handle.link().get().execute().try_collect().await.map_err(fail("list interfaces"))?;
     let tap_name = TAP.to_string_lossy();
     let tap = links.iter().find(|l| name(l) == tap_name).ok_or(NetError::NoInterface)?.header.index;
-    let pods = links
-        .iter()
-        .find(|l| !l.header.flags.contains(LinkFlags::Loopback) && l.header.index != tap && mac(l).is_some())
-        .ok_or(NetError::NoInterface)?;
+    let (pods, address, prefix) = with_address(handle, &links, tap).await?;
     let index = pods.header.index;
-    let (address, prefix) =
-        address(handle, index).await?.ok_or_else(|| NetError::NoAddress(name(pods).to_owned()))?;
     let gateway = gateway(handle, index).await?;
     let up = LinkUnspec::new_with_index(tap).up().mtu(mtu(pods)).build();
     handle.link().set(up).execute().await.map_err(fail("set the tap up"))?;
     redirect(handle, index, tap).await?;
     redirect(handle, tap, index).await?;
     Ok(Interface { mac: mac(pods).ok_or(NetError::NoInterface)?, address, prefix, gateway })
+}
+
+/// The interface CNI has given an address: eth0, unless a network plugin names it otherwise.
+async fn with_address<'l>(
+    handle: &Handle,
+    links: &'l [LinkMessage],
+    tap: u32,
+) -> Result<(&'l LinkMessage, Ipv4Addr, u8), NetError> {
+    let is_pods = |link: &&LinkMessage| {
+        !link.header.flags.contains(LinkFlags::Loopback) && link.header.index != tap && mac(link).is_some()
+    };
+    let mut without = None;
+    for link in links.iter().filter(is_pods) {
+        match address(handle, link.header.index).await? {
+            Some((address, prefix)) => return Ok((link, address, prefix)),
+            None => without = without.or(Some(name(link).to_owned())),
+        }
+    }
+    Err(without.map_or(NetError::NoInterface, NetError::NoAddress))
 }
 
 /// Has every frame that arrives at one interface leave by the other. What an earlier VM of this pod left is replaced.
@@ -213,4 +240,78 @@ async fn gateway(handle: &Handle, index: u32) -> Result<Option<Ipv4Addr>, NetErr
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use rustix::thread::UnshareFlags;
+
+    use super::*;
+
+    fn ip(line: &str) {
+        let done = Command::new("ip").args(line.split(' ')).status().unwrap();
+        assert!(done.success(), "ip {line}");
+    }
+
+    /// A namespace like a pod's, kept by a bind mount; `None` without the right to make one.
+    fn pod(lines: &'static [&str]) -> Option<Pod> {
+        let file = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+        let at = file.to_path_buf();
+        let inside = std::thread::spawn(move || {
+            // SAFETY: the network namespace of a thread is nothing memory or descriptors depend on.
+            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.ok()?;
+            lines.iter().for_each(|line| ip(line));
+            rustix::mount::mount_bind("/proc/thread-self/ns/net", &at).ok()
+        });
+        if inside.join().unwrap().is_none() {
+            eprintln!("SKIPPED: not root");
+            return None;
+        }
+        Some(Pod(file))
+    }
+
+    struct Pod(tempfile::TempPath);
+
+    impl Drop for Pod {
+        fn drop(&mut self) {
+            let _ = rustix::mount::unmount(&*self.0, rustix::mount::UnmountFlags::DETACH);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_pods_interface_becomes_the_vms_again_and_again() {
+        let Some(netns) = pod(&[
+            "link add eth0 address 02:00:00:00:00:05 type veth peer name outside",
+            "link set eth0 mtu 1400 up",
+            "link set outside up",
+            "addr add 10.88.0.5/16 dev eth0",
+            "route add default via 10.88.0.1",
+        ]) else {
+            return;
+        };
+        for _ in 0..2 {
+            let taken = take(&netns.0).await.unwrap();
+            assert_eq!(taken.interface.mac, Mac([2, 0, 0, 0, 0, 5]));
+            assert_eq!((taken.interface.address, taken.interface.prefix), (Ipv4Addr::new(10, 88, 0, 5), 16));
+            assert_eq!(taken.interface.gateway, Some(Ipv4Addr::new(10, 88, 0, 1)));
+            let mut tc = Command::new("nsenter");
+            tc.arg(format!("--net={}", netns.0.display()));
+            let shown = tc.args(["tc", "filter", "show", "dev", "eth0", "ingress"]).output().unwrap();
+            let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+            assert!(shown.contains("mirred (Egress Redirect to device endo0)"), "{shown}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pod_without_an_address_is_told_where_to_look() {
+        let Some(netns) = pod(&["link add eth0 type veth peer name outside"]) else { return };
+        let refused = take(&netns.0).await.unwrap_err().to_string();
+        assert!(refused.contains("has no IPv4 address") && refused.contains("CNI"), "{refused}");
+        let own = take(Path::new("/proc/self/ns/net")).await.unwrap_err().to_string();
+        assert!(own.contains("host's own"), "{own}");
+        let missing = take(Path::new("/nonexistent/netns")).await.unwrap_err().to_string();
+        assert!(missing.contains("/nonexistent/netns"), "{missing}");
+    }
 }

@@ -123,7 +123,12 @@ impl TaskApi for Service {
         if !req.checkpoint.is_empty() {
             return Err(refuse(Code::UNIMPLEMENTED, "VMs cannot be created from a container's checkpoint"));
         }
-        let config = Config::load(req.bundle.as_ref()).map_err(TaskError::from)?;
+        let mut config = Config::load(req.bundle.as_ref()).map_err(TaskError::from)?;
+        if let Role::Member { sandbox } = &config.role {
+            // containerd names the namespaces of the pause container's process, and ours has none.
+            let pod = self.find(sandbox, "")?;
+            config.netns = pod.netns.clone();
+        }
         if self.tasks().contains_key(&req.id) {
             return Err(refuse(Code::ALREADY_EXISTS, format!("there is a task {} already", req.id)));
         }

@@ -46,6 +46,9 @@ pub(crate) enum TaskError {
     Api(String),
 }
 
+/// Exit status of a task that failed to start; containerd's own word for it.
+const NOT_STARTED: u32 = 128;
+
 /// What a task was created with.
 #[derive(Clone, Debug)]
 pub(crate) struct Order {
@@ -64,6 +67,8 @@ pub(crate) struct Order {
 #[derive(Debug)]
 pub(crate) struct Task {
     pub(crate) order: Order,
+    /// The network namespace it was created with.
+    pub(crate) netns: Option<PathBuf>,
     plan: Option<Plan>,
     state: Mutex<State>,
     exit: watch::Sender<Option<Exit>>,
@@ -106,6 +111,7 @@ pub(crate) struct View {
 impl Task {
     /// Makes a task ready to start. On an error nothing is left.
     pub(crate) async fn create(order: Order, config: Config) -> Result<Arc<Self>, TaskError> {
+        let netns = config.netns.clone();
         let (plan, streams) = if config.role == Role::Sandbox {
             (None, None)
         } else {
@@ -114,7 +120,7 @@ impl Task {
             (Some(plan), Some(streams))
         };
         let (exit, _) = watch::channel(None);
-        Ok(Arc::new(Self { order, plan, state: Mutex::new(State::Created(streams)), exit }))
+        Ok(Arc::new(Self { order, netns, plan, state: Mutex::new(State::Created(streams)), exit }))
     }
 
     /// Whether this task is a VM.
@@ -136,8 +142,17 @@ impl Task {
             started(pid);
             return Ok(pid);
         };
-        let Running { child, pid, started: since, stdin, output } =
-            plan.start(streams.stdout, streams.stderr).await?;
+        let running = match plan.start(streams.stdout, streams.stderr).await {
+            Ok(running) => running,
+            Err(error) => {
+                // As with runc, what failed to start has ended: only then can it be deleted.
+                let exit = Exit::now(NOT_STARTED);
+                *state = State::Stopped { pid: 0, exit: exit.clone() };
+                self.exit.send_replace(Some(exit));
+                return Err(error.into());
+            }
+        };
+        let Running { child, pid, started: since, stdin, output } = running;
         let mut note = Note::load(&self.order.bundle);
         note.vmm = Some((pid, since));
         note.save(&self.order.bundle)?;

@@ -93,7 +93,7 @@ fn serve(args: &RunArgs) -> Result<()> {
 fn show(arbiter: &Ticket, identity: &Identity, vm: &VmId, json: bool) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let reply = runtime.block_on(async {
-        let client = Client::new(identity, arbiter, vm.clone())?;
+        let client = Client::new(identity, std::slice::from_ref(arbiter), vm.clone())?;
         client.ask(Request::Read).await.context("the arbiter could not be asked")
     })?;
     let Some(record) = reply.record() else { bail!("the arbiter has no record of VM {vm}") };

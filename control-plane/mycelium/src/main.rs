@@ -3,6 +3,10 @@
 //! Exit codes: 0 as wanted, 1 not as wanted or unexpected, 2 wrong usage, 130 interrupted.
 
 mod arbiter;
+mod network;
+mod node;
+mod output;
+mod vm;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,7 +21,7 @@ use mycelium_demo::DemoOptions;
 #[command(
     version,
     about,
-    after_help = "A first look: mycelium demo. By hand on two machines: docs/two-machines.md."
+    after_help = "A first look: mycelium demo. A network of nodes: docs/network.md. Pods: docs/kubernetes.md."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -28,6 +32,15 @@ struct Cli {
 enum Command {
     /// See a protected VM survive the loss of its host.
     Demo(DemoOptions),
+    /// Make, join and look at the network of nodes.
+    #[command(subcommand)]
+    Network(network::NetworkCommand),
+    /// Run this node's daemon, and look at the network's nodes.
+    #[command(subcommand)]
+    Node(node::NodeCommand),
+    /// Run and protect VMs on the nodes of the network.
+    #[command(subcommand)]
+    Vm(vm::VmCommand),
     /// Run or ask the arbiter, which decides who runs a VM.
     #[command(subcommand)]
     Arbiter(arbiter::ArbiterCommand),
@@ -48,6 +61,9 @@ fn main() -> ExitCode {
         .init();
     let result = match cli.command {
         Command::Demo(options) => demo(&options),
+        Command::Network(command) => network::run(command).map(|()| ExitCode::SUCCESS),
+        Command::Node(command) => node::run(command).map(|()| ExitCode::SUCCESS),
+        Command::Vm(command) => vm::run(command).map(|()| ExitCode::SUCCESS),
         Command::Arbiter(command) => arbiter::run(command).map(|()| ExitCode::SUCCESS),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "mycelium", &mut std::io::stdout());

@@ -1,15 +1,17 @@
-//! Asks the arbiter.
+//! Asks the arbiter: the first of several that answers. All of them must be one arbiter (members of one network), so it does
+//! not matter which.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mycelium_ram::ports::Arbiter;
 use mycelium_ram_core::VmId;
 use mycelium_ram_core::settle::{Reply, Request};
-use quinn::{Connection, Endpoint};
+use quinn::{ClientConfig, Connection, Endpoint};
 use rhizomorph_link::tls::{SERVER_NAME, TlsError, quic_client_config};
 use rhizomorph_link::{Identity, Ticket};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{sleep, timeout};
 
 use crate::server::transport;
@@ -43,12 +45,21 @@ pub enum AskError {
     Trouble(String),
 }
 
-/// A way to one arbiter, about one VM. Cheap to clone.
+/// A way to the arbiter, about one VM. Cheap to clone; clones agree on whom to ask first.
 #[derive(Clone, Debug)]
 pub struct Client {
-    endpoint: Endpoint,
-    addr: SocketAddr,
+    ways: Arc<[Way]>,
+    /// Which way answered last.
+    first: Arc<AtomicUsize>,
     vm: VmId,
+}
+
+/// One address of one ticket.
+#[derive(Debug)]
+struct Way {
+    endpoint: Endpoint,
+    config: ClientConfig,
+    addr: SocketAddr,
 }
 
 /// The client could not be set up.
@@ -60,35 +71,69 @@ pub enum SetupError {
     /// TLS.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// Nobody to ask.
+    #[error("no arbiter is named; give at least one as KEY@ADDRESS")]
+    NoArbiter,
 }
 
 impl Client {
-    /// Prepares to ask the arbiter of that ticket (its first address). Call inside a tokio runtime.
+    /// Prepares to ask the arbiter behind these tickets, all their addresses in turn. Call inside a tokio runtime.
     ///
     /// # Errors
     /// [`SetupError`].
-    ///
-    /// # Panics
-    /// Never: a ticket has at least one address.
-    pub fn new(identity: &Identity, arbiter: &Ticket, vm: VmId) -> Result<Self, SetupError> {
-        let addr = *arbiter.addrs.first().expect("a ticket has at least one address");
-        let any: SocketAddr = if addr.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
-        let mut config = quic_client_config(identity, arbiter.key, ALPN)?;
-        config.transport_config(Arc::new(transport()));
-        let mut endpoint = Endpoint::client(any)?;
-        endpoint.set_default_client_config(config);
-        Ok(Self { endpoint, addr, vm })
+    pub fn new(identity: &Identity, arbiters: &[Ticket], vm: VmId) -> Result<Self, SetupError> {
+        let mut sockets = Sockets::default();
+        let mut ways = Vec::new();
+        for ticket in arbiters {
+            let mut config = quic_client_config(identity, ticket.key, ALPN)?;
+            config.transport_config(Arc::new(transport()));
+            for addr in &ticket.addrs {
+                ways.push(Way { endpoint: sockets.of(*addr)?, config: config.clone(), addr: *addr });
+            }
+        }
+        if ways.is_empty() {
+            return Err(SetupError::NoArbiter);
+        }
+        Ok(Self { ways: ways.into(), first: Arc::default(), vm })
     }
 
-    /// Asks once, over a connection of its own.
+    /// Asks once, over a connection of its own; the next one is asked when one does not answer.
     ///
     /// # Errors
-    /// [`AskError`].
+    /// [`AskError`] of the last one asked.
     pub async fn ask(&self, request: Request) -> Result<Reply, AskError> {
-        let connection = self.connect().await?;
-        let reply = self.ask_over(&connection, request).await;
-        connection.close(0u32.into(), b"done");
-        reply
+        let mut turn = 1;
+        loop {
+            match self.ask_first(request.clone()).await {
+                Err(_) if turn < self.ways.len() => turn += 1,
+                settled => return settled,
+            }
+        }
+    }
+
+    async fn ask_first(&self, request: Request) -> Result<Reply, AskError> {
+        let way = self.way();
+        let answered = async {
+            let connection = self.connect(way).await?;
+            let reply = self.ask_over(&connection, request).await;
+            connection.close(0u32.into(), b"done");
+            reply
+        };
+        let answered = answered.await;
+        if answered.is_err() {
+            self.move_on(way);
+        }
+        answered
+    }
+
+    fn way(&self) -> usize {
+        self.first.load(Ordering::Relaxed) % self.ways.len()
+    }
+
+    /// `from` did not answer. Several questions may find that out at once; only the first of them moves on.
+    fn move_on(&self, from: usize) {
+        let next = (from + 1) % self.ways.len();
+        let _ = self.first.compare_exchange(from, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// Keeps a connection and asks whatever comes; each reply goes to `on_reply`. The task ends when the returned port
@@ -101,10 +146,12 @@ impl Client {
 
     async fn serve(self, mut requests: mpsc::Receiver<Request>, on_reply: Arc<dyn Fn(Reply) + Send + Sync>) {
         loop {
-            let connection = match self.connect().await {
+            let way = self.way();
+            let connection = match self.connect(way).await {
                 Ok(connection) => connection,
                 Err(error) => {
                     tracing::debug!(%error, "no way to the arbiter yet");
+                    self.move_on(way);
                     if requests.is_closed() {
                         return;
                     }
@@ -112,35 +159,45 @@ impl Client {
                     continue;
                 }
             };
+            let failed = Arc::new(Notify::new());
             tokio::select! {
-                _ = connection.closed() => {}
-                () = self.pump(&connection, &mut requests, &on_reply) => return,
+                _ = connection.closed() => self.move_on(way),
+                // With one way only, another connection over it would lead to the same silence.
+                () = failed.notified(), if self.ways.len() > 1 => self.move_on(way),
+                () = self.pump(&connection, &mut requests, &on_reply, &failed) => return,
             }
         }
     }
 
-    /// Ends when nobody asks any more.
+    /// Ends when nobody asks any more. The core asks again what failed, by then over the next way.
     async fn pump(
         &self,
         connection: &Connection,
         requests: &mut mpsc::Receiver<Request>,
         on_reply: &Arc<dyn Fn(Reply) + Send + Sync>,
+        failed: &Arc<Notify>,
     ) {
         while let Some(request) = requests.recv().await {
-            let (client, connection, on_reply) = (self.clone(), connection.clone(), on_reply.clone());
+            let (client, connection) = (self.clone(), connection.clone());
+            let (on_reply, failed) = (on_reply.clone(), failed.clone());
             tokio::spawn(async move {
                 match client.ask_over(&connection, request).await {
                     Ok(reply) => on_reply(reply),
-                    Err(error) => tracing::debug!(%error, "the arbiter did not answer"),
+                    Err(error) => {
+                        tracing::debug!(%error, "the arbiter did not answer");
+                        failed.notify_one();
+                    }
                 }
             });
         }
     }
 
-    async fn connect(&self) -> Result<Connection, AskError> {
-        let unreachable = |why: String| AskError::Unreachable { addr: self.addr, why };
-        let connecting =
-            self.endpoint.connect(self.addr, SERVER_NAME).map_err(|error| unreachable(error.to_string()))?;
+    async fn connect(&self, way: usize) -> Result<Connection, AskError> {
+        let Way { endpoint, config, addr } = &self.ways[way];
+        let unreachable = |why: String| AskError::Unreachable { addr: *addr, why };
+        let connecting = endpoint
+            .connect_with(config.clone(), *addr, SERVER_NAME)
+            .map_err(|error| unreachable(error.to_string()))?;
         match timeout(limits::CONNECT, connecting).await {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => Err(unreachable(error.to_string())),
@@ -160,6 +217,26 @@ impl Client {
         match decode(&bytes)? {
             Answer::Reply(reply) => Ok(reply),
             Answer::Trouble(why) => Err(AskError::Trouble(why)),
+        }
+    }
+}
+
+/// One socket for each family of addresses that is needed.
+#[derive(Default)]
+struct Sockets {
+    v4: Option<Endpoint>,
+    v6: Option<Endpoint>,
+}
+
+impl Sockets {
+    fn of(&mut self, addr: SocketAddr) -> std::io::Result<Endpoint> {
+        let (socket, any): (_, SocketAddr) = match addr {
+            SocketAddr::V4(_) => (&mut self.v4, ([0; 4], 0).into()),
+            SocketAddr::V6(_) => (&mut self.v6, ([0u16; 8], 0).into()),
+        };
+        match socket {
+            Some(endpoint) => Ok(endpoint.clone()),
+            None => Ok(socket.insert(Endpoint::client(any)?).clone()),
         }
     }
 }

@@ -114,7 +114,7 @@ async fn serve_question(
 ) -> Result<(), AnyError> {
     let question = recv.read_to_end(limits::FRAME_BYTES).await?;
     let answer = match decode::<Question>(&question) {
-        Ok(question) if speaks_for(&question, peer) => {
+        Ok(question) if speaks_for(&question, peer.0) => {
             tokio::task::spawn_blocking(move || {
                 // A panic while the lock was held cannot have torn the store: it is on disk, replaced atomically.
                 let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
@@ -133,10 +133,11 @@ async fn serve_question(
     Ok(())
 }
 
-/// A node proposes in its own name only.
-fn speaks_for(question: &Question, peer: PeerKey) -> bool {
+/// Whether the holder of the key `peer` may ask this: a node proposes in its own name only.
+#[must_use]
+pub fn speaks_for(question: &Question, peer: [u8; 32]) -> bool {
     match &question.ask {
-        mycelium_ram_core::settle::Request::Swap(swap) => swap.proposer.node.0 == peer.0,
+        mycelium_ram_core::settle::Request::Swap(swap) => swap.proposer.node.0 == peer,
         mycelium_ram_core::settle::Request::Read => true,
     }
 }

@@ -6,9 +6,9 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::{fmt, io};
 
-use ed25519_dalek::SigningKey;
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
 use ed25519_dalek::pkcs8::{DecodePrivateKey, EncodePrivateKey};
+use ed25519_dalek::{Signer, SigningKey};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use rustls::pki_types::PrivatePkcs8KeyDer;
@@ -79,6 +79,13 @@ impl Identity {
     /// The public half.
     pub fn peer_key(&self) -> PeerKey {
         PeerKey(self.key.verifying_key().to_bytes())
+    }
+
+    /// Signs `message`, to be checked with [`PeerKey::verify`]. Start the message with a text of its own kind, so that what
+    /// is signed for one purpose cannot be shown for another.
+    #[must_use]
+    pub fn sign(&self, message: &[u8]) -> [u8; 64] {
+        self.key.sign(message).to_bytes()
     }
 
     /// Reads a key file, refusing one that others than its owner may access.
@@ -167,6 +174,16 @@ mod tests {
         fs::write(&path, "not a key").unwrap();
         assert!(matches!(Identity::load(&path), Err(IdentityError::Content { .. })));
         assert!(matches!(Identity::load(Path::new("/nonexistent")), Err(IdentityError::File { .. })));
+    }
+
+    #[test]
+    fn a_signature_holds_for_its_key_and_message_only() {
+        let (signer, other) = (Identity::from_seed(&[7; 32]), Identity::from_seed(&[8; 32]));
+        let signature = signer.sign(b"hello");
+        assert!(signer.peer_key().verify(b"hello", &signature));
+        assert!(!signer.peer_key().verify(b"hellp", &signature));
+        assert!(!other.peer_key().verify(b"hello", &signature));
+        assert!(!PeerKey([0xff; 32]).verify(b"hello", &signature), "not a point of the curve");
     }
 
     #[test]

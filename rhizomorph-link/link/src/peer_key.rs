@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use ed25519_dalek::{Signature, VerifyingKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// An Ed25519 public key. As text: 64 lower-case hexadecimal digits; serde uses the same text.
@@ -13,6 +14,15 @@ pub struct PeerKey(pub [u8; 32]);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no public key: expected 64 hexadecimal digits, as the owner's `keygen` prints them")]
 pub struct PeerKeyError(String);
+
+impl PeerKey {
+    /// Whether the owner of this key signed `message`. Strict: a signature has one form, a weak key signs nothing.
+    #[must_use]
+    pub fn verify(&self, message: &[u8], signature: &[u8; 64]) -> bool {
+        VerifyingKey::from_bytes(&self.0)
+            .is_ok_and(|key| key.verify_strict(message, &Signature::from_bytes(signature)).is_ok())
+    }
+}
 
 impl fmt::Display for PeerKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -90,11 +90,23 @@ pub fn quic_server_config(
     allow: AllowList,
     alpn: &[u8],
 ) -> Result<quinn::ServerConfig, TlsError> {
+    quic_server_config_of(identity, allow, &[alpn])
+}
+
+/// As [`quic_server_config`], for several protocols on one socket; [`alpn`] tells which one a connection speaks.
+///
+/// # Errors
+/// [`TlsError`].
+pub fn quic_server_config_of(
+    identity: &Identity,
+    allow: AllowList,
+    alpns: &[&[u8]],
+) -> Result<quinn::ServerConfig, TlsError> {
     let mut tls = rustls::ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(KeyVerifier::new(allow))
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified(identity)?)));
-    tls.alpn_protocols = vec![alpn.to_vec()];
+    tls.alpn_protocols = alpns.iter().map(|alpn| alpn.to_vec()).collect();
     tls.send_tls13_tickets = 0;
     let quic = QuicServerConfig::try_from(tls).map_err(|error| rustls::Error::General(error.to_string()))?;
     Ok(quinn::ServerConfig::with_crypto(Arc::new(quic)))
@@ -106,6 +118,12 @@ pub fn peer_key(connection: &quinn::Connection) -> Option<PeerKey> {
     let identity: Box<dyn Any> = connection.peer_identity()?;
     let chain = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     spki::parse(chain.first()?)
+}
+
+/// The protocol both ends of an established connection have agreed on.
+pub fn alpn(connection: &quinn::Connection) -> Option<Vec<u8>> {
+    let data = connection.handshake_data()?;
+    data.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?.protocol
 }
 
 /// Ring with AES-128-GCM first: a gigabyte costs less than with AES-256, and 128 bits are enough.

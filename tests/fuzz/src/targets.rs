@@ -21,16 +21,37 @@ pub(crate) const ALL: &[Target] = &[
     Target { name: "reassembly", run: rhizomorph_proto::fuzz::fuzz_reassembly, seeds: seeds::none },
     Target { name: "dedup", run: rhizomorph_proto::fuzz::fuzz_dedup, seeds: seeds::none },
     Target { name: "key", run: rhizomorph_link::fuzz::fuzz_spki, seeds: seeds::none },
+    Target { name: "invitation", run: mycelium_identity::fuzz_invitation, seeds: seeds::invitations },
+    Target { name: "spores", run: mycelium_spores::fuzz_frames, seeds: seeds::frames },
     Target { name: "ticket", run: rhizomorph_link::fuzz::fuzz_ticket, seeds: seeds::tickets },
 ];
 
 mod seeds {
+    use mycelium_identity::{Invitation, NetworkId};
     use mycelium_ram_core::message::{Heartbeat, Message};
     use mycelium_ram_core::page_codec::PartWriter;
     use mycelium_ram_core::{EpochId, Generation, Incarnation, Member, NodeId, PageIndex, Time};
+    use rhizomorph_link::Identity;
 
     pub(super) fn none() -> Vec<Vec<u8>> {
         vec![Vec::new(), vec![0; 64]]
+    }
+
+    /// An invitation's text; its binary form is reached through it.
+    pub(super) fn invitations() -> Vec<Vec<u8>> {
+        let (inviter, network) = (Identity::from_seed(&[1; 32]), NetworkId([2; 32]));
+        let addrs = vec![([10, 0, 0, 2], 7946).into()];
+        let issued = Invitation::issue(&inviter, network, addrs, 1_000, 600);
+        issued.map_or_else(|_| none(), |invitation| vec![invitation.to_string().into_bytes()])
+    }
+
+    pub(super) fn frames() -> Vec<Vec<u8>> {
+        let frames: [&[u8]; 3] = [
+            b"\0\"Leader\"",
+            b"\0{\"Decide\":{\"vm\":\"vm\",\"request\":\"read\"}}",
+            b"\0{\"Raft\":{\"group\":1,\"to\":2,\"rpc\":{\"Vote\":{\"vote\":{\"leader_id\":{\"term\":1,\"node_id\":3},\"committed\":false},\"last_log_id\":null}}}}",
+        ];
+        frames.map(<[u8]>::to_vec).to_vec()
     }
 
     pub(super) fn messages() -> Vec<Vec<u8>> {

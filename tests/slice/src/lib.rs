@@ -7,6 +7,7 @@ pub mod cri;
 pub mod image;
 pub mod machine;
 pub mod needs;
+pub mod world;
 
 /// The pod runtime under test.
 pub const HANDLER: &str = "endophyte";

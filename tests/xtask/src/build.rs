@@ -31,6 +31,8 @@ pub(crate) fn programs() -> Result<Built> {
         "guest-agent",
         "-p",
         "lab-agent",
+        "-p",
+        "endophyte-shim",
     ]))?;
     let folder = target_folder()?.join(TARGET).join("debug");
     let guest = native_guest()?;

@@ -23,6 +23,8 @@ enum Suite {
     Sim,
     /// Whole protected pairs on this machine's KVM: every fault, bad input, stock redis tools.
     Failover,
+    /// The product from the outside: pods on a real containerd, node daemons in namespaces.
+    Slice,
     /// Stock Linux in the nested lab, between two emulated hosts.
     Lab,
 }
@@ -35,9 +37,9 @@ enum Size {
 }
 
 pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
-    tools::ensure(&[tools::GCC, tools::IP, tools::TCPDUMP, tools::REDIS, tools::QEMU])?;
+    tools::ensure(&tools::ALL)?;
     let (suites, size) = if args.suite.is_empty() {
-        (vec![Suite::Unit, Suite::Sim, Suite::Failover, Suite::Lab], Size::Slice)
+        (vec![Suite::Unit, Suite::Sim, Suite::Failover, Suite::Slice, Suite::Lab], Size::Slice)
     } else {
         (args.suite.clone(), Size::Whole)
     };
@@ -47,6 +49,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
         Suite::Failover => {
             ("failover", step(move || system(&["failover", "bad_input", "redis_tools", "runtime_api"], size)))
         }
+        Suite::Slice => ("slice", step(move || slice(size))),
         Suite::Lab => ("lab", step(move || lab(size))),
     });
     let ok = steps(plan.collect())?;
@@ -61,7 +64,7 @@ fn step(step: impl FnOnce() -> Result<()> + 'static) -> Step {
 fn unit() -> Result<()> {
     build::programs()?;
     let mut tests = nextest()?;
-    tests.args(["--workspace", "--exclude", "system-tests", "--exclude", "mycelium-sim"]);
+    tests.args(["--workspace", "--exclude", "system-tests", "--exclude", "mycelium-sim", "--exclude", "slice-tests"]);
     must(&mut tests)?;
     must(cargo().args(["run", "--quiet", "-p", "mycelium-fuzz", "--", "--seconds", "0"]))?;
     must(cargo().args(["test", "--quiet", "--doc", "-p", "rhizomorph-link", "-p", "resp-kv"]))
@@ -85,6 +88,17 @@ fn system(binaries: &[&str], size: Size) -> Result<()> {
         tests.args(["--test", binary]);
     }
     tests.env("MYCELIUM_PROGRAMS", &built.folder);
+    if size == Size::Whole {
+        tests.env("MYCELIUM_WHOLE_SUITE", "1");
+    }
+    must(&mut tests)
+}
+
+/// Pods and node daemons. They share containerd's socket folder with nobody, but the processors with everybody.
+fn slice(size: Size) -> Result<()> {
+    let built = build::programs()?;
+    let mut tests = nextest()?;
+    tests.args(["-p", "slice-tests", "--no-capture"]).env("MYCELIUM_PROGRAMS", &built.folder);
     if size == Size::Whole {
         tests.env("MYCELIUM_WHOLE_SUITE", "1");
     }

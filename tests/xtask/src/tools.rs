@@ -28,8 +28,24 @@ pub(crate) const QEMU: Tool = Tool {
 pub(crate) const REDIS: Tool =
     Tool { program: "redis-benchmark", package: "redis-tools", reason: "is the stock client of the tests" };
 
+pub(crate) const CONTAINERD: Tool =
+    Tool { program: "containerd", package: "containerd", reason: "runs the pods of the tests" };
+pub(crate) const RUNC: Tool = Tool { program: "runc", package: "runc", reason: "is what a pod is compared with" };
+pub(crate) const CNI: Tool = Tool {
+    program: "/usr/lib/cni/bridge",
+    package: "containernetworking-plugins",
+    reason: "gives the pods of the tests their network",
+};
+pub(crate) const IPTABLES: Tool =
+    Tool { program: "iptables", package: "iptables", reason: "is what CNI's portmap plugin uses" };
+pub(crate) const BUSYBOX: Tool =
+    Tool { program: "busybox", package: "busybox-static", reason: "is the ordinary container of the tests" };
+pub(crate) const PROTOC: Tool =
+    Tool { program: "protoc", package: "protobuf-compiler", reason: "builds the tests' Kubernetes CRI client" };
+
 /// Everything, for `cargo xtask doctor`.
-pub(crate) const ALL: [Tool; 5] = [GCC, IP, TCPDUMP, QEMU, REDIS];
+pub(crate) const ALL: [Tool; 11] =
+    [GCC, IP, TCPDUMP, QEMU, REDIS, CONTAINERD, RUNC, CNI, IPTABLES, BUSYBOX, PROTOC];
 
 /// Installs what is missing, after saying so. Needs root on Debian; otherwise says what to install.
 pub(crate) fn ensure(tools: &[Tool]) -> Result<()> {

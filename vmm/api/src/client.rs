@@ -15,12 +15,20 @@ pub type VmClient = crate::vm_client::VmClient<Channel>;
 /// # Errors
 /// When nobody listens there, or the socket is not ours to use.
 pub async fn connect(path: impl Into<PathBuf>) -> Result<VmClient, Error> {
+    Ok(VmClient::new(channel(path).await?))
+}
+
+/// A gRPC channel to a Unix socket.
+///
+/// # Errors
+/// When nobody listens there, or the socket is not ours to use.
+pub async fn channel(path: impl Into<PathBuf>) -> Result<Channel, Error> {
     let path = path.into();
     // gRPC wants an address; the connector below knows the real one.
-    let endpoint = Endpoint::from_static("http://endophyte.invalid");
+    let endpoint = Endpoint::from_static("http://socket.invalid");
     let connector = service_fn(move |_| {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
-    Ok(VmClient::new(endpoint.connect_with_connector(connector).await?))
+    endpoint.connect_with_connector(connector).await
 }

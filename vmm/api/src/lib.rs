@@ -4,6 +4,8 @@
 
 #[cfg(feature = "client")]
 mod client;
+#[cfg(feature = "server")]
+pub mod socket;
 
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, reason = "generated")]
 mod generated {
@@ -11,5 +13,5 @@ mod generated {
 }
 
 #[cfg(feature = "client")]
-pub use client::{VmClient, connect};
+pub use client::{VmClient, channel, connect};
 pub use generated::*;

@@ -104,8 +104,7 @@ impl Node {
     /// A client of the arbiter, not yet connected.
     pub(crate) fn arbiter(&self) -> Result<Client, Exit> {
         let _inside = self.runtime.enter();
-        let first = self.args.arbiter.first().expect("the command line demands one");
-        Client::new(&self.identity, first, self.vm.clone()).or_exit(Failure::Host)
+        Client::new(&self.identity, &self.args.arbiter, self.vm.clone()).or_exit(Failure::Host)
     }
 
     /// The arbiter as the driver's port; replies go to the inbox.

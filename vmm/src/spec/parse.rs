@@ -58,8 +58,15 @@ impl VmSpec {
         if bytes > SPEC_BYTES_MAX {
             return Err(SpecError::TooLarge { path: path.to_owned(), bytes });
         }
-        let text = fs::read_to_string(path).map_err(read)?;
-        let written: Written = toml::from_str(&text)
+        Self::parse(&fs::read_to_string(path).map_err(read)?, path)
+    }
+
+    /// As [`VmSpec::load`], with the file's content at hand; `path` is for messages and relative paths.
+    ///
+    /// # Errors
+    /// [`SpecError`] naming file, field, reason and remedy.
+    pub fn parse(text: &str, path: &Path) -> Result<VmSpec, SpecError> {
+        let written: Written = toml::from_str(text)
             .map_err(|e| SpecError::Syntax { path: path.to_owned(), source: Box::new(e) })?;
         let spec = written.check(path.parent().unwrap_or(Path::new("")))?;
         kernel::check(&spec.kernel)?;

@@ -3,7 +3,6 @@
 mod console;
 mod info;
 mod service;
-mod socket;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +18,7 @@ use tonic::transport::Server;
 use crate::desk::Desk;
 use crate::limits::{API_STREAMS, API_WINDOW_BYTES, PARTING};
 use service::Service;
-use socket::{ApiSocket, SocketError};
+use endophyte_api::socket::{ApiSocket, SocketError};
 
 /// Serves until it is dropped; then the last answers leave, streams end, and the socket goes.
 #[derive(Debug)]

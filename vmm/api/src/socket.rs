@@ -14,25 +14,42 @@ const BACKLOG: i32 = 16;
 
 /// Why the API cannot be served.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum SocketError {
-    #[error("--api {}: another process serves an API there; stop it or choose another path", path.display())]
-    InUse { path: PathBuf },
-    #[error("--api {}: there is a file of another kind; choose another path", path.display())]
-    NotASocket { path: PathBuf },
-    #[error("--api {}: cannot listen there: {source}; the folder must exist and be writable, the path short", path.display())]
-    Listen { path: PathBuf, source: io::Error },
+pub enum SocketError {
+    /// Somebody listens.
+    #[error("API socket {}: another process serves an API there; stop it or choose another path", path.display())]
+    InUse {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Not ours to replace.
+    #[error("API socket {}: there is a file of another kind; choose another path", path.display())]
+    NotASocket {
+        /// Where.
+        path: PathBuf,
+    },
+    /// The system refuses.
+    #[error("API socket {}: cannot listen there: {source}; the folder must exist and be writable, the path short", path.display())]
+    Listen {
+        /// Where.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
 }
 
 /// The socket's file. Drop it while its listener lives: until then no other process takes the path for abandoned.
 #[derive(Debug)]
-pub(crate) struct ApiSocket {
+pub struct ApiSocket {
     path: PathBuf,
     identity: (u64, u64),
 }
 
 impl ApiSocket {
     /// Listens, non-blocking, for this user only. The file a dead process left is replaced.
-    pub(crate) fn bind(path: &Path) -> Result<(Self, UnixListener), SocketError> {
+    ///
+    /// # Errors
+    /// [`SocketError`].
+    pub fn bind(path: &Path) -> Result<(Self, UnixListener), SocketError> {
         let fail = |source| SocketError::Listen { path: path.to_owned(), source };
         make_room(path)?;
         let listener = listen_privately(path).map_err(fail)?;

@@ -1,0 +1,114 @@
+//! A VM of this node as it is kept on disk, so that the next daemon finds it again: `vms/NAME/vm.json` beside its spec, its
+//! run folder and its process's log.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// What a VM's process was started as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum StartedAs {
+    Active,
+    Passive,
+}
+
+/// One VM of this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    pub(crate) name: String,
+    pub(crate) started_as: StartedAs,
+    /// Keep a replica while it runs here.
+    pub(crate) protect: bool,
+    /// degrade or halt.
+    pub(crate) on_loss: String,
+    pub(crate) ram_bytes: u64,
+    /// The process, with the start time that tells it from a later one of the same number.
+    pub(crate) process: Option<(u32, u64)>,
+    /// How it ended, once it has.
+    pub(crate) ended: Option<String>,
+}
+
+/// The folder of one VM.
+#[derive(Clone, Debug)]
+pub(crate) struct VmFolder(PathBuf);
+
+impl VmFolder {
+    pub(crate) fn of(daemon_folder: &Path, name: &str) -> Self {
+        Self(daemon_folder.join("vms").join(name))
+    }
+
+    /// All VMs that have a folder.
+    pub(crate) fn all(daemon_folder: &Path) -> Vec<(Self, Entry)> {
+        let listed = fs::read_dir(daemon_folder.join("vms")).into_iter().flatten().flatten();
+        let folders = listed.map(|entry| Self(entry.path()));
+        folders.filter_map(|folder| Some((folder.clone(), folder.load()?))).collect()
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn spec(&self) -> PathBuf {
+        self.0.join("vm.toml")
+    }
+
+    pub(crate) fn run_dir(&self) -> PathBuf {
+        self.0.join("run")
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
+        self.0.join("endophyte.log")
+    }
+
+    pub(crate) fn save(&self, entry: &Entry) -> io::Result<()> {
+        fs::create_dir_all(&self.0)?;
+        let fresh = self.0.join(".vm.json.new");
+        fs::write(&fresh, serde_json::to_vec_pretty(entry)?)?;
+        fs::rename(fresh, self.0.join("vm.json"))
+    }
+
+    fn load(&self) -> Option<Entry> {
+        let text = fs::read(self.0.join("vm.json")).ok()?;
+        match serde_json::from_slice(&text) {
+            Ok(entry) => Some(entry),
+            Err(error) => {
+                tracing::error!(folder = %self.0.display(), %error, "a VM's file is damaged and left alone");
+                None
+            }
+        }
+    }
+
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        fs::remove_dir_all(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_found_again_and_a_damaged_one_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let entry = Entry {
+            name: "a".into(),
+            started_as: StartedAs::Active,
+            protect: true,
+            on_loss: "degrade".into(),
+            ram_bytes: 1,
+            process: Some((1, 2)),
+            ended: None,
+        };
+        VmFolder::of(dir.path(), "a").save(&entry).unwrap();
+        let damaged = VmFolder::of(dir.path(), "b");
+        damaged.save(&entry).unwrap();
+        fs::write(damaged.path().join("vm.json"), "{").unwrap();
+        let found = VmFolder::all(dir.path());
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].1, entry);
+        assert!(damaged.path().join("vm.json").exists());
+    }
+}

@@ -1,0 +1,395 @@
+//! One VM of this node: follows its process, and while that runs the guest, keeps it a replica.
+//!
+//! ```text
+//!   process ──Watch──> info ──> view (what list, status and reports show)
+//!                        └────> reconcile: runs here and a replica is wanted?
+//!                                 none yet          ──> place ──> start a passive there ──> SetReplicas
+//!                                 not well too long ──> give it up, avoid that node for a while
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use endophyte_api::{Role, SetAllowedRequest, SetReplicasRequest, VmInfo, WatchRequest};
+use mycelium_api::Vm;
+use mycelium_ram_core::NodeId;
+use mycelium_spores::Spore;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::entry::{Entry, VmFolder};
+use crate::limits;
+use crate::peer::{Ask, Told, decode, encode};
+use crate::place::{Candidate, Choice, choose};
+use crate::process::Process;
+
+/// What can be asked of a keeper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    Protect(bool),
+    /// End the process cleanly.
+    Stop,
+    /// Kill the process, so that the replica takes over.
+    Kill,
+}
+
+/// A VM's keeper. Its task lives as long as the process.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    shared: Arc<Mutex<Shared>>,
+    folder: VmFolder,
+    orders: mpsc::Sender<(Order, oneshot::Sender<()>)>,
+}
+
+/// What the task and those who ask share.
+#[derive(Debug)]
+struct Shared {
+    entry: Entry,
+    node: NodeId,
+    node_name: String,
+    api: PathBuf,
+    info: VmInfo,
+    process: Option<Process>,
+    replica_node_name: String,
+    placement: String,
+    trouble: String,
+}
+
+impl Keeper {
+    /// Keeps a VM; without a process it only remembers how that ended.
+    pub(crate) fn start(
+        entry: Entry,
+        folder: VmFolder,
+        process: Option<Process>,
+        spore: Arc<Spore>,
+        api: PathBuf,
+    ) -> Arc<Self> {
+        let node = spore.node();
+        let node_name = spore.nodes().get(&node).map(|n| n.name.clone()).unwrap_or_default();
+        let shared = Shared {
+            entry,
+            node,
+            node_name,
+            api,
+            info: VmInfo::default(),
+            process: process.clone(),
+            replica_node_name: String::new(),
+            placement: String::new(),
+            trouble: String::new(),
+        };
+        let shared = Arc::new(Mutex::new(shared));
+        let (orders, taken) = mpsc::channel(8);
+        if let Some(process) = process {
+            let follower = Follower {
+                shared: shared.clone(),
+                folder: folder.clone(),
+                process,
+                spore,
+                replica: None,
+                avoid: BTreeMap::new(),
+                orders: taken,
+            };
+            tokio::spawn(follower.run());
+        }
+        Arc::new(Self { shared, folder, orders })
+    }
+
+    pub(crate) fn folder(&self) -> &VmFolder {
+        &self.folder
+    }
+
+    /// Has an order carried out; returns when it is.
+    pub(crate) async fn order(&self, order: Order) {
+        let (tell, done) = oneshot::channel();
+        if self.orders.send((order, tell)).await.is_ok() {
+            let _ = done.await;
+        }
+    }
+
+    /// For another node's daemon: lets its active in, if this is a passive. Returns the ticket.
+    pub(crate) async fn serve_active(&self, from: NodeId) -> Option<String> {
+        let process = {
+            let shared = lock(&self.shared);
+            (shared.role() == "passive").then(|| shared.process.clone()).flatten()
+        };
+        let mut process = process?;
+        let allow = SetAllowedRequest { keys: vec![from.to_string()] };
+        process.client.set_allowed(allow).await.ok()?;
+        self.ticket().await
+    }
+
+    /// How an active reaches this passive.
+    pub(crate) async fn ticket(&self) -> Option<String> {
+        let mut process = lock(&self.shared).process.clone()?;
+        let info = process.client.info(endophyte_api::InfoRequest {}).await.ok()?.into_inner();
+        (!info.ticket.is_empty()).then_some(info.ticket)
+    }
+
+    /// How it is.
+    pub(crate) fn view(&self) -> Vm {
+        lock(&self.shared).view(&self.folder)
+    }
+
+    /// Whether a replica could take over now.
+    pub(crate) fn has_replica_in_sync(&self) -> bool {
+        lock(&self.shared).info.replicas.iter().any(|r| r.state == "in sync")
+    }
+}
+
+impl Shared {
+    fn role(&self) -> &'static str {
+        if self.entry.ended.is_some() {
+            return "ended";
+        }
+        match self.info.role() {
+            Role::Active => "active",
+            Role::Passive => "passive",
+            Role::Run => "run",
+            Role::Unspecified => "starting",
+        }
+    }
+
+    fn view(&self, folder: &VmFolder) -> Vm {
+        let ended = self.entry.ended.clone();
+        let info = &self.info;
+        Vm {
+            name: self.entry.name.clone(),
+            node_name: self.node_name.clone(),
+            node: self.node.to_string(),
+            role: self.role().to_owned(),
+            state: if ended.is_some() { "ended".to_owned() } else { info.state.clone() },
+            reason: ended.unwrap_or_else(|| info.reason.clone()),
+            protected: self.entry.ended.is_none() && info.protected,
+            generation: info.generation,
+            wanted_protection: self.entry.protect,
+            replica_node_name: self.replica_node_name.clone(),
+            placement: self.placement.clone(),
+            ram_bytes: self.entry.ram_bytes,
+            pid: self.entry.process.map_or(0, |(pid, _)| pid),
+            api: self.api.display().to_string(),
+            folder: folder.path().display().to_string(),
+            trouble: if self.trouble.is_empty() { info.last_trouble.clone() } else { self.trouble.clone() },
+            group: String::new(),
+        }
+    }
+}
+
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A replica that was asked for.
+#[derive(Debug)]
+struct Replica {
+    node: NodeId,
+    ticket: String,
+    well_at: Instant,
+}
+
+/// The keeper's task.
+struct Follower {
+    shared: Arc<Mutex<Shared>>,
+    folder: VmFolder,
+    process: Process,
+    spore: Arc<Spore>,
+    replica: Option<Replica>,
+    avoid: BTreeMap<NodeId, Instant>,
+    orders: mpsc::Receiver<(Order, oneshot::Sender<()>)>,
+}
+
+impl Follower {
+    async fn run(mut self) {
+        let how = self.follow().await;
+        let mut shared = lock(&self.shared);
+        shared.entry.ended = Some(how);
+        shared.process = None;
+        if let Err(error) = self.folder.save(&shared.entry) {
+            tracing::warn!(%error, vm = shared.entry.name, "the VM's end cannot be written down");
+        }
+    }
+
+    /// Follows the process to its end; returns how it ended.
+    async fn follow(&mut self) -> String {
+        let mut looks = interval(limits::LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut client = self.process.client.clone();
+        let mut ended = self.process.ended.clone();
+        let mut watch = client.watch(WatchRequest {}).await.ok().map(tonic::Response::into_inner);
+        loop {
+            let next = async {
+                match &mut watch {
+                    Some(stream) => stream.message().await.ok().flatten(),
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                info = next => match info {
+                    Some(info) => { lock(&self.shared).info = info; self.reconcile().await; }
+                    None => watch = None,
+                },
+                _ = looks.tick() => {
+                    if watch.is_none() {
+                        watch = client.watch(WatchRequest {}).await.ok().map(tonic::Response::into_inner);
+                    }
+                    self.reconcile().await;
+                }
+                Some((order, done)) = self.orders.recv() => {
+                    if let Some(how) = self.carry_out(order).await {
+                        drop(done);
+                        return how;
+                    }
+                    let _ = done.send(());
+                }
+                how = ended.wait_for(Option::is_some) => {
+                    return how.ok().and_then(|how| how.clone()).unwrap_or_default();
+                }
+            }
+        }
+    }
+
+    async fn carry_out(&mut self, order: Order) -> Option<String> {
+        match order {
+            Order::Protect(protect) => {
+                let entry = {
+                    let mut shared = lock(&self.shared);
+                    shared.entry.protect = protect;
+                    shared.entry.clone()
+                };
+                if let Err(error) = self.folder.save(&entry) {
+                    lock(&self.shared).trouble = format!("the wish for protection cannot be kept: {error}");
+                }
+                self.reconcile().await;
+                None
+            }
+            Order::Stop => {
+                let was_active = self.runs_guest();
+                let how = self.process.stop().await;
+                if was_active && let Some(replica) = self.replica.take() {
+                    self.release(replica.node).await;
+                }
+                Some(how)
+            }
+            Order::Kill => Some(self.process.kill().await),
+        }
+    }
+
+    fn runs_guest(&self) -> bool {
+        lock(&self.shared).info.role() == Role::Active
+    }
+
+    /// Brings the replica nearer to what is wanted; one step at a time.
+    async fn reconcile(&mut self) {
+        if !self.runs_guest() {
+            return;
+        }
+        let wanted = lock(&self.shared).entry.protect;
+        self.judge();
+        let gives_up = self.replica.as_ref().filter(|r| {
+            !wanted || r.well_at.elapsed() > limits::REPLICA_PATIENCE
+        });
+        if let Some(node) = gives_up.map(|r| r.node) {
+            if wanted {
+                self.avoid.insert(node, Instant::now());
+            }
+            self.give_up().await;
+        }
+        if wanted && self.replica.is_none() {
+            self.place().await;
+        }
+    }
+
+    /// Notes whether the replica is well.
+    fn judge(&mut self) {
+        let shared = lock(&self.shared);
+        if let Some(replica) = &mut self.replica {
+            let states = shared.info.replicas.iter().filter(|r| r.ticket == replica.ticket);
+            if states.into_iter().any(|r| r.state == "in sync" || r.state == "joined") {
+                replica.well_at = Instant::now();
+            }
+        }
+    }
+
+    async fn give_up(&mut self) {
+        let Some(replica) = self.replica.take() else { return };
+        let _ = self.process.client.set_replicas(SetReplicasRequest { tickets: Vec::new() }).await;
+        lock(&self.shared).replica_node_name.clear();
+        let (spore, vm) = (self.spore.clone(), self.name());
+        // The node is probably gone; nobody waits for it.
+        tokio::spawn(async move { release(&spore, replica.node, vm).await });
+    }
+
+    async fn release(&self, node: NodeId) {
+        release(&self.spore, node, self.name()).await;
+    }
+
+    fn name(&self) -> String {
+        lock(&self.shared).entry.name.clone()
+    }
+
+    /// Finds a node, has it start a passive, and hands its ticket to the active.
+    async fn place(&mut self) {
+        let entry = lock(&self.shared).entry.clone();
+        let need = entry.ram_bytes + limits::VMM_OVERHEAD_BYTES;
+        self.avoid.retain(|_, since| since.elapsed() < limits::AVOID);
+        let choice = match self.candidates().await {
+            Ok(candidates) => choose(&candidates, self.spore.node(), need),
+            Err(why) => Err(why),
+        };
+        let choice = match choice {
+            Ok(choice) => choice,
+            Err(why) => {
+                lock(&self.shared).placement = why;
+                return;
+            }
+        };
+        {
+            let mut shared = lock(&self.shared);
+            shared.placement = choice.why.clone();
+            shared.replica_node_name = choice.name.clone();
+        }
+        if let Err(why) = self.start_replica(&entry, &choice).await {
+            tracing::warn!(vm = entry.name, node = choice.name, %why, "no replica there");
+            self.avoid.insert(choice.node, Instant::now());
+            let mut shared = lock(&self.shared);
+            shared.trouble = format!("replica on {}: {why}", choice.name);
+            shared.replica_node_name.clear();
+        }
+    }
+
+    async fn start_replica(&mut self, entry: &Entry, choice: &Choice) -> Result<(), String> {
+        let spec = std::fs::read_to_string(self.folder.spec()).map_err(|e| e.to_string())?;
+        let ask = Ask::StartPassive { vm: entry.name.clone(), spec, on_loss: entry.on_loss.clone() };
+        let told = self.spore.request(choice.node, &encode(&ask), limits::PEER).await;
+        let told: Told = decode(&told.map_err(|e| e.to_string())?)?;
+        let Told::Ticket(ticket) = told else { return Err("it did not answer with a ticket".to_owned()) };
+        let tickets = SetReplicasRequest { tickets: vec![ticket.clone()] };
+        self.process.client.set_replicas(tickets).await.map_err(|s| s.message().to_owned())?;
+        self.replica = Some(Replica { node: choice.node, ticket, well_at: Instant::now() });
+        lock(&self.shared).trouble.clear();
+        Ok(())
+    }
+
+    async fn candidates(&self) -> Result<Vec<Candidate>, String> {
+        let reports = self.spore.reports().await.map_err(|e| e.to_string())?;
+        let fresh = |age_ms| Duration::from_millis(age_ms) < limits::REPLICA_PATIENCE;
+        let reports: BTreeMap<NodeId, _> = reports.into_iter().filter(|(_, r)| fresh(r.age_ms)).collect();
+        let nodes = self.spore.nodes();
+        let candidate = |(node, entry): (&NodeId, &mycelium_spores::state::NodeEntry)| Candidate {
+            node: *node,
+            name: entry.name.clone(),
+            report: reports.get(node).map(|r| r.report.clone()),
+            failed: self.avoid.contains_key(node),
+        };
+        Ok(nodes.iter().map(candidate).collect())
+    }
+}
+
+/// Tells a node that its replica is not needed any more.
+async fn release(spore: &Spore, node: NodeId, vm: String) {
+    let ask = encode(&Ask::StopPassive { vm });
+    if let Err(error) = spore.request(node, &ask, limits::PROCESS_STOP).await {
+        tracing::info!(%error, "a replica that is not needed could not be told so");
+    }
+}

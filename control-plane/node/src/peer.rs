@@ -1,0 +1,37 @@
+//! What daemons ask one another.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// A request between daemons.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Ask {
+    /// Hold a replica of a VM the asker runs. Asked again, the same replica answers.
+    StartPassive {
+        vm: String,
+        /// TOML.
+        spec: String,
+        on_loss: String,
+    },
+    /// The asker does not need the replica any more.
+    StopPassive { vm: String },
+}
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Told {
+    /// How to reach the passive: KEY@ADDRESS,ADDRESS.
+    Ticket(String),
+    Done,
+}
+
+/// Daemons of one network may be of neighbouring versions: JSON says what it does not know.
+pub(crate) fn encode<T: Serialize>(message: &T) -> Bytes {
+    serde_json::to_vec(message).unwrap_or_default().into()
+}
+
+pub(crate) fn decode<'m, T: Deserialize<'m>>(bytes: &'m [u8]) -> Result<T, String> {
+    serde_json::from_slice(bytes).map_err(|error| format!("the other daemon is of another version: {error}"))
+}
