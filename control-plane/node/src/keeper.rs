@@ -215,7 +215,7 @@ impl Follower {
         let mut looks = interval(limits::LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut client = self.process.client.clone();
-        let mut ended = self.process.ended.clone();
+        let mut watched = self.process.clone();
         let mut watch = client.watch(WatchRequest {}).await.ok().map(tonic::Response::into_inner);
         loop {
             let next = async {
@@ -242,9 +242,7 @@ impl Follower {
                     }
                     let _ = done.send(());
                 }
-                how = ended.wait_for(Option::is_some) => {
-                    return how.ok().and_then(|how| how.clone()).unwrap_or_default();
-                }
+                how = watched.end() => return how,
             }
         }
     }

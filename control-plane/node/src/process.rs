@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use endophyte_api::{InfoRequest, VmClient};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use tokio::io::unix::AsyncFd;
 use tokio::process::Command;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -24,8 +24,6 @@ pub(crate) enum ProcessError {
     Failed(String),
     #[error("the VM's process has not answered within {} s", limits::PROCESS_START.as_secs())]
     Slow,
-    #[error("the VM's process does not answer: {0}")]
-    Silent(String),
 }
 
 /// A running process and the way to ask it.
@@ -78,9 +76,9 @@ impl Process {
             return None;
         }
         let (tell, ended) = watch::channel(None);
-        let watched = AsyncFd::new(handle).ok()?;
-        tokio::spawn(async move {
-            let _ = watched.readable().await;
+        // A thread, because it may wait for years and must not hold up the runtime's end.
+        std::thread::spawn(move || {
+            while poll(&mut [PollFd::new(&handle, PollFlags::IN)], None) == Err(rustix::io::Errno::INTR) {}
             tell.send_replace(Some("ended; it was not this daemon's child, so its exit code is not known".into()));
         });
         let client = answering(api, ended.clone()).await.ok()?;
