@@ -149,6 +149,7 @@ impl Daemon {
         *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(spore.clone());
         *self.spore.lock().unwrap_or_else(PoisonError::into_inner) = Some(spore.clone());
         self.vms.adopt(&spore).await;
+        self.tell(&spore);
         Ok(spore)
     }
 
@@ -164,6 +165,12 @@ impl Daemon {
         Ok(())
     }
 
+    /// Sets what the network hears of this node.
+    fn tell(&self, spore: &Spore) {
+        let extra = serde_json::json!({ "vms": self.vms.list() });
+        spore.report(NodeReport { extra, ..capacity::look() });
+    }
+
     async fn end(&self) {
         let spore = self.spore.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(spore);
@@ -176,8 +183,7 @@ async fn report(daemon: Arc<Daemon>) {
     loop {
         ticks.tick().await;
         if let Some(spore) = daemon.spore() {
-            let extra = serde_json::json!({ "vms": daemon.vms.list() });
-            spore.report(NodeReport { extra, ..capacity::look() });
+            daemon.tell(&spore);
         }
     }
 }

@@ -73,7 +73,7 @@ impl Keeper {
             node,
             node_name,
             api,
-            info: VmInfo::default(),
+            info: process.as_ref().map(|p| p.info.clone()).unwrap_or_default(),
             process: process.clone(),
             replica_node_name: String::new(),
             placement: String::new(),

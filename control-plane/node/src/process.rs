@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use endophyte_api::{InfoRequest, VmClient};
+use endophyte_api::{InfoRequest, VmClient, VmInfo};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::process::Command;
@@ -32,6 +32,8 @@ pub(crate) struct Process {
     pub(crate) pid: u32,
     pub(crate) started: u64,
     pub(crate) client: VmClient,
+    /// What it said first.
+    pub(crate) info: VmInfo,
     /// How it ended; `None` while it runs.
     pub(crate) ended: watch::Receiver<Option<String>>,
 }
@@ -65,8 +67,8 @@ impl Process {
             let how = status.map_or_else(|e| e.to_string(), |status| status.to_string());
             tell.send_replace(Some(last_words(&log, logged, &how)));
         });
-        let client = answering(&launch.api, ended.clone()).await?;
-        Ok(Self { pid, started, client, ended })
+        let (client, info) = answering(&launch.api, ended.clone()).await?;
+        Ok(Self { pid, started, client, info, ended })
     }
 
     /// Finds a process again that an earlier daemon started; `None` when it is gone.
@@ -81,8 +83,8 @@ impl Process {
             while poll(&mut [PollFd::new(&handle, PollFlags::IN)], None) == Err(rustix::io::Errno::INTR) {}
             tell.send_replace(Some("ended; it was not this daemon's child, so its exit code is not known".into()));
         });
-        let client = answering(api, ended.clone()).await.ok()?;
-        Some(Self { pid, started, client, ended })
+        let (client, info) = answering(api, ended.clone()).await.ok()?;
+        Some(Self { pid, started, client, info, ended })
     }
 
     /// Waits for its end.
@@ -128,13 +130,16 @@ fn start_time(pid: u32) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
-async fn answering(api: &Path, mut ended: watch::Receiver<Option<String>>) -> Result<VmClient, ProcessError> {
+async fn answering(
+    api: &Path,
+    mut ended: watch::Receiver<Option<String>>,
+) -> Result<(VmClient, VmInfo), ProcessError> {
     let answers = async {
         loop {
             if let Ok(mut client) = endophyte_api::connect(api).await
-                && client.info(InfoRequest {}).await.is_ok()
+                && let Ok(info) = client.info(InfoRequest {}).await
             {
-                return client;
+                return (client, info.into_inner());
             }
             sleep(limits::PROCESS_LOOK).await;
         }

@@ -3,10 +3,12 @@
 
 pub mod containerd;
 pub mod count;
+pub mod counter;
 pub mod cri;
 pub mod image;
 pub mod machine;
 pub mod needs;
+pub mod network;
 pub mod world;
 
 /// The pod runtime under test.

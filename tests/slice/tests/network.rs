@@ -1,0 +1,97 @@
+//! Three nodes, each in a namespace of its own, with real daemons and real VMs between them.
+
+use anyhow::{Context, Result, ensure};
+use slice_tests::counter::Counter;
+use slice_tests::network::{GUEST, Network, alive, voters};
+use slice_tests::world::eventually;
+
+#[tokio::test]
+async fn a_network_forms_and_refuses_whom_it_must() -> Result<()> {
+    let Some(mut network) = Network::lay(3).await? else { return Ok(()) };
+    let outside = network.node("a").ask(&["vm", "list"]).unwrap_err();
+    ensure!(format!("{outside:#}").contains("mycelium network init"), "{outside:#}");
+    network.node("a").ask(&["network", "init"])?;
+    let invitation = network.invitation()?;
+    network.node("b").ask(&["network", "join", &invitation])?;
+    let replayed = network.node("c").ask(&["network", "join", &invitation]).unwrap_err();
+    ensure!(format!("{replayed:#}").contains("used"), "{replayed:#}");
+    let nonsense = network.node("c").ask(&["network", "join", "mycelium1-nonsense"]).unwrap_err();
+    ensure!(format!("{nonsense:#}").contains("invitation"), "{nonsense:#}");
+    let again = network.node("b").ask(&["network", "init"]).unwrap_err();
+    ensure!(format!("{again:#}").contains("already"), "{again:#}");
+    let invitation = network.invitation()?;
+    network.node("c").ask(&["network", "join", &invitation])?;
+    eventually("three voters", || network.node("b").status().is_ok_and(|s| voters(&s).len() == 3)).await?;
+
+    // A daemon that comes back is the same node, as a new member.
+    network.node_mut("b").kill_daemon();
+    eventually("two alive", || network.node("c").status().is_ok_and(|s| alive(&s) == 2)).await?;
+    network.node_mut("b").start_daemon().await?;
+    eventually("three alive", || network.node("c").status().is_ok_and(|s| alive(&s) == 3)).await
+}
+
+#[tokio::test]
+async fn a_vm_outlives_two_nodes_in_turn() -> Result<()> {
+    let Some(mut network) = Network::lay(3).await? else { return Ok(()) };
+    network.form().await?;
+    let spec = network.spec(64)?.display().to_string();
+    network.node("a").ask(&["vm", "run", "--spec", &spec, "--protect"])?;
+    let (active, first) = network.protected("a").await?;
+    ensure!(active == "a" && first != "a", "{active} {first}");
+    let mut client = None;
+    eventually("the guest to serve", || {
+        client = Counter::start(GUEST).ok();
+        client.is_some()
+    })
+    .await?;
+    let client = client.context("no client")?;
+    counts(&client, 300).await?;
+
+    network.node_mut("a").lose();
+    let (active, second) = network.protected(&first).await.context("after the loss of node a")?;
+    ensure!(active == first && second != "a", "{active} {second}");
+    counts(&client, 300).await.context("after the first takeover")?;
+    // Two nodes are left: the vote belongs to the one that holds the replica.
+    eventually("the vote to be with the replica", || {
+        network.node(&second).status().is_ok_and(|s| voters(&s) == [second.clone()])
+    })
+    .await?;
+
+    network.node_mut(&first).lose();
+    counts(&client, 300).await.context("after the second takeover")?;
+    let vms = network.node(&second).ask(&["vm", "inspect", "store"])?;
+    ensure!(vms.pointer("/0/role").is_some_and(|role| role == "active"), "{vms:#}");
+    ensure!(vms.pointer("/0/generation").is_some_and(|g| g == 3), "{vms:#}");
+    ensure!(vms.pointer("/0/placement").is_some_and(|p| p.as_str().unwrap_or("").contains("no room")), "{vms:#}");
+    let counted = client.finish().context("nothing acknowledged may be lost or repeated")?;
+    println!("{} acknowledged over two losses, longest gap {} ms", counted.acked, counted.gap.as_millis());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_daemon_that_dies_finds_its_vms_again() -> Result<()> {
+    let Some(mut network) = Network::lay(2).await? else { return Ok(()) };
+    network.form().await?;
+    let spec = network.spec(64)?.display().to_string();
+    network.node("a").ask(&["vm", "run", "--spec", &spec, "--protect"])?;
+    network.protected("a").await?;
+    network.node_mut("a").kill_daemon();
+    network.node_mut("a").start_daemon().await?;
+    let (active, replica) = network.protected("a").await.context("after the daemon's restart")?;
+    ensure!((active.as_str(), replica.as_str()) == ("a", "b"));
+
+    // No room anywhere is said, and who asks for a failover that would lose the VM is told so.
+    network.node_mut("b").lose();
+    eventually("the VM to run on unprotected", || {
+        let vms = network.node("a").ask(&["vm", "inspect", "store"]);
+        vms.is_ok_and(|vms| vms.pointer("/0/placement").is_some_and(|p| p.as_str().unwrap_or("").contains("no room")))
+    })
+    .await?;
+    Ok(())
+}
+
+/// Waits until the client has had that many more replies.
+async fn counts(client: &Counter, more: u64) -> Result<()> {
+    let goal = client.acked() + more;
+    eventually("replies", || client.acked() >= goal).await
+}
