@@ -114,7 +114,8 @@ mod tests {
 
     #[test]
     fn containerds_own_line_is_understood() {
-        let line = "-namespace k8s.io -address /run/c.sock -publish-binary /usr/bin/containerd -id abc -debug start";
+        let line =
+            "-namespace k8s.io -address /run/c.sock -publish-binary /usr/bin/containerd -id abc -debug start";
         let args = parse(line).unwrap();
         assert_eq!((args.action, args.id.as_str(), args.debug), (Action::Start, "abc", true));
         let args = parse("--namespace=k8s.io -address=/a -id=x -bundle /b delete").unwrap();

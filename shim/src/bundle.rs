@@ -70,7 +70,8 @@ impl Config {
     fn of(spec: &Spec) -> Result<Self, BundleError> {
         let linux = spec.linux().as_ref();
         let resources = linux.and_then(|l| l.resources().as_ref());
-        let quota = resources.and_then(|r| r.cpu().as_ref()).and_then(|cpu| Some((cpu.quota()?, cpu.period()?)));
+        let quota =
+            resources.and_then(|r| r.cpu().as_ref()).and_then(|cpu| Some((cpu.quota()?, cpu.period()?)));
         let limit = resources.and_then(|r| r.memory().as_ref()).and_then(|m| m.limit());
         Ok(Self {
             role: role(spec),

@@ -61,7 +61,9 @@ impl Cgroup {
     /// Processes in it.
     pub(crate) fn processes(&self) -> Vec<u32> {
         let listed = self.all().first().map(|dir| dir.join("cgroup.procs")).map(fs::read_to_string);
-        listed.and_then(Result::ok).map_or_else(Vec::new, |t| t.lines().filter_map(|l| l.parse().ok()).collect())
+        listed
+            .and_then(Result::ok)
+            .map_or_else(Vec::new, |t| t.lines().filter_map(|l| l.parse().ok()).collect())
     }
 
     /// Removes it. One that still holds a process stays.
@@ -110,7 +112,6 @@ pub(crate) fn enter(doors: &[OwnedFd]) -> io::Result<()> {
     Ok(())
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,7 +122,9 @@ mod tests {
         assert_eq!(relative("/a/../../b"), Path::new("a/b"));
         assert_eq!(
             relative("kubepods-burstable-pod1.slice:cri-containerd:abc"),
-            Path::new("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cri-containerd-abc.scope")
+            Path::new(
+                "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cri-containerd-abc.scope"
+            )
         );
     }
 

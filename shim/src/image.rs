@@ -36,7 +36,9 @@ pub(crate) enum ImageError {
     File { path: &'static str, source: std::io::Error },
     #[error("/boot/cmdline of the image is longer than {} bytes", limits::CMDLINE_BYTES)]
     LongCmdline,
-    #[error("/boot/cmdline of the image has {{{0}}}; known are {{ip}} {{prefix}} {{netmask}} {{gateway}} {{mac}} {{hostname}}")]
+    #[error(
+        "/boot/cmdline of the image has {{{0}}}; known are {{ip}} {{prefix}} {{netmask}} {{gateway}} {{mac}} {{hostname}}"
+    )]
     Placeholder(String),
     #[error("/boot/cmdline of the image needs {{{0}}}, and the pod's network does not give it")]
     NoValue(&'static str),
@@ -65,7 +67,11 @@ impl Bootable {
     }
 
     /// The command line for a guest on that interface.
-    pub(crate) fn cmdline(&self, hostname: &str, interface: Option<&Interface>) -> Result<String, ImageError> {
+    pub(crate) fn cmdline(
+        &self,
+        hostname: &str,
+        interface: Option<&Interface>,
+    ) -> Result<String, ImageError> {
         let mut filled = String::new();
         let mut rest = self.cmdline.as_str();
         while let Some((before, after)) = rest.split_once('{') {

@@ -183,7 +183,10 @@ async fn redirect(handle: &Handle, from: u32, to: u32) -> Result<(), NetError> {
     handle.qdisc().add(from).ingress().execute().await.map_err(fail("add an ingress qdisc"))?;
     let filter = handle.traffic_filter(from).add().parent(INGRESS_HANDLE).protocol(ALL_PROTOCOLS);
     let filter = filter.redirect(to).map_err(fail("describe a redirect"))?;
-    filter.execute().await.map_err(fail("redirect the interface (kernel options NET_CLS_U32, NET_ACT_MIRRED)"))
+    filter
+        .execute()
+        .await
+        .map_err(fail("redirect the interface (kernel options NET_CLS_U32, NET_ACT_MIRRED)"))
 }
 
 fn name(link: &LinkMessage) -> &str {

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use containerd_shim_protos::api;
-use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::events::task as events;
+use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::shim_async::Task as TaskApi;
 use containerd_shim_protos::topics;
 use containerd_shim_protos::ttrpc::r#async::TtrpcContext;
@@ -251,7 +251,10 @@ impl TaskApi for Service {
 
     async fn update(&self, _ctx: &TtrpcContext, req: api::UpdateTaskRequest) -> Reply<api::Empty> {
         self.find(&req.id, "")?;
-        Err(refuse(Code::UNIMPLEMENTED, "a running VM's size cannot be changed yet; start it anew with other limits"))
+        Err(refuse(
+            Code::UNIMPLEMENTED,
+            "a running VM's size cannot be changed yet; start it anew with other limits",
+        ))
     }
 
     async fn checkpoint(&self, _ctx: &TtrpcContext, req: api::CheckpointTaskRequest) -> Reply<api::Empty> {

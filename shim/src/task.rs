@@ -115,8 +115,9 @@ impl Task {
         let (plan, streams) = if config.role == Role::Sandbox {
             (None, None)
         } else {
-            let (plan, streams) =
-                prepare(&order, config).await.inspect_err(|_| undo(&order.bundle, &order.bundle.join("rootfs")))?;
+            let (plan, streams) = prepare(&order, config)
+                .await
+                .inspect_err(|_| undo(&order.bundle, &order.bundle.join("rootfs")))?;
             (Some(plan), Some(streams))
         };
         let (exit, _) = watch::channel(None);
@@ -306,8 +307,7 @@ fn needs(state: &State, needed: &'static str) -> TaskError {
 /// Mounts the image and finds out what there is to boot.
 async fn prepare(order: &Order, config: Config) -> Result<(Plan, Streams), TaskError> {
     let folder = rundir::folder(&order.short_name);
-    let note =
-        Note { folder: Some(folder.clone()), cgroups_path: config.cgroups_path.clone(), vmm: None };
+    let note = Note { folder: Some(folder.clone()), cgroups_path: config.cgroups_path.clone(), vmm: None };
     note.save(&order.bundle)?;
     rundir::make(&folder)?;
     let root = order.bundle.join(&config.root);
@@ -321,8 +321,7 @@ async fn prepare(order: &Order, config: Config) -> Result<(Plan, Streams), TaskE
         stderr: Sink::open("stderr", &order.stderr).await?,
     };
     let cgroup = config.cgroups_path.as_deref().map(Cgroup::at);
-    let plan =
-        Plan { id: order.id.clone(), bundle: order.bundle.clone(), folder, config, bootable, cgroup };
+    let plan = Plan { id: order.id.clone(), bundle: order.bundle.clone(), folder, config, bootable, cgroup };
     Ok((plan, streams))
 }
 

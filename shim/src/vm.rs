@@ -88,8 +88,16 @@ impl Plan {
         let complaints = child.stderr.take().map(|err| words.clone().hear(err, stderr));
         let output = tokio::spawn(async move {
             let both = (console, complaints);
-            let console = async { if let Some(carried) = both.0 { carried.await } };
-            let complaints = async { if let Some(heard) = both.1 { heard.await } };
+            let console = async {
+                if let Some(carried) = both.0 {
+                    carried.await
+                }
+            };
+            let complaints = async {
+                if let Some(heard) = both.1 {
+                    heard.await
+                }
+            };
             tokio::join!(console, complaints);
         });
         self.await_start(&mut child, &words).await?;
@@ -110,7 +118,8 @@ impl Plan {
             let _ = writeln!(text, "initrd = {initrd:?}");
         }
         if let Some(Taken { tap, interface }) = taken {
-            let _ = write!(text, "\n[[net]]\ntap = \"fd:{}\"\nmac = \"{}\"\n", tap.as_raw_fd(), interface.mac);
+            let _ =
+                write!(text, "\n[[net]]\ntap = \"fd:{}\"\nmac = \"{}\"\n", tap.as_raw_fd(), interface.mac);
         }
         Ok(text)
     }

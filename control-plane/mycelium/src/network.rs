@@ -72,7 +72,8 @@ pub(crate) fn run(command: NetworkCommand) -> Result<()> {
                 Ok(())
             }
             NetworkCommand::Recover(asking) => {
-                let status = asking.daemon().await?.recover(RecoverRequest {}).await.map_err(|s| plain(&s))?;
+                let status =
+                    asking.daemon().await?.recover(RecoverRequest {}).await.map_err(|s| plain(&s))?;
                 asking.show(&status.into_inner(), describe)
             }
         }
@@ -91,10 +92,24 @@ fn describe(status: &NetworkStatus) -> String {
         .members
         .iter()
         .map(|m| {
-            let votes = if m.leads { "leads" } else if m.votes { "votes" } else { "" };
+            let votes = if m.leads {
+                "leads"
+            } else if m.votes {
+                "votes"
+            } else {
+                ""
+            };
             let heard = m.heard_ms.map_or_else(String::new, |ms| format!("{ms} ms ago"));
             let skew = m.skew_ms.map_or_else(String::new, |ms| format!("{ms:+} ms"));
-            vec![m.name.clone(), short(&m.node), votes.into(), m.alive.clone(), heard, skew, m.addrs.join(" ")]
+            vec![
+                m.name.clone(),
+                short(&m.node),
+                votes.into(),
+                m.alive.clone(),
+                heard,
+                skew,
+                m.addrs.join(" "),
+            ]
         })
         .collect();
     format!(
@@ -110,7 +125,8 @@ fn describe(status: &NetworkStatus) -> String {
 
 fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u64 = digits.parse().map_err(|_| format!("{text:?} is no time; write it like 90s, 10m or 2h"))?;
+    let number: u64 =
+        digits.parse().map_err(|_| format!("{text:?} is no time; write it like 90s, 10m or 2h"))?;
     let unit = match &text[digits.len()..] {
         "s" => 1,
         "m" => 60,

@@ -97,14 +97,17 @@ fn serve(args: RunArgs) -> Result<()> {
 }
 
 fn vmm() -> PathBuf {
-    let beside = std::env::current_exe().ok().map(|me| me.with_file_name("endophyte")).filter(|p| p.is_file());
+    let beside =
+        std::env::current_exe().ok().map(|me| me.with_file_name("endophyte")).filter(|p| p.is_file());
     beside.unwrap_or_else(|| "endophyte".into())
 }
 
 async fn members(asking: &Asking) -> Result<Vec<Member>> {
     let status = asking.daemon().await?.status(StatusRequest {}).await.map_err(|s| plain(&s))?.into_inner();
     if status.state == "outside" {
-        bail!("this node is in no network; make one (mycelium network init) or join one (mycelium network join)");
+        bail!(
+            "this node is in no network; make one (mycelium network init) or join one (mycelium network join)"
+        );
     }
     Ok(status.members)
 }
@@ -129,7 +132,8 @@ async fn list(asking: &Asking) -> Result<()> {
 
 async fn inspect(args: &InspectArgs) -> Result<()> {
     let members = members(&args.asking).await?;
-    let is_meant = |m: &&Member| m.name == args.node || (args.node.len() >= 4 && m.node.starts_with(&args.node));
+    let is_meant =
+        |m: &&Member| m.name == args.node || (args.node.len() >= 4 && m.node.starts_with(&args.node));
     let Some(member) = members.iter().find(is_meant) else {
         let names: Vec<&str> = members.iter().map(|m| m.name.as_str()).collect();
         bail!("there is no node {:?} in the network; there are {}", args.node, names.join(", "));
@@ -146,7 +150,13 @@ async fn inspect(args: &InspectArgs) -> Result<()> {
                 format!("{free} of {total} free, {} CPUs, {kvm}", c.vcpus)
             },
         );
-        let votes = if member.leads { "leads the arbiter" } else if member.votes { "votes" } else { "does not vote" };
+        let votes = if member.leads {
+            "leads the arbiter"
+        } else if member.votes {
+            "votes"
+        } else {
+            "does not vote"
+        };
         let head = format!(
             "{} {}\n  {}\n  alive: {}; {votes}\n  {capacity}\n",
             member.name,

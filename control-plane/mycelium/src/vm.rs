@@ -110,7 +110,8 @@ pub(crate) fn run(command: VmCommand) -> Result<()> {
                 asking.show(&reply.into_inner(), |r| format!("{name} goes on on {}", r.node_name))
             }
             VmCommand::Stop(NameArgs { asking, name }) => {
-                let vm = asking.daemon().await?.stop_vm(StopVmRequest { name }).await.map_err(|s| plain(&s))?;
+                let vm =
+                    asking.daemon().await?.stop_vm(StopVmRequest { name }).await.map_err(|s| plain(&s))?;
                 asking.show(&vm.into_inner(), describe)
             }
             VmCommand::Rm(NameArgs { asking, name }) => {
@@ -130,14 +131,16 @@ async fn start(args: &RunArgs) -> Result<()> {
         OnLoss::Degrade => "degrade",
         OnLoss::Halt => "halt",
     };
-    let ask = RunVmRequest { spec: whole_paths(&args.spec)?, protect: args.protect, on_loss: on_loss.to_owned() };
+    let ask =
+        RunVmRequest { spec: whole_paths(&args.spec)?, protect: args.protect, on_loss: on_loss.to_owned() };
     let vm = args.asking.daemon().await?.run_vm(ask).await.map_err(|s| plain(&s))?;
     args.asking.show(&vm.into_inner(), describe)
 }
 
 /// The spec with its relative paths made whole: the daemon is elsewhere.
 fn whole_paths(path: &Path) -> Result<String> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the spec {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read the spec {}", path.display()))?;
     let mut spec: toml::Table =
         text.parse().with_context(|| format!("the spec {} is not TOML", path.display()))?;
     let base = std::path::absolute(path)?;
@@ -162,10 +165,21 @@ pub(crate) fn listed(vms: &[Vm]) -> String {
         .map(|vm| {
             let replica = if vm.role == "active" { vm.replica_node_name.clone() } else { String::new() };
             let generation = if vm.generation == 0 { String::new() } else { vm.generation.to_string() };
-            vec![vm.name.clone(), vm.node_name.clone(), vm.role.clone(), vm.state.clone(), replica, generation]
+            vec![
+                vm.name.clone(),
+                vm.node_name.clone(),
+                vm.role.clone(),
+                vm.state.clone(),
+                replica,
+                generation,
+            ]
         })
         .collect();
-    if rows.is_empty() { "no VMs".to_owned() } else { table(&["VM", "NODE", "ROLE", "STATE", "REPLICA", "GEN"], &rows) }
+    if rows.is_empty() {
+        "no VMs".to_owned()
+    } else {
+        table(&["VM", "NODE", "ROLE", "STATE", "REPLICA", "GEN"], &rows)
+    }
 }
 
 fn describe(vm: &Vm) -> String {

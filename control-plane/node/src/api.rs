@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use mycelium_api::node_server::{Node, NodeServer};
 use mycelium_api::{
-    Capacity, FailoverReply, FailoverVmRequest, InitRequest, Invitation, InviteRequest, JoinRequest, LeaveReply,
-    LeaveRequest, ListVmsRequest, Member, NetworkStatus, ProtectVmRequest, RecoverRequest, RemoveVmReply,
-    RemoveVmRequest, RunVmRequest, StatusRequest, StopVmRequest, Vm, VmList,
+    Capacity, FailoverReply, FailoverVmRequest, InitRequest, Invitation, InviteRequest, JoinRequest,
+    LeaveReply, LeaveRequest, ListVmsRequest, Member, NetworkStatus, ProtectVmRequest, RecoverRequest,
+    RemoveVmReply, RemoveVmRequest, RunVmRequest, StatusRequest, StopVmRequest, Vm, VmList,
 };
 use mycelium_ram_core::{NodeId, VmId};
 use mycelium_spores::{MemberStatus, Reported, Spore, SporeError};
@@ -67,7 +67,8 @@ impl NodeService {
             };
         };
         let status = spore.status().await;
-        let reports: BTreeMap<NodeId, Reported> = spore.reports().await.unwrap_or_default().into_iter().collect();
+        let reports: BTreeMap<NodeId, Reported> =
+            spore.reports().await.unwrap_or_default().into_iter().collect();
         let leader = status.leader;
         let member = |m: &MemberStatus| Member {
             node: m.node.to_string(),

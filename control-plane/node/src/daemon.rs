@@ -1,6 +1,7 @@
 //! The daemon from start to end.
 
 use std::future::pending;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,6 +12,7 @@ use mycelium_ram_core::NodeId;
 use mycelium_spores::{Handler, NodeReport, Spore, SporeConfig, StartError};
 use tokio::net::UnixListener;
 use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::time::{Instant, sleep};
 use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::api::NodeService;
@@ -108,7 +110,7 @@ impl Daemon {
                     Ok(_) => return,
                     Err(error) => tracing::warn!(%error, "not back in the network yet"),
                 }
-                tokio::time::sleep(limits::REPORT).await;
+                sleep(limits::REPORT).await;
                 if self.spore().is_some() {
                     return;
                 }
@@ -140,6 +142,7 @@ impl Daemon {
         let spore = match way(config).await {
             Ok(spore) => Arc::new(spore),
             Err(error) => {
+                free_again(self.config.listen).await;
                 // The spore had the folder; without one the daemon must hold it again.
                 let folder = NodeFolder::open(&self.config.folder).ok();
                 *self.folder.lock().unwrap_or_else(PoisonError::into_inner) = folder;
@@ -174,6 +177,14 @@ impl Daemon {
     async fn end(&self) {
         let spore = self.spore.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(spore);
+    }
+}
+
+/// Waits until an attempt that failed has let go of the address, which QUIC does in its own time.
+async fn free_again(listen: SocketAddr) {
+    let deadline = Instant::now() + limits::LET_GO;
+    while std::net::UdpSocket::bind(listen).is_err() && Instant::now() < deadline {
+        sleep(limits::PROCESS_LOOK).await;
     }
 }
 

@@ -284,9 +284,8 @@ impl Follower {
         }
         let wanted = lock(&self.shared).entry.protect;
         self.judge();
-        let gives_up = self.replica.as_ref().filter(|r| {
-            !wanted || r.well_at.elapsed() > limits::REPLICA_PATIENCE
-        });
+        let gives_up =
+            self.replica.as_ref().filter(|r| !wanted || r.well_at.elapsed() > limits::REPLICA_PATIENCE);
         if let Some(node) = gives_up.map(|r| r.node) {
             if wanted {
                 self.avoid.insert(node, Instant::now());

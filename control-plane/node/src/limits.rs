@@ -32,3 +32,5 @@ pub const INVITATION_S: u64 = 24 * 3600;
 pub const API_STREAMS: u32 = 64;
 /// Last words of a process that failed, bytes: they go into the error.
 pub const LAST_WORDS_BYTES: u64 = 2048;
+/// An address is free again this long after a failed attempt to enter a network, at the latest.
+pub const LET_GO: Duration = Duration::from_secs(3);

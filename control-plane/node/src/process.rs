@@ -81,7 +81,9 @@ impl Process {
         // A thread, because it may wait for years and must not hold up the runtime's end.
         std::thread::spawn(move || {
             while poll(&mut [PollFd::new(&handle, PollFlags::IN)], None) == Err(rustix::io::Errno::INTR) {}
-            tell.send_replace(Some("ended; it was not this daemon's child, so its exit code is not known".into()));
+            tell.send_replace(Some(
+                "ended; it was not this daemon's child, so its exit code is not known".into(),
+            ));
         });
         let (client, info) = answering(api, ended.clone()).await.ok()?;
         Some(Self { pid, started, client, info, ended })

@@ -26,7 +26,9 @@ pub(crate) enum VmError {
     Exists(String, String),
     #[error("there is no VM {0} on this node; `mycelium vm list` shows where it is")]
     Unknown(String),
-    #[error("this node is in no network yet; make one (`mycelium network init`) or join one (`mycelium network join`)")]
+    #[error(
+        "this node is in no network yet; make one (`mycelium network init`) or join one (`mycelium network join`)"
+    )]
     Outside,
     #[error("this node keeps {} VMs already, as many as one daemon may", limits::VMS)]
     Full,
@@ -131,7 +133,13 @@ impl Vms {
         keeper.ticket().await.ok_or_else(|| VmError::Network("the passive has no ticket".to_owned()))
     }
 
-    fn entry(&self, spec: &str, started_as: StartedAs, protect: bool, on_loss: &str) -> Result<Entry, VmError> {
+    fn entry(
+        &self,
+        spec: &str,
+        started_as: StartedAs,
+        protect: bool,
+        on_loss: &str,
+    ) -> Result<Entry, VmError> {
         let parsed = parse(spec)?;
         if let Ok(keeper) = self.find(&parsed.name) {
             return Err(VmError::Exists(parsed.name, keeper.view().role));
@@ -168,7 +176,12 @@ impl Vms {
         let api = self.api_of(&entry.name);
         let mut args = role.to_vec();
         let text = |path: PathBuf| path.display().to_string();
-        args.extend(["--spec".to_owned(), text(folder.spec()), "--run-dir".to_owned(), text(folder.run_dir())]);
+        args.extend([
+            "--spec".to_owned(),
+            text(folder.spec()),
+            "--run-dir".to_owned(),
+            text(folder.run_dir()),
+        ]);
         args.extend(["--key".to_owned(), text(self.config.folder.join("node.key"))]);
         args.extend(["--mtu".to_owned(), self.config.mtu.to_string()]);
         for arbiter in arbiters(spore) {
@@ -224,7 +237,8 @@ fn parse(spec: &str) -> Result<VmSpec, VmError> {
     if spec.len() > limits::SPEC_BYTES {
         return Err(VmError::Spec(format!("{} bytes, at most {} are taken", spec.len(), limits::SPEC_BYTES)));
     }
-    let parsed = VmSpec::parse(spec, std::path::Path::new("/vm.toml")).map_err(|error| VmError::Spec(error.to_string()))?;
+    let parsed = VmSpec::parse(spec, std::path::Path::new("/vm.toml"))
+        .map_err(|error| VmError::Spec(error.to_string()))?;
     VmId::new(parsed.name.clone()).map_err(|error| VmError::Spec(error.to_string()))?;
     Ok(parsed)
 }

@@ -70,10 +70,8 @@ impl Containerd {
     fn import(&self) -> Result<()> {
         let kernel = fs::read(self.programs.join("native-guest")).context("the native guest is not built")?;
         let busybox = fs::read("/bin/busybox").context("install busybox-static")?;
-        let native: &[image::Entry<'_>] = &[
-            ("boot/kernel", &kernel, 0o644),
-            ("boot/cmdline", b"ip={ip}/{prefix} gw={gateway}\n", 0o644),
-        ];
+        let native: &[image::Entry<'_>] =
+            &[("boot/kernel", &kernel, 0o644), ("boot/cmdline", b"ip={ip}/{prefix} gw={gateway}\n", 0o644)];
         let plain: &[image::Entry<'_>] = &[("bin/busybox", &busybox, 0o755)];
         let idle = ["/bin/busybox", "sleep", "1000000"];
         for (name, files) in [(NATIVE, native), (PLAIN, plain), (PAUSE, plain)] {

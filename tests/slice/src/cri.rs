@@ -57,7 +57,10 @@ impl Cri {
         });
         let endpoint = Endpoint::from_static("http://containerd.invalid").timeout(CALL);
         let channel = endpoint.connect_with_connector_lazy(connector);
-        Ok(Self { runtime: RuntimeServiceClient::new(channel.clone()), images: ImageServiceClient::new(channel) })
+        Ok(Self {
+            runtime: RuntimeServiceClient::new(channel.clone()),
+            images: ImageServiceClient::new(channel),
+        })
     }
 
     /// Makes a pod's sandbox.
@@ -82,10 +85,8 @@ impl Cri {
             }),
             ..Default::default()
         };
-        let request = cri::RunPodSandboxRequest {
-            config: Some(config.clone()),
-            runtime_handler: spec.handler.clone(),
-        };
+        let request =
+            cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: spec.handler.clone() };
         let reply = self.runtime.clone().run_pod_sandbox(request).await.context("RunPodSandbox")?;
         Ok(Pod { id: reply.into_inner().pod_sandbox_id, config })
     }
@@ -96,10 +97,8 @@ impl Cri {
     /// containerd's.
     pub async fn create(&self, pod: &Pod, name: &str, image: &str, memory: Option<i64>) -> Result<String> {
         let metadata = cri::ContainerMetadata { name: name.to_owned(), attempt: 0 };
-        let resources = cri::LinuxContainerResources {
-            memory_limit_in_bytes: memory.unwrap_or(0),
-            ..Default::default()
-        };
+        let resources =
+            cri::LinuxContainerResources { memory_limit_in_bytes: memory.unwrap_or(0), ..Default::default() };
         let config = cri::ContainerConfig {
             metadata: Some(metadata),
             image: Some(cri::ImageSpec { image: image.to_owned(), ..Default::default() }),

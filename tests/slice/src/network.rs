@@ -133,7 +133,8 @@ impl Network {
             found = self.node(from).pair().ok().flatten();
             found.is_some()
         });
-        done.await.with_context(|| format!("{:#}", self.node(from).ask(&["vm", "list"]).unwrap_or_default()))?;
+        done.await
+            .with_context(|| format!("{:#}", self.node(from).ask(&["vm", "list"]).unwrap_or_default()))?;
         found.context("protected, and by nobody")
     }
 }
@@ -180,7 +181,14 @@ impl Node {
         let log = std::fs::File::options().create(true).append(true).open(self.dir.join("daemon.log"))?;
         let mut daemon = Command::new("ip");
         daemon.args(["netns", "exec", &self.name]).arg(self.programs.join("mycelium"));
-        daemon.args(["node", "run", "--name", &self.name, "--listen", &format!("{}:7600", address(self.number))]);
+        daemon.args([
+            "node",
+            "run",
+            "--name",
+            &self.name,
+            "--listen",
+            &format!("{}:7600", address(self.number)),
+        ]);
         daemon.arg("--dir").arg(self.dir.join("state")).arg("--socket").arg(self.socket());
         daemon.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         self.daemon = Some(daemon.spawn().context("cannot start a daemon")?);
@@ -201,7 +209,8 @@ impl Node {
             let _ = ip(&format!("link set dev {cable}-{} down", self.name));
         }
         let pids = run("ip", &["netns", "pids", &self.name]).unwrap_or_default();
-        for pid in pids.split_whitespace().filter_map(|pid| rustix::process::Pid::from_raw(pid.parse().ok()?)) {
+        for pid in pids.split_whitespace().filter_map(|pid| rustix::process::Pid::from_raw(pid.parse().ok()?))
+        {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
         self.kill_daemon();

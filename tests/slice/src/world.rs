@@ -141,7 +141,8 @@ impl Drop for World {
 
 /// kubelet's duty: the pods' own cgroups.
 fn remove_pod_cgroups() {
-    let script = "find /sys/fs/cgroup/*/endophyte-tests -mindepth 1 -depth -type d -exec rmdir {} + 2>/dev/null; true";
+    let script =
+        "find /sys/fs/cgroup/*/endophyte-tests -mindepth 1 -depth -type d -exec rmdir {} + 2>/dev/null; true";
     let _ = Command::new("sh").args(["-c", script]).status();
 }
 

@@ -62,14 +62,17 @@ async fn a_vm_outlives_two_nodes_in_turn() -> Result<()> {
     let vms = network.node(&second).ask(&["vm", "inspect", "store"])?;
     ensure!(vms.pointer("/0/role").is_some_and(|role| role == "active"), "{vms:#}");
     ensure!(vms.pointer("/0/generation").is_some_and(|g| g == 3), "{vms:#}");
-    ensure!(vms.pointer("/0/placement").is_some_and(|p| p.as_str().unwrap_or("").contains("no room")), "{vms:#}");
+    ensure!(
+        vms.pointer("/0/placement").is_some_and(|p| p.as_str().unwrap_or("").contains("no room")),
+        "{vms:#}"
+    );
     let counted = client.finish().context("nothing acknowledged may be lost or repeated")?;
     println!("{} acknowledged over two losses, longest gap {} ms", counted.acked, counted.gap.as_millis());
     Ok(())
 }
 
 #[tokio::test]
-async fn a_daemon_that_dies_finds_its_vms_again() -> Result<()> {
+async fn a_daemon_that_dies_finds_its_vms_again_and_a_failover_can_be_ordered() -> Result<()> {
     let Some(mut network) = Network::lay(2).await? else { return Ok(()) };
     network.form().await?;
     let spec = network.spec(64)?.display().to_string();
@@ -80,14 +83,19 @@ async fn a_daemon_that_dies_finds_its_vms_again() -> Result<()> {
     let (active, replica) = network.protected("a").await.context("after the daemon's restart")?;
     ensure!((active.as_str(), replica.as_str()) == ("a", "b"));
 
-    // No room anywhere is said, and who asks for a failover that would lose the VM is told so.
-    network.node_mut("b").lose();
-    eventually("the VM to run on unprotected", || {
-        let vms = network.node("a").ask(&["vm", "inspect", "store"]);
-        vms.is_ok_and(|vms| vms.pointer("/0/placement").is_some_and(|p| p.as_str().unwrap_or("").contains("no room")))
+    // On purpose: the replica takes over, and the old node becomes the replica's.
+    network.node("a").ask(&["vm", "failover", "store"])?;
+    let (active, replica) = network.protected("b").await.context("after the failover")?;
+    ensure!((active.as_str(), replica.as_str()) == ("b", "a"));
+    let wrong = network.node("a").ask(&["vm", "failover", "store"]).unwrap_err();
+    ensure!(format!("{wrong:#}").contains("no replica in sync"), "{wrong:#}");
+
+    network.node("b").ask(&["vm", "stop", "store"])?;
+    network.node("b").ask(&["vm", "rm", "store"])?;
+    eventually("no VM anywhere", || {
+        network.node("a").ask(&["vm", "list"]).is_ok_and(|vms| vms.as_array().is_some_and(Vec::is_empty))
     })
-    .await?;
-    Ok(())
+    .await
 }
 
 /// Waits until the client has had that many more replies.

@@ -21,19 +21,17 @@ impl Built {
 
 /// Builds the programs and the native guest, and puts the guest beside the programs.
 pub(crate) fn programs() -> Result<Built> {
-    must(cargo().args([
-        "build",
-        "-p",
-        "endophyte",
-        "-p",
-        "mycelium",
-        "-p",
-        "guest-agent",
-        "-p",
-        "lab-agent",
-        "-p",
-        "endophyte-shim",
-    ]))?;
+    programs_with(&["--exclude", "slice-tests", "--bins"])
+}
+
+/// As [`programs`], with all tests: the same selection every time, because cargo builds a dependency anew for every other set of
+/// features that a selection asks of it.
+pub(crate) fn programs_and_tests() -> Result<Built> {
+    programs_with(&["--bins", "--tests"])
+}
+
+fn programs_with(selection: &[&str]) -> Result<Built> {
+    must(cargo().args(["build", "--workspace"]).args(selection))?;
     let folder = target_folder()?.join(TARGET).join("debug");
     let guest = native_guest()?;
     let beside = folder.join("native-guest");

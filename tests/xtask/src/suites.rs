@@ -1,12 +1,13 @@
 //! `cargo xtask test`: the suites, and the slice of all of them that CI runs.
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
+use crate::build::{self, Built};
 use crate::sh::{Step, cargo, in_path, must, steps};
-use crate::{build, tools};
+use crate::tools;
 
 #[derive(Debug, Args)]
 pub(crate) struct TestArgs {
@@ -60,71 +61,64 @@ fn step(step: impl FnOnce() -> Result<()> + 'static) -> Step {
     Box::new(step)
 }
 
-/// Everything but the system tests, which need the machine for themselves.
+/// Everything but the tests that need the machine for themselves.
 fn unit() -> Result<()> {
-    build::programs()?;
-    let mut tests = nextest()?;
-    tests.args(["--workspace", "--exclude", "system-tests", "--exclude", "mycelium-sim", "--exclude", "slice-tests"]);
-    must(&mut tests)?;
-    must(cargo().args(["run", "--quiet", "-p", "mycelium-fuzz", "--", "--seconds", "0"]))?;
-    must(cargo().args(["test", "--quiet", "--doc", "-p", "rhizomorph-link", "-p", "resp-kv"]))
+    let built = build::programs_and_tests()?;
+    must(&mut nextest(
+        &built,
+        Size::Slice,
+        "not (package(system-tests) | package(mycelium-sim) | package(slice-tests))",
+    )?)?;
+    must(Command::new(built.program("mycelium-fuzz")).args(["--seconds", "0"]))?;
+    must(cargo().args(["test", "--quiet", "--workspace", "--doc"]))
 }
 
 fn sim(size: Size) -> Result<()> {
+    let built = build::programs_and_tests()?;
     let seeds = if size == Size::Whole { "2000" } else { "400" };
-    let run = ["run", "--quiet", "-p", "mycelium-sim", "--bin", "sim"];
-    must(cargo().args(run).args(["--", "--seeds", seeds]))?;
-    must(cargo().args(run).args(["--features", "sabotage", "--", "--sabotage", "all"]))?;
-    let mut tests = nextest()?;
-    must(tests.args(["-p", "mycelium-sim"]))
+    must(Command::new(built.program("sim")).args(["--seeds", seeds]))?;
+    let sabotaged = ["run", "--quiet", "-p", "mycelium-sim", "--bin", "sim", "--features", "sabotage"];
+    must(cargo().args(sabotaged).args(["--", "--sabotage", "all"]))?;
+    must(&mut nextest(&built, size, "package(mycelium-sim)")?)
 }
 
 /// System tests: they need the machine for themselves, one after the other.
 fn system(binaries: &[&str], size: Size) -> Result<()> {
-    let built = build::programs()?;
-    let mut tests = nextest()?;
-    tests.args(["-p", "system-tests", "--no-capture"]);
-    for binary in binaries {
-        tests.args(["--test", binary]);
-    }
-    tests.env("MYCELIUM_PROGRAMS", &built.folder);
-    if size == Size::Whole {
-        tests.env("MYCELIUM_WHOLE_SUITE", "1");
-    }
-    must(&mut tests)
+    let built = build::programs_and_tests()?;
+    let wanted: Vec<String> = binaries.iter().map(|binary| format!("binary({binary})")).collect();
+    let filter = format!("package(system-tests) & ({})", wanted.join(" | "));
+    must(nextest(&built, size, &filter)?.arg("--no-capture"))
 }
 
 /// Pods and node daemons. They share containerd's socket folder with nobody, but the processors with everybody.
 fn slice(size: Size) -> Result<()> {
-    let built = build::programs()?;
-    let mut tests = nextest()?;
-    tests.args(["-p", "slice-tests", "--no-capture"]).env("MYCELIUM_PROGRAMS", &built.folder);
-    if size == Size::Whole {
-        tests.env("MYCELIUM_WHOLE_SUITE", "1");
-    }
-    must(&mut tests)
+    let built = build::programs_and_tests()?;
+    must(nextest(&built, size, "package(slice-tests)")?.arg("--no-capture"))
 }
 
 /// Slice: Debian's kernel boots on `endophyte` in an emulated host and answers from outside. Whole: the lab's own tests, and
 /// takeovers between two hosts.
 fn lab(size: Size) -> Result<()> {
-    let built = build::programs()?;
-    let mut tests = nextest()?;
-    tests.args(["-p", "mycelium-lab", "--run-ignored", "only", "--no-capture", "--test", "linux_guest"]);
-    if size == Size::Whole {
-        tests.args(["--test", "hosts"]);
-    }
-    must(tests.env("MYCELIUM_STATIC_BINARIES", &built.folder))?;
+    let built = build::programs_and_tests()?;
+    let binaries =
+        if size == Size::Whole { "binary(linux_guest) | binary(hosts)" } else { "binary(linux_guest)" };
+    let mut tests = nextest(&built, size, &format!("package(mycelium-lab) & ({binaries})"))?;
+    tests.args(["--run-ignored", "only", "--no-capture"]).env("MYCELIUM_STATIC_BINARIES", &built.folder);
+    must(&mut tests)?;
     if size == Size::Whole { system(&["lab"], size) } else { Ok(()) }
 }
 
-/// nextest runs tests in processes of their own, which the network namespaces of the lab need.
-fn nextest() -> Result<std::process::Command> {
+/// nextest runs tests in processes of their own, which the network namespaces of the lab need. Always of the whole workspace:
+/// see [`build::programs_and_tests`].
+fn nextest(built: &Built, size: Size, filter: &str) -> Result<Command> {
     if !in_path("cargo-nextest") {
         tools::ensure_cargo_tool("cargo-nextest", "runs every test in a process of its own")?;
     }
     let mut command = cargo();
-    command.args(["nextest", "run"]);
+    command.args(["nextest", "run", "--workspace", "-E", filter]).env("MYCELIUM_PROGRAMS", &built.folder);
+    if size == Size::Whole {
+        command.env("MYCELIUM_WHOLE_SUITE", "1");
+    }
     if std::env::var_os("CI").is_some() && !tools::is_root() {
         bail!("CI runs the tests as root: namespaces and taps need it");
     }

@@ -30,7 +30,8 @@ pub(crate) const REDIS: Tool =
 
 pub(crate) const CONTAINERD: Tool =
     Tool { program: "containerd", package: "containerd", reason: "runs the pods of the tests" };
-pub(crate) const RUNC: Tool = Tool { program: "runc", package: "runc", reason: "is what a pod is compared with" };
+pub(crate) const RUNC: Tool =
+    Tool { program: "runc", package: "runc", reason: "is what a pod is compared with" };
 pub(crate) const CNI: Tool = Tool {
     program: "/usr/lib/cni/bridge",
     package: "containernetworking-plugins",
@@ -40,8 +41,11 @@ pub(crate) const IPTABLES: Tool =
     Tool { program: "iptables", package: "iptables", reason: "is what CNI's portmap plugin uses" };
 pub(crate) const BUSYBOX: Tool =
     Tool { program: "busybox", package: "busybox-static", reason: "is the ordinary container of the tests" };
-pub(crate) const PROTOC: Tool =
-    Tool { program: "protoc", package: "protobuf-compiler", reason: "builds the tests' Kubernetes CRI client" };
+pub(crate) const PROTOC: Tool = Tool {
+    program: "protoc",
+    package: "protobuf-compiler",
+    reason: "builds the tests' Kubernetes CRI client",
+};
 
 /// Everything, for `cargo xtask doctor`.
 pub(crate) const ALL: [Tool; 11] =

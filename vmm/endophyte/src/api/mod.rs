@@ -17,8 +17,8 @@ use tonic::transport::Server;
 
 use crate::desk::Desk;
 use crate::limits::{API_STREAMS, API_WINDOW_BYTES, PARTING};
-use service::Service;
 use endophyte_api::socket::{ApiSocket, SocketError};
+use service::Service;
 
 /// Serves until it is dropped; then the last answers leave, streams end, and the socket goes.
 #[derive(Debug)]
