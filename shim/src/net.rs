@@ -128,7 +128,8 @@ fn make_tap() -> io::Result<OwnedFd> {
     for (to, from) in request.ifr_name.iter_mut().zip(TAP.to_bytes()) {
         *to = from.cast_signed();
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    let flags = libc::c_short::try_from(libc::IFF_TAP | libc::IFF_NO_PI);
+    request.ifr_ifru.ifru_flags = flags.map_err(io::Error::other)?;
     // SAFETY: TUNSETIFF reads and writes one ifreq, which is live and of the kernel's own layout.
     if unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } != 0 {
         return Err(io::Error::last_os_error());

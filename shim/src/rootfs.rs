@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::types::mount::Mount;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 
 /// The image could not be mounted.
 #[derive(Debug, thiserror::Error)]
@@ -42,8 +42,7 @@ fn attach_one(m: &Mount, target: &Path) -> Result<(), RootfsError> {
         let recurse = if flags.contains(MountFlags::REC) { MountFlags::REC } else { MountFlags::empty() };
         mount(&m.source, target, "bind", MountFlags::BIND | recurse, None).map_err(|e| fail(e.into()))?;
         // A bind mount takes its flags in a second step.
-        let again = flags | MountFlags::BIND | MountFlags::from_bits_retain(libc::MS_REMOUNT as u32);
-        return mount("", target, "", again, None).map_err(|e| fail(e.into()));
+        return mount_remount(target, flags | MountFlags::BIND, "").map_err(|e| fail(e.into()));
     }
     mount(&m.source, target, m.type_.as_str(), flags, Some(data.as_c_str())).map_err(|e| fail(e.into()))
 }

@@ -77,7 +77,7 @@ pub(crate) struct Task {
 #[derive(Debug)]
 enum State {
     /// A VM's streams are open and wait for it.
-    Created(Option<Streams>),
+    Created(Option<Box<Streams>>),
     Running(Live),
     Paused(Live),
     Stopped {
@@ -121,7 +121,13 @@ impl Task {
             (Some(plan), Some(streams))
         };
         let (exit, _) = watch::channel(None);
-        Ok(Arc::new(Self { order, netns, plan, state: Mutex::new(State::Created(streams)), exit }))
+        Ok(Arc::new(Self {
+            order,
+            netns,
+            plan,
+            state: Mutex::new(State::Created(streams.map(Box::new))),
+            exit,
+        }))
     }
 
     /// Whether this task is a VM.

@@ -90,12 +90,12 @@ impl Plan {
             let both = (console, complaints);
             let console = async {
                 if let Some(carried) = both.0 {
-                    carried.await
+                    carried.await;
                 }
             };
             let complaints = async {
                 if let Some(heard) = both.1 {
-                    heard.await
+                    heard.await;
                 }
             };
             tokio::join!(console, complaints);

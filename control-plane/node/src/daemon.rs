@@ -106,7 +106,7 @@ impl Daemon {
     fn come_back(self: Arc<Self>) {
         tokio::spawn(async move {
             loop {
-                match self.enter(|config| Spore::resume(config)).await {
+                match self.enter(Spore::resume).await {
                     Ok(_) => return,
                     Err(error) => tracing::warn!(%error, "not back in the network yet"),
                 }
