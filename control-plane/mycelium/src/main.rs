@@ -6,6 +6,7 @@ mod arbiter;
 mod network;
 mod node;
 mod output;
+mod shim;
 mod vm;
 
 use std::process::ExitCode;
@@ -41,6 +42,9 @@ enum Command {
     /// Run and protect VMs on the nodes of the network.
     #[command(subcommand)]
     Vm(vm::VmCommand),
+    /// Install the containerd runtime that makes pods VMs.
+    #[command(subcommand)]
+    Shim(shim::ShimCommand),
     /// Run or ask the arbiter, which decides who runs a VM.
     #[command(subcommand)]
     Arbiter(arbiter::ArbiterCommand),
@@ -66,6 +70,7 @@ fn main() -> ExitCode {
         Command::Network(command) => network::run(command).map(|()| ExitCode::SUCCESS),
         Command::Node(command) => node::run(command).map(|()| ExitCode::SUCCESS),
         Command::Vm(command) => vm::run(command).map(|()| ExitCode::SUCCESS),
+        Command::Shim(command) => shim::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Arbiter(command) => arbiter::run(command).map(|()| ExitCode::SUCCESS),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "mycelium", &mut std::io::stdout());

@@ -125,7 +125,9 @@ mod tests {
     }
 
     proptest! {
-        /// A further path never makes a transfer slower than the best path alone (one stripe's time of tolerance).
+        /// A further path never makes a transfer slower than the best path alone. The tolerance is one stripe's time on the
+        /// slowest path: of a stripe on its way only the whole is known, so a last one may be given to a path that turns
+        /// out to take longest (proptest-regressions/schedule.txt: 30 MB/s beside 1 MB/s, 21 % slower).
         #[test]
         fn never_slower_than_the_best_single_path(
             specs in prop::collection::vec((1e6f64..2e8, 2u64..150), 2..5),
@@ -133,7 +135,7 @@ mod tests {
         ) {
             let all = run(&specs, count);
             let best = specs.iter().map(|&spec| run(&[spec], count)).fold(f64::MAX, f64::min);
-            let stripe = specs.iter().map(|s| STRIPE as f64 / s.0).fold(f64::MAX, f64::min);
+            let stripe = specs.iter().map(|s| STRIPE as f64 / s.0).fold(0.0, f64::max);
             prop_assert!(all <= best + stripe, "all {all} best {best} of {specs:?} x {count}");
         }
 

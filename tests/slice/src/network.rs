@@ -90,6 +90,14 @@ impl Network {
         made["text"].as_str().map(str::to_owned).context("no invitation")
     }
 
+    /// Gives this namespace an address among the daemons.
+    ///
+    /// # Errors
+    /// When it has one already.
+    pub fn reach(&self) -> Result<()> {
+        ip("addr add 10.77.1.1/24 dev br-nodes")
+    }
+
     /// A node.
     #[must_use]
     pub fn node(&self, name: &str) -> &Node {
@@ -193,6 +201,24 @@ impl Node {
         daemon.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         self.daemon = Some(daemon.spawn().context("cannot start a daemon")?);
         eventually("the daemon to answer", || self.status().is_ok()).await
+    }
+
+    /// Process of its daemon: `ip netns exec` has become it.
+    #[must_use]
+    pub fn daemon_pid(&self) -> Option<u32> {
+        self.daemon.as_ref().map(Child::id)
+    }
+
+    /// Its private key's file.
+    #[must_use]
+    pub fn key_file(&self) -> PathBuf {
+        self.dir.join("state/node.key")
+    }
+
+    /// Where its daemon listens.
+    #[must_use]
+    pub fn listen(&self) -> String {
+        format!("{}:7600", address(self.number))
     }
 
     /// Kills its daemon alone. VMs go on.

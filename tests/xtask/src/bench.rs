@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: figures as JSON lines, from repeated runs of the real thing.
 
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
@@ -28,6 +28,8 @@ pub(crate) struct BenchArgs {
 enum What {
     /// The parts of a takeover under load, for each fault, by `mycelium demo`.
     Takeover,
+    /// Forming a network, its arbiter, and pods against runc, by real daemons and a real containerd.
+    Slice,
 }
 
 const FAULTS: [&str; 3] = ["kill", "stop", "link"];
@@ -43,7 +45,9 @@ const FIGURES: [(&str, &str); 7] = [
 ];
 
 pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
-    let What::Takeover = args.what;
+    if args.what == What::Slice {
+        return slice(args.json);
+    }
     tools::ensure(&[tools::GCC])?;
     let built = build::programs()?;
     let mut good = true;
@@ -89,4 +93,38 @@ fn report(fault: &str, verdicts: &[Value], as_json: bool) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Runs the slice's own measuring program; as a table unless JSON is wanted.
+fn slice(as_json: bool) -> Result<ExitCode> {
+    tools::ensure(&tools::ALL)?;
+    let built = build::programs_and_tests()?;
+    let mut measure = Command::new(built.program("slice-figures"));
+    let output = measure.env("MYCELIUM_PROGRAMS", &built.folder).stderr(Stdio::inherit()).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut good = output.status.success();
+    for line in text.lines().filter(|line| line.starts_with('{')) {
+        let figure: Value = serde_json::from_str(line)?;
+        good &= figure["met"] == true;
+        if as_json { println!("{line}") } else { println!("{}", row(&figure)) }
+    }
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn row(figure: &Value) -> String {
+    let ours = |key: &str| figure["ours"][key].as_f64().unwrap_or(f64::NAN);
+    let text = |key: &str| figure[key].as_str().unwrap_or_default();
+    let peer =
+        figure["ratio"].as_f64().map_or_else(String::new, |r| format!("  {r:.2} of {}", text("peer_name")));
+    format!(
+        "{:<18} p50 {:>8.2}  p99 {:>8.2}  max {:>8.2} {:<4} n {:>4}  goal {}: {}{peer}",
+        text("figure"),
+        ours("p50"),
+        ours("p99"),
+        ours("max"),
+        text("unit"),
+        ours("n"),
+        text("goal"),
+        if figure["met"] == true { "met" } else { "NOT MET" }
+    )
 }
