@@ -110,6 +110,17 @@ impl NodeService {
             vms.extend(listed.map(|vm| told(vm, *node, fresh)));
         }
         for record in spore.state().records.values() {
+            // A report may be older than a takeover; the record is not.
+            let deposed = |vm: &&mut Vm| {
+                vm.name == record.vm.as_str()
+                    && vm.role == "active"
+                    && vm.node != record.active.node.to_string()
+            };
+            for vm in vms.iter_mut().filter(deposed) {
+                "lost".clone_into(&mut vm.role);
+                vm.state = format!("another node runs it as generation {}", record.generation.0);
+                vm.protected = false;
+            }
             let here = vms.iter().any(|vm| vm.name == record.vm.as_str() && vm.role == "active");
             if !here {
                 vms.push(from_record(record, &spore));
