@@ -8,7 +8,7 @@ use mycelium_api::{
     InitRequest, InviteRequest, JoinRequest, LeaveRequest, NetworkStatus, RecoverRequest, StatusRequest,
 };
 
-use crate::output::{Asking, block_on, plain, say, short, table};
+use crate::output::{Asking, block_on, plain, short, table};
 
 /// What can be done with a network.
 #[derive(Debug, Subcommand)]
@@ -67,9 +67,8 @@ pub(crate) fn run(command: NetworkCommand) -> Result<()> {
                 asking.show(&status.into_inner(), describe)
             }
             NetworkCommand::Leave(asking) => {
-                asking.daemon().await?.leave(LeaveRequest {}).await.map_err(|s| plain(&s))?;
-                say("this node is in no network now");
-                Ok(())
+                let left = asking.daemon().await?.leave(LeaveRequest {}).await.map_err(|s| plain(&s))?;
+                asking.show(&left.into_inner(), |_| "this node is in no network now".to_owned())
             }
             NetworkCommand::Recover(asking) => {
                 let status =

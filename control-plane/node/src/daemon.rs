@@ -3,7 +3,7 @@
 use std::future::pending;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
 use endophyte_api::socket::{ApiSocket, SocketError};
@@ -133,10 +133,11 @@ impl Daemon {
         let mut config = SporeConfig::new(folder, self.config.name.clone(), self.config.listen);
         config.advertise = self.config.advertise.clone();
         let vms = self.vms.clone();
-        let place = Arc::new(Mutex::new(None::<Arc<Spore>>));
+        // Weak: the spore owns the handler, and would own itself.
+        let place = Arc::new(Mutex::new(Weak::<Spore>::new()));
         let seen = place.clone();
         config.handler = Handler::new(move |from, request| {
-            let spore = seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let spore = seen.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
             answer(vms.clone(), spore, from, request)
         });
         let spore = match way(config).await {
@@ -149,7 +150,7 @@ impl Daemon {
                 return Err(error.into());
             }
         };
-        *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(spore.clone());
+        *place.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&spore);
         *self.spore.lock().unwrap_or_else(PoisonError::into_inner) = Some(spore.clone());
         self.vms.adopt(&spore).await;
         self.tell(&spore);
@@ -162,9 +163,11 @@ impl Daemon {
         if let Some(vm) = self.vms.list().into_iter().find(|vm| vm.role != "ended") {
             return Err(VmError::Runs(vm.name));
         }
-        let spore = self.spore.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let spore = spore.ok_or(VmError::Outside)?;
-        spore.remove(spore.node()).await.map_err(|e| VmError::Network(e.to_string()))?;
+        let spore = self.spore().ok_or(VmError::Outside)?;
+        Spore::clone(&spore).leave().await.map_err(|e| VmError::Network(e.to_string()))?;
+        self.spore.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(spore);
+        free_again(self.config.listen).await;
         Ok(())
     }
 

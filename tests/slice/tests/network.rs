@@ -27,7 +27,14 @@ async fn a_network_forms_and_refuses_whom_it_must() -> Result<()> {
     network.node_mut("b").kill_daemon();
     eventually("two alive", || network.node("c").status().is_ok_and(|s| alive(&s) == 2)).await?;
     network.node_mut("b").start_daemon().await?;
-    eventually("three alive", || network.node("c").status().is_ok_and(|s| alive(&s) == 3)).await
+    eventually("three alive", || network.node("c").status().is_ok_and(|s| alive(&s) == 3)).await?;
+
+    // A node that leaves has forgotten the network, and may come in again as anybody may.
+    network.node("c").ask(&["network", "leave"])?;
+    ensure!(network.node("c").status()?["state"] == "outside");
+    let invitation = network.invitation()?;
+    network.node("c").ask(&["network", "join", &invitation])?;
+    eventually("three alive again", || network.node("a").status().is_ok_and(|s| alive(&s) == 3)).await
 }
 
 #[tokio::test]
