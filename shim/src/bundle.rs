@@ -12,6 +12,11 @@ const CONTAINER_TYPE: [&str; 2] = ["io.kubernetes.cri.container-type", "io.kuber
 const SANDBOX_ID: [&str; 2] = ["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"];
 /// Guest memory, as Kubernetes writes quantities: `512Mi`.
 const MEMORY: &str = "endophyte.mycelium.io/memory";
+/// Pods of one group are one VM.
+const GROUP: &str = "endophyte.mycelium.io/group";
+/// What a group's VM does without a replica.
+const ON_LOSS: &str = "endophyte.mycelium.io/on-loss";
+const NAMESPACE: [&str; 2] = ["io.kubernetes.cri.sandbox-namespace", "io.kubernetes.pod.namespace"];
 const MIB: u64 = 1 << 20;
 
 /// A bundle that cannot be used.
@@ -52,6 +57,18 @@ pub(crate) struct Config {
     pub(crate) ram_mib: u64,
     pub(crate) vcpus: u64,
     pub(crate) hostname: String,
+    /// The group this pod belongs to.
+    pub(crate) group: Option<Group>,
+}
+
+/// A group of pods that are one VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Group {
+    pub(crate) name: String,
+    /// The VM's name, which no group of another Kubernetes namespace has.
+    pub(crate) vm: String,
+    /// degrade or halt.
+    pub(crate) on_loss: String,
 }
 
 impl Config {
@@ -81,6 +98,7 @@ impl Config {
             ram_mib: ram_mib(annotation(spec, &[MEMORY]), limit)?,
             vcpus: quota.map_or(1, |(quota, period)| vcpus(quota, period)),
             hostname: spec.hostname().clone().unwrap_or_default(),
+            group: group(spec)?,
         })
     }
 }
@@ -96,6 +114,30 @@ fn role(spec: &Spec) -> Role {
         (Some("container"), Some(sandbox)) => Role::Member { sandbox: sandbox.to_owned() },
         _ => Role::Alone,
     }
+}
+
+fn group(spec: &Spec) -> Result<Option<Group>, BundleError> {
+    let Some(name) = annotation(spec, &[GROUP]) else { return Ok(None) };
+    let bad = |name, value: &str, reason: &str| BundleError::Annotation {
+        name,
+        value: value.to_owned(),
+        reason: reason.to_owned(),
+    };
+    let vm = format!("{}.{name}", annotation(spec, &NAMESPACE).unwrap_or("default"));
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+    if name.is_empty() || !name.bytes().all(plain) {
+        return Err(bad(GROUP, name, "is no name for a group; use A-Z a-z 0-9 and -"));
+    }
+    if vm.len() > limits::VM_NAME_BYTES {
+        let reason =
+            format!("makes, with the namespace, a name of more than {} bytes", limits::VM_NAME_BYTES);
+        return Err(bad(GROUP, name, &reason));
+    }
+    let on_loss = annotation(spec, &[ON_LOSS]).unwrap_or("degrade");
+    if !["degrade", "halt"].contains(&on_loss) {
+        return Err(bad(ON_LOSS, on_loss, "is no policy; there are degrade and halt"));
+    }
+    Ok(Some(Group { name: name.to_owned(), vm, on_loss: on_loss.to_owned() }))
 }
 
 fn netns(spec: &Spec) -> Option<PathBuf> {
@@ -176,6 +218,27 @@ mod tests {
         assert_eq!(sized.cgroups_path.as_deref(), Some("/kubepods/x"));
         let plain = config(r#"{"ociVersion":"1.0.2","linux":{"namespaces":[{"type":"network"}]}}"#).unwrap();
         assert_eq!((plain.ram_mib, plain.vcpus, plain.netns), (limits::RAM_MIB_DEFAULT, 1, None));
+    }
+
+    #[test]
+    fn a_group_is_its_namespaces_own() {
+        let group = |annotations: &str| {
+            config(&format!(r#"{{"ociVersion":"1.0.2","annotations":{{{annotations}}}}}"#)).map(|c| c.group)
+        };
+        assert_eq!(group("").unwrap(), None);
+        let web = r#""endophyte.mycelium.io/group":"db","io.kubernetes.cri.sandbox-namespace":"shop""#;
+        let expected = Group { name: "db".into(), vm: "shop.db".into(), on_loss: "degrade".into() };
+        assert_eq!(group(web).unwrap(), Some(expected));
+        for bad in [
+            r#""endophyte.mycelium.io/group":"no spaces""#,
+            r#""endophyte.mycelium.io/group":"""#,
+            r#""endophyte.mycelium.io/group":"db","endophyte.mycelium.io/on-loss":"panic""#,
+        ] {
+            let message = group(bad).unwrap_err().to_string();
+            assert!(message.contains("annotation endophyte.mycelium.io/"), "{message}");
+        }
+        let long = format!(r#""endophyte.mycelium.io/group":"{}""#, "x".repeat(60));
+        assert!(group(&long).unwrap_err().to_string().contains("64 bytes"));
     }
 
     #[test]

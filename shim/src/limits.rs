@@ -30,6 +30,14 @@ pub(crate) const KILLED: Duration = Duration::from_secs(10);
 pub(crate) const FAREWELL: Duration = Duration::from_secs(2);
 /// Last words of a VMM that fails, bytes: they go into the error.
 pub(crate) const LAST_WORDS_BYTES: usize = 2048;
+/// Bytes of a VM's name, as the arbiter's records have it.
+pub(crate) const VM_NAME_BYTES: usize = 64;
+/// A pod of a group asks again so often when another pod was faster to become the active.
+pub(crate) const GROUP_TRIES: u32 = 3;
+/// The node's daemon may be starting anew while a pod of a group starts; it has this long to answer.
+pub(crate) const DAEMON: Duration = Duration::from_secs(5);
+/// Pause between two tries to reach it.
+pub(crate) const DAEMON_RETRY: Duration = Duration::from_millis(100);
 /// A VM has this long from its start until it runs; the largest part is loading its kernel.
 pub(crate) const VM_START: Duration = Duration::from_secs(30);
 /// Pause between two looks at whether it does: there is nothing to wait on before its socket is there.

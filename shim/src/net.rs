@@ -23,7 +23,7 @@ use rtnetlink::packet_route::tc::TcHandle;
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use rustix::thread::LinkNameSpaceType;
 
-const TAP: &CStr = c"endo0";
+pub(crate) const TAP: &CStr = c"endo0";
 /// `ETH_P_ALL`, as the kernel has it in a tc message.
 const ALL_PROTOCOLS: u16 = 3u16.to_be();
 /// An ingress qdisc is always `ffff:`.
@@ -44,6 +44,12 @@ pub(crate) enum NetError {
     NoAddress(String),
     #[error("cannot {doing} in the pod's network namespace: {source}")]
     Netlink { doing: &'static str, source: rtnetlink::Error },
+    #[error("cannot forward packets in the pod's network namespace: {0}")]
+    Forward(io::Error),
+    #[error(
+        "cannot translate addresses in the pod's network namespace: {0}; pods of a group need nft (Debian: apt install nftables)"
+    )]
+    Translate(String),
 }
 
 /// An Ethernet address.
@@ -87,12 +93,28 @@ pub(crate) async fn take(netns: &Path) -> Result<Taken, NetError> {
 }
 
 /// Makes the tap, and a netlink connection that speaks about the namespace from outside.
-async fn enter(netns: &Path) -> Result<(OwnedFd, Handle), NetError> {
+pub(crate) async fn enter(netns: &Path) -> Result<(OwnedFd, Handle), NetError> {
     let runtime = tokio::runtime::Handle::current();
+    let path = netns.to_owned();
+    inside(netns, move || {
+        let _runtime = runtime.enter();
+        let tap = make_tap().map_err(NetError::Tap)?;
+        let (connection, handle, _) =
+            rtnetlink::new_connection().map_err(|source| NetError::Enter { path, source })?;
+        runtime.spawn(connection);
+        Ok((tap, handle))
+    })
+    .await
+}
+
+/// Does something in a network namespace.
+pub(crate) async fn inside<T: Send + 'static>(
+    netns: &Path,
+    work: impl FnOnce() -> Result<T, NetError> + Send + 'static,
+) -> Result<T, NetError> {
     let path = netns.to_owned();
     // A thread of its own: it never comes back from the namespace.
     let inside = std::thread::spawn(move || {
-        let _runtime = runtime.enter();
         let fail = |source| NetError::Enter { path: path.clone(), source };
         let namespace = File::open(&path).map_err(fail)?;
         if is_own(&namespace).map_err(fail)? {
@@ -103,10 +125,7 @@ async fn enter(netns: &Path) -> Result<(OwnedFd, Handle), NetError> {
             Some(LinkNameSpaceType::Network),
         )
         .map_err(|e| fail(e.into()))?;
-        let tap = make_tap().map_err(NetError::Tap)?;
-        let (connection, handle, _) = rtnetlink::new_connection().map_err(fail)?;
-        runtime.spawn(connection);
-        Ok((tap, handle))
+        work()
     });
     tokio::task::spawn_blocking(move || inside.join()).await.ok().and_then(Result::ok).unwrap_or_else(|| {
         Err(NetError::Enter { path: netns.to_owned(), source: io::Error::other("its thread failed") })
@@ -139,10 +158,8 @@ fn make_tap() -> io::Result<OwnedFd> {
 
 async fn connect(handle: &Handle) -> Result<Interface, NetError> {
     let fail = |doing| move |source| NetError::Netlink { doing, source };
-    let links: Vec<LinkMessage> =
-        handle.link().get().execute().try_collect().await.map_err(fail("list interfaces"))?;
-    let tap_name = TAP.to_string_lossy();
-    let tap = links.iter().find(|l| name(l) == tap_name).ok_or(NetError::NoInterface)?.header.index;
+    let links = links(handle).await?;
+    let tap = tap_of(&links)?;
     let (pods, address, prefix) = with_address(handle, &links, tap).await?;
     let index = pods.header.index;
     let gateway = gateway(handle, index).await?;
@@ -153,8 +170,19 @@ async fn connect(handle: &Handle) -> Result<Interface, NetError> {
     Ok(Interface { mac: mac(pods).ok_or(NetError::NoInterface)?, address, prefix, gateway })
 }
 
+pub(crate) async fn links(handle: &Handle) -> Result<Vec<LinkMessage>, NetError> {
+    let listed = handle.link().get().execute().try_collect().await;
+    listed.map_err(|source| NetError::Netlink { doing: "list interfaces", source })
+}
+
+/// The tap's number.
+pub(crate) fn tap_of(links: &[LinkMessage]) -> Result<u32, NetError> {
+    let tap_name = TAP.to_string_lossy();
+    Ok(links.iter().find(|l| name(l) == tap_name).ok_or(NetError::NoInterface)?.header.index)
+}
+
 /// The interface CNI has given an address: eth0, unless a network plugin names it otherwise.
-async fn with_address<'l>(
+pub(crate) async fn with_address<'l>(
     handle: &Handle,
     links: &'l [LinkMessage],
     tap: u32,
@@ -205,7 +233,7 @@ fn mac(link: &LinkMessage) -> Option<Mac> {
     })
 }
 
-fn mtu(link: &LinkMessage) -> u32 {
+pub(crate) fn mtu(link: &LinkMessage) -> u32 {
     let mtu = link.attributes.iter().find_map(|a| match a {
         LinkAttribute::Mtu(mtu) => Some(*mtu),
         _ => None,
@@ -247,7 +275,7 @@ async fn gateway(handle: &Handle, index: u32) -> Result<Option<Ipv4Addr>, NetErr
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::process::Command;
 
     use rustix::thread::UnshareFlags;
@@ -260,7 +288,7 @@ mod tests {
     }
 
     /// A namespace like a pod's, kept by a bind mount; `None` without the right to make one.
-    fn pod(lines: &'static [&str]) -> Option<Pod> {
+    pub(crate) fn pod(lines: &'static [&str]) -> Option<Pod> {
         let file = tempfile::NamedTempFile::new().unwrap().into_temp_path();
         let at = file.to_path_buf();
         let inside = std::thread::spawn(move || {
@@ -276,7 +304,7 @@ mod tests {
         Some(Pod(file))
     }
 
-    struct Pod(tempfile::TempPath);
+    pub(crate) struct Pod(pub(crate) tempfile::TempPath);
 
     impl Drop for Pod {
         fn drop(&mut self) {

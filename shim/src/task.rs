@@ -149,14 +149,14 @@ impl Task {
             started(pid);
             return Ok(pid);
         };
-        let running = match plan.start(streams.stdout, streams.stderr).await {
+        let running = match self.start_vm(plan, streams.stdout, streams.stderr).await {
             Ok(running) => running,
             Err(error) => {
                 // As with runc, what failed to start has ended: only then can it be deleted.
                 let exit = Exit::now(NOT_STARTED);
                 *state = State::Stopped { pid: 0, exit: exit.clone() };
                 self.exit.send_replace(Some(exit));
-                return Err(error.into());
+                return Err(error);
             }
         };
         let Running { child, pid, started: since, stdin, output } = running;
@@ -168,6 +168,21 @@ impl Task {
         started(pid);
         tokio::spawn(self.clone().follow(child, output, ended));
         Ok(pid)
+    }
+
+    /// Starts the VM. Of a group's pods that start at the same time, all but one find themselves too late, and ask again.
+    async fn start_vm(&self, plan: &Plan, mut stdout: Sink, mut stderr: Sink) -> Result<Running, TaskError> {
+        let mut tries = 1;
+        loop {
+            match plan.start(stdout, stderr).await {
+                Err(VmError::Undecided(why)) if tries < limits::GROUP_TRIES => {
+                    tracing::info!(%why, "asking again what this pod is to be");
+                    tries += 1;
+                }
+                result => return Ok(result?),
+            }
+            (stdout, stderr) = outputs(&self.order).await?;
+        }
     }
 
     /// Waits for the VM's end and says so, after its last output has been passed on.
@@ -201,7 +216,9 @@ impl Task {
             State::Running(live) | State::Paused(live) if self.is_vm() => {
                 // Signals that mean anything else have no meaning for a VM.
                 let vmm = i32::try_from(live.pid).ok().and_then(Pid::from_raw).filter(|_| asks_to_end);
-                let signal = if signal == 9 { Signal::KILL } else { Signal::TERM };
+                // A pod is asked to end when its node is drained: the group's VM goes on elsewhere, if it can.
+                let signal =
+                    if signal == 9 || self.goes_on_elsewhere().await { Signal::KILL } else { Signal::TERM };
                 vmm.map_or(Ok(()), |vmm| kill_process(vmm, signal)).or(Ok::<(), TaskError>(()))?;
                 Ok(None)
             }
@@ -212,6 +229,13 @@ impl Task {
                 Ok(Some((pid, exit)))
             }
             _ => Ok(None),
+        }
+    }
+
+    async fn goes_on_elsewhere(&self) -> bool {
+        match &self.plan {
+            Some(plan) if plan.config.group.is_some() => crate::vm::has_replica(&plan.api()).await,
+            _ => false,
         }
     }
 
@@ -321,14 +345,16 @@ async fn prepare(order: &Order, config: Config) -> Result<(Plan, Streams), TaskE
         rootfs::attach(&order.rootfs, &root)?;
     }
     let bootable = Bootable::find(&root)?;
-    let streams = Streams {
-        stdin: Source::open(&order.stdin)?,
-        stdout: Sink::open("stdout", &order.stdout).await?,
-        stderr: Sink::open("stderr", &order.stderr).await?,
-    };
+    let stdin = Source::open(&order.stdin)?;
+    let (stdout, stderr) = outputs(order).await?;
+    let streams = Streams { stdin, stdout, stderr };
     let cgroup = config.cgroups_path.as_deref().map(Cgroup::at);
     let plan = Plan { id: order.id.clone(), bundle: order.bundle.clone(), folder, config, bootable, cgroup };
     Ok((plan, streams))
+}
+
+async fn outputs(order: &Order) -> Result<(Sink, Sink), ConsoleError> {
+    Ok((Sink::open("stdout", &order.stdout).await?, Sink::open("stderr", &order.stderr).await?))
 }
 
 /// Undoes what a task has made outside its own process, as the note in its bundle tells. Also for `delete`, after a shim was

@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use endophyte_api::{InfoRequest, PauseRequest, ResumeRequest, Role};
+use endophyte_api::{InfoRequest, PauseRequest, ResumeRequest, Role, VmInfo};
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::task::JoinHandle;
@@ -16,11 +16,14 @@ use tokio::time::{sleep, timeout};
 use crate::bundle::Config;
 use crate::cgroup::{self, Cgroup};
 use crate::console::Sink;
+use crate::group::{self, GroupError};
 use crate::image::{Bootable, ImageError};
 use crate::net::{self, NetError, Taken};
-use crate::{limits, process};
+use crate::{limits, masquerade, process};
 
 const VMM: &str = "endophyte";
+/// The VMM's exit code when the arbiter did not let it be the active.
+const NO_ARBITER: i32 = 7;
 
 /// A VM could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +40,11 @@ pub(crate) enum VmError {
     Spawn(io::Error),
     #[error("the VM did not start: {0}")]
     Failed(String),
+    /// Of a group's pod: another one may have been faster.
+    #[error("the VM did not start: {0}")]
+    Undecided(String),
+    #[error(transparent)]
+    Group(#[from] GroupError),
     #[error("the VM has not started within {} s", limits::VM_START.as_secs())]
     Slow,
 }
@@ -72,17 +80,14 @@ impl Plan {
 
     /// Starts the VM; on return the guest runs.
     pub(crate) async fn start(&self, stdout: Sink, stderr: Sink) -> Result<Running, VmError> {
-        let taken = match &self.config.netns {
-            Some(netns) => Some(net::take(netns).await?),
-            None => None,
-        };
+        let (taken, args) = self.connect().await?;
         let spec = self.bundle.join("vm.toml");
         let text = self.spec(taken.as_ref())?;
         std::fs::write(&spec, text).map_err(|source| VmError::Spec { path: spec.clone(), source })?;
         if let Some(cgroup) = &self.cgroup {
             cgroup.create().map_err(VmError::Cgroup)?;
         }
-        let mut child = self.spawn(&spec, taken.map(|t| t.tap))?;
+        let mut child = self.spawn(&args, &spec, taken.map(|t| t.tap))?;
         let words = LastWords::default();
         let console = child.stdout.take().map(|out| stdout.carry(out));
         let complaints = child.stderr.take().map(|err| words.clone().hear(err, stderr));
@@ -103,13 +108,40 @@ impl Plan {
         self.await_start(&mut child, &words).await?;
         let pid = child.id().ok_or_else(|| VmError::Failed(words.last()))?;
         let started = process::start_time(pid).unwrap_or(0);
+        if let Some(group) = &self.config.group
+            && let Err(error) = group::started(group, pid).await
+        {
+            // Nobody would keep it a replica.
+            let _ = child.kill().await;
+            return Err(error.into());
+        }
         Ok(Running { pid, started, stdin: child.stdin.take(), child, output })
+    }
+
+    /// The VM's place on the network, and the VMM's arguments.
+    async fn connect(&self) -> Result<(Option<Taken>, Vec<String>), VmError> {
+        let Some(group) = &self.config.group else {
+            let taken = match &self.config.netns {
+                Some(netns) => Some(net::take(netns).await?),
+                None => None,
+            };
+            return Ok((taken, vec!["run".to_owned()]));
+        };
+        let args = group::join(group, self.config.ram_mib << 20, &self.api()).await?;
+        let taken = match &self.config.netns {
+            Some(netns) => Some(masquerade::share(netns).await?),
+            None => None,
+        };
+        Ok((taken, args))
     }
 
     /// The VM's spec file.
     fn spec(&self, taken: Option<&Taken>) -> Result<String, ImageError> {
-        let cmdline = self.bootable.cmdline(&self.config.hostname, taken.map(|t| &t.interface))?;
-        let name: String = self.id.chars().take(32).collect();
+        // What a group's guests are told must be the same in all of its pods.
+        let group = self.config.group.as_ref();
+        let hostname = group.map_or(&self.config.hostname, |group| &group.name);
+        let cmdline = self.bootable.cmdline(hostname, taken.map(|t| &t.interface))?;
+        let name = group.map_or_else(|| self.id.chars().take(32).collect(), |group| group.vm.clone());
         let mut text = format!(
             "name = {name:?}\nvcpus = {}\nram_mib = {}\nkernel = {:?}\ncmdline = {cmdline:?}\nserial = \"stdio\"\n",
             self.config.vcpus, self.config.ram_mib, self.bootable.kernel,
@@ -124,10 +156,10 @@ impl Plan {
         Ok(text)
     }
 
-    fn spawn(&self, spec: &Path, tap: Option<OwnedFd>) -> Result<Child, VmError> {
+    fn spawn(&self, args: &[String], spec: &Path, tap: Option<OwnedFd>) -> Result<Child, VmError> {
         let doors = self.cgroup.as_ref().map(Cgroup::doors).transpose().map_err(VmError::Cgroup)?;
         let mut vmm = Command::new(program());
-        vmm.args(["run", "--die-with-parent", "--spec"]).arg(spec).arg("--api").arg(self.api());
+        vmm.args(args).arg("--die-with-parent").arg("--spec").arg(spec).arg("--api").arg(self.api());
         vmm.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         // SAFETY: between fork and exec the closure makes only system calls (write, fcntl) on descriptors it owns, and
         // allocates nothing.
@@ -146,8 +178,11 @@ impl Plan {
         let api = self.api();
         tokio::select! {
             ended = child.wait() => {
+                let code = ended.as_ref().ok().and_then(ExitStatus::code);
                 let how = ended.map_or_else(|e| e.to_string(), |status| status.to_string());
-                Err(VmError::Failed(format!("{} ({how})", words.last())))
+                let why = format!("{} ({how})", words.last());
+                let undecided = self.config.group.is_some() && code == Some(NO_ARBITER);
+                Err(if undecided { VmError::Undecided(why) } else { VmError::Failed(why) })
             }
             answered = timeout(limits::VM_START, running(&api)) => answered.map_err(|_| VmError::Slow),
         }
@@ -193,17 +228,34 @@ impl LastWords {
     }
 }
 
-/// Returns when the VMM says that its guest runs.
+/// Returns when the VMM says that its guest runs, or that it waits to be another's replica.
 async fn running(api: &Path) {
     loop {
         if let Ok(mut vmm) = endophyte_api::connect(api).await
             && let Ok(info) = vmm.info(InfoRequest {}).await
-            && matches!(info.into_inner().role(), Role::Run | Role::Active)
+            && is_up(&info.into_inner())
         {
             return;
         }
         sleep(limits::VM_LOOK).await;
     }
+}
+
+fn is_up(info: &VmInfo) -> bool {
+    match info.role() {
+        // Before that, the arbiter may still say that another one is the active.
+        Role::Run | Role::Active => info.state != "starting",
+        Role::Passive => !info.ticket.is_empty(),
+        Role::Unspecified => false,
+    }
+}
+
+/// Whether a replica holds all that the guest has said, so that the VM goes on when this process ends.
+pub(crate) async fn has_replica(api: &Path) -> bool {
+    let Ok(mut vmm) = endophyte_api::connect(api).await else { return false };
+    let Ok(info) = vmm.info(InfoRequest {}).await else { return false };
+    let info = info.into_inner();
+    info.role() == Role::Active && info.replicas.iter().any(|replica| replica.state == "in sync")
 }
 
 /// Stops or continues the guest of a VMM. The error is for people.

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use mycelium_api::node_server::{Node, NodeServer};
 use mycelium_api::{
-    Capacity, FailoverReply, FailoverVmRequest, InitRequest, Invitation, InviteRequest, JoinRequest,
-    LeaveReply, LeaveRequest, ListVmsRequest, Member, NetworkStatus, ProtectVmRequest, RecoverRequest,
-    RemoveVmReply, RemoveVmRequest, RunVmRequest, StatusRequest, StopVmRequest, Vm, VmList,
+    Capacity, FailoverReply, FailoverVmRequest, GroupStartedRequest, InitRequest, Invitation, InviteRequest,
+    JoinGroupReply, JoinGroupRequest, JoinRequest, LeaveReply, LeaveRequest, ListVmsRequest, Member,
+    NetworkStatus, ProtectVmRequest, RecoverRequest, RemoveVmReply, RemoveVmRequest, RunVmRequest,
+    StatusRequest, StopVmRequest, Vm, VmList,
 };
 use mycelium_ram_core::{NodeId, VmId};
 use mycelium_spores::{MemberStatus, Reported, Spore, SporeError};
@@ -30,11 +31,15 @@ impl From<VmError> for Status {
         let text = error.to_string();
         match error {
             VmError::Spec(_) | VmError::Policy(_) => Self::invalid_argument(text),
-            VmError::Exists(..) => Self::already_exists(text),
+            VmError::Exists(..) | VmError::GroupHere(_) => Self::already_exists(text),
             VmError::Unknown(_) => Self::not_found(text),
-            VmError::Outside | VmError::Runs(_) | VmError::Unprotected(..) => Self::failed_precondition(text),
+            VmError::Outside | VmError::Runs(_) | VmError::Unprotected(..) | VmError::OfPods(..) => {
+                Self::failed_precondition(text)
+            }
             VmError::Full | VmError::NoRoom { .. } => Self::resource_exhausted(text),
-            VmError::Process(_) | VmError::Files(_) | VmError::Network(_) => Self::unavailable(text),
+            VmError::Process(_) | VmError::Files(_) | VmError::Network(_) | VmError::GroupWaits(..) => {
+                Self::unavailable(text)
+            }
         }
     }
 }
@@ -220,7 +225,7 @@ impl Node for NodeService {
 
     async fn protect_vm(&self, request: Request<ProtectVmRequest>) -> Answer<Vm> {
         let ProtectVmRequest { name, protect } = request.into_inner();
-        let keeper = self.0.vms.find(&name)?;
+        let keeper = self.0.vms.find_own(&name)?;
         keeper.order(Order::Protect(protect)).await;
         Ok(Response::new(keeper.view()))
     }
@@ -237,7 +242,7 @@ impl Node for NodeService {
     }
 
     async fn stop_vm(&self, request: Request<StopVmRequest>) -> Answer<Vm> {
-        let keeper = self.0.vms.find(&request.into_inner().name)?;
+        let keeper = self.0.vms.find_own(&request.into_inner().name)?;
         keeper.order(Order::Stop).await;
         Ok(Response::new(keeper.view()))
     }
@@ -256,5 +261,16 @@ impl Node for NodeService {
             return Err(VmError::Unknown(name).into());
         }
         Ok(Response::new(RemoveVmReply {}))
+    }
+
+    async fn join_group(&self, request: Request<JoinGroupRequest>) -> Answer<JoinGroupReply> {
+        let spore = self.spore()?;
+        Ok(Response::new(self.0.vms.join_group(&spore, request.into_inner()).await?))
+    }
+
+    async fn group_started(&self, request: Request<GroupStartedRequest>) -> Answer<Vm> {
+        let GroupStartedRequest { vm, pid } = request.into_inner();
+        let spore = self.spore()?;
+        Ok(Response::new(self.0.vms.group_started(&spore, &vm, pid).await?))
     }
 }

@@ -197,6 +197,7 @@ async fn report(daemon: Arc<Daemon>) {
     loop {
         ticks.tick().await;
         if let Some(spore) = daemon.spore() {
+            daemon.vms.sweep();
             daemon.tell(&spore);
         }
     }
@@ -218,6 +219,11 @@ async fn answer(
             vms.release(&vm).await.map_err(|e| e.to_string())?;
             Told::Done
         }
+        Ask::UsePassive { vm } => {
+            let keeper = vms.find(&vm).map_err(|e| e.to_string())?;
+            Told::Ticket(keeper.serve_active(from).await.ok_or("it is no passive any more")?)
+        }
+        Ask::Holds { vm } => Told::Holds(vms.holds(&vm)),
     };
     Ok(encode(&told))
 }

@@ -29,6 +29,19 @@ pub(crate) struct Entry {
     pub(crate) process: Option<(u32, u64)>,
     /// How it ended, once it has.
     pub(crate) ended: Option<String>,
+    /// The pod that is this VM; `None` for a VM the daemon started itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) pod: Option<Pod>,
+}
+
+/// A pod of a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Pod {
+    pub(crate) group: String,
+    /// Its shim, as process number and start time.
+    pub(crate) shim: (u32, u64),
+    /// Where its VMM answers.
+    pub(crate) api: PathBuf,
 }
 
 /// The folder of one VM.
@@ -84,6 +97,11 @@ impl VmFolder {
     pub(crate) fn remove(&self) -> io::Result<()> {
         fs::remove_dir_all(&self.0)
     }
+
+    pub(crate) fn remove_if_there(&self) -> io::Result<()> {
+        self.remove()
+            .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+    }
 }
 
 #[cfg(test)]
@@ -101,6 +119,7 @@ mod tests {
             ram_bytes: 1,
             process: Some((1, 2)),
             ended: None,
+            pod: None,
         };
         VmFolder::of(dir.path(), "a").save(&entry).unwrap();
         let damaged = VmFolder::of(dir.path(), "b");

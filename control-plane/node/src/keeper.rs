@@ -14,8 +14,10 @@ use std::time::{Duration, Instant};
 
 use endophyte_api::{Role, SetAllowedRequest, SetReplicasRequest, VmInfo, WatchRequest};
 use mycelium_api::Vm;
-use mycelium_ram_core::NodeId;
-use mycelium_spores::Spore;
+use mycelium_ram_core::settle::{Reply, Request};
+use mycelium_ram_core::{NodeId, VmId};
+use mycelium_spores::state::NodeEntry;
+use mycelium_spores::{NodeReport, Spore};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -89,6 +91,7 @@ impl Keeper {
                 spore,
                 replica: None,
                 avoid: BTreeMap::new(),
+                unrecorded: None,
                 orders: taken,
             };
             tokio::spawn(follower.run());
@@ -171,7 +174,7 @@ impl Shared {
             api: self.api.display().to_string(),
             folder: folder.path().display().to_string(),
             trouble: if self.trouble.is_empty() { info.last_trouble.clone() } else { self.trouble.clone() },
-            group: String::new(),
+            group: self.entry.pod.as_ref().map(|pod| pod.group.clone()).unwrap_or_default(),
         }
     }
 }
@@ -196,16 +199,24 @@ struct Follower {
     spore: Arc<Spore>,
     replica: Option<Replica>,
     avoid: BTreeMap<NodeId, Instant>,
+    /// Since when a passive's VM has had no record.
+    unrecorded: Option<Instant>,
     orders: mpsc::Receiver<(Order, oneshot::Sender<()>)>,
 }
 
 impl Follower {
     async fn run(mut self) {
         let how = self.follow().await;
+        if self.is_pods() {
+            self.forget_if_dead().await;
+            let _ = self.folder.remove_if_there();
+        }
         let mut shared = lock(&self.shared);
         shared.entry.ended = Some(how);
         shared.process = None;
-        if let Err(error) = self.folder.save(&shared.entry) {
+        if shared.entry.pod.is_none()
+            && let Err(error) = self.folder.save(&shared.entry)
+        {
             tracing::warn!(%error, vm = shared.entry.name, "the VM's end cannot be written down");
         }
     }
@@ -277,10 +288,45 @@ impl Follower {
         lock(&self.shared).info.role() == Role::Active
     }
 
+    fn is_pods(&self) -> bool {
+        lock(&self.shared).entry.pod.is_some()
+    }
+
+    /// Drops the record of a pod's VM that ran here last and that no replica can take over.
+    async fn forget_if_dead(&self) {
+        let (name, incarnation) = {
+            let shared = lock(&self.shared);
+            (shared.entry.name.clone(), shared.info.incarnation.clone())
+        };
+        let Ok(vm) = VmId::new(name) else { return };
+        let Ok(Reply::Record(Some(record))) = self.spore.answer(vm, Request::Read).await else { return };
+        let was_here = record.active.node == self.spore.node()
+            && format!("{:?}", record.active.incarnation) == incarnation;
+        if was_here && record.in_sync.is_empty() {
+            // Otherwise the next pod of the group does it.
+            let _ = self.spore.forget_dead(&record).await;
+        }
+    }
+
+    /// A pod's passive whose VM has ended for good holds a place that a new start of the VM needs.
+    async fn end_if_unrecorded(&mut self) {
+        let is_passive = lock(&self.shared).info.role() == Role::Passive;
+        let has_record = || self.spore.state().records.keys().any(|vm| vm.as_str() == self.name());
+        if !is_passive || !self.is_pods() || has_record() {
+            self.unrecorded = None;
+            return;
+        }
+        let since = *self.unrecorded.get_or_insert_with(Instant::now);
+        if since.elapsed() > limits::REPLICA_PATIENCE {
+            tracing::warn!(vm = self.name(), "the VM has ended on its other node; this pod starts it anew");
+            self.process.stop().await;
+        }
+    }
+
     /// Brings the replica nearer to what is wanted; one step at a time.
     async fn reconcile(&mut self) {
         if !self.runs_guest() {
-            return;
+            return self.end_if_unrecorded().await;
         }
         let wanted = lock(&self.shared).entry.protect;
         self.judge();
@@ -312,6 +358,9 @@ impl Follower {
         let Some(replica) = self.replica.take() else { return };
         let _ = self.process.client.set_replicas(SetReplicasRequest { tickets: Vec::new() }).await;
         lock(&self.shared).replica_node_name.clear();
+        if self.is_pods() {
+            return;
+        }
         let (spore, vm) = (self.spore.clone(), self.name());
         // The node is probably gone; nobody waits for it.
         tokio::spawn(async move { release(&spore, replica.node, vm).await });
@@ -328,11 +377,10 @@ impl Follower {
     /// Finds a node, has it start a passive, and hands its ticket to the active.
     async fn place(&mut self) {
         let entry = lock(&self.shared).entry.clone();
-        let need = entry.ram_bytes + limits::VMM_OVERHEAD_BYTES;
         self.avoid.retain(|_, since| since.elapsed() < limits::AVOID);
-        let choice = match self.candidates().await {
-            Ok(candidates) => choose(&candidates, self.spore.node(), need),
-            Err(why) => Err(why),
+        let choice = match &entry.pod {
+            Some(pod) => self.other_pod(&entry.name, &pod.group).await,
+            None => self.best_node(&entry).await,
         };
         let choice = match choice {
             Ok(choice) => choice,
@@ -356,8 +404,13 @@ impl Follower {
     }
 
     async fn start_replica(&mut self, entry: &Entry, choice: &Choice) -> Result<(), String> {
-        let spec = std::fs::read_to_string(self.folder.spec()).map_err(|e| e.to_string())?;
-        let ask = Ask::StartPassive { vm: entry.name.clone(), spec, on_loss: entry.on_loss.clone() };
+        let vm = entry.name.clone();
+        let ask = if entry.pod.is_some() {
+            Ask::UsePassive { vm }
+        } else {
+            let spec = std::fs::read_to_string(self.folder.spec()).map_err(|e| e.to_string())?;
+            Ask::StartPassive { vm, spec, on_loss: entry.on_loss.clone() }
+        };
         let told = self.spore.request(choice.node, &encode(&ask), limits::PEER).await;
         let told: Told = decode(&told.map_err(|e| e.to_string())?)?;
         let Told::Ticket(ticket) = told else { return Err("it did not answer with a ticket".to_owned()) };
@@ -368,18 +421,38 @@ impl Follower {
         Ok(())
     }
 
-    async fn candidates(&self) -> Result<Vec<Candidate>, String> {
-        let reports = self.spore.reports().await.map_err(|e| e.to_string())?;
-        let fresh = |age_ms| Duration::from_millis(age_ms) < limits::REPLICA_PATIENCE;
-        let reports: BTreeMap<NodeId, _> = reports.into_iter().filter(|(_, r)| fresh(r.age_ms)).collect();
-        let nodes = self.spore.nodes();
-        let candidate = |(node, entry): (&NodeId, &mycelium_spores::state::NodeEntry)| Candidate {
+    async fn best_node(&self, entry: &Entry) -> Result<Choice, String> {
+        let reports = self.fresh_reports().await?;
+        let candidate = |(node, known): (&NodeId, &NodeEntry)| Candidate {
             node: *node,
-            name: entry.name.clone(),
-            report: reports.get(node).map(|r| r.report.clone()),
+            name: known.name.clone(),
+            report: reports.get(node).cloned(),
             failed: self.avoid.contains_key(node),
         };
-        Ok(nodes.iter().map(candidate).collect())
+        let candidates: Vec<Candidate> = self.spore.nodes().iter().map(candidate).collect();
+        choose(&candidates, self.spore.node(), entry.ram_bytes + limits::VMM_OVERHEAD_BYTES)
+    }
+
+    /// The node of another pod of the group, which waits to be the replica.
+    async fn other_pod(&self, vm: &str, group: &str) -> Result<Choice, String> {
+        let waits = |vm_there: &serde_json::Value| {
+            vm_there["name"] == vm && vm_there["group"] == group && vm_there["role"] == "passive"
+        };
+        let has_one = |report: &NodeReport| report.extra["vms"].as_array().into_iter().flatten().any(waits);
+        for (node, report) in self.fresh_reports().await? {
+            if node != self.spore.node() && !self.avoid.contains_key(&node) && has_one(&report) {
+                let name = self.spore.nodes().get(&node).map(|n| n.name.clone()).unwrap_or_default();
+                let why = format!("{name} has another pod of group {group}");
+                return Ok(Choice { node, name, why });
+            }
+        }
+        Err(format!("no other node has a pod of group {group} that could hold a replica"))
+    }
+
+    async fn fresh_reports(&self) -> Result<BTreeMap<NodeId, NodeReport>, String> {
+        let reports = self.spore.reports().await.map_err(|e| e.to_string())?;
+        let fresh = |age_ms| Duration::from_millis(age_ms) < limits::REPLICA_PATIENCE;
+        Ok(reports.into_iter().filter(|(_, r)| fresh(r.age_ms)).map(|(node, r)| (node, r.report)).collect())
     }
 }
 

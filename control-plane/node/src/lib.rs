@@ -14,6 +14,7 @@ mod capacity;
 mod config;
 mod daemon;
 mod entry;
+mod group;
 mod keeper;
 pub mod limits;
 mod peer;

@@ -24,6 +24,10 @@ pub const PROCESS_LOOK: Duration = Duration::from_millis(5);
 pub const ORPHAN_S: u64 = 30;
 /// Asking another daemon to start a passive, which touches all of the guest's memory first.
 pub const PEER: Duration = Duration::from_secs(60);
+/// A pod waits this long for its group's state to become clear: a takeover, or an election of the arbiter, takes less.
+pub const GROUP_PATIENCE: Duration = Duration::from_secs(10);
+/// Asking another daemon what it has; it looks into its own memory only.
+pub const QUESTION: Duration = Duration::from_secs(1);
 /// Interval of the node's report to the network.
 pub const REPORT: Duration = Duration::from_millis(500);
 /// Longest validity of an invitation that can be asked for, seconds: a day.

@@ -16,6 +16,10 @@ pub(crate) enum Ask {
     },
     /// The asker does not need the replica any more.
     StopPassive { vm: String },
+    /// Let the asker use the passive that a pod holds here.
+    UsePassive { vm: String },
+    /// What of a VM is here?
+    Holds { vm: String },
 }
 
 /// The answer.
@@ -25,6 +29,18 @@ pub(crate) enum Told {
     /// How to reach the passive: KEY@ADDRESS,ADDRESS.
     Ticket(String),
     Done,
+    Holds(Holding),
+}
+
+/// What a node has of a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Holding {
+    Nothing,
+    /// A process that is just being started.
+    Starting,
+    Active,
+    Passive,
 }
 
 /// Daemons of one network may be of neighbouring versions: JSON says what it does not know.

@@ -11,6 +11,7 @@ use mycelium_spores::Spore;
 
 use crate::config::NodeConfig;
 use crate::entry::{Entry, StartedAs, VmFolder};
+use crate::group::Claims;
 use crate::keeper::{Keeper, Order};
 use crate::limits;
 use crate::process::{Launch, Process, ProcessError};
@@ -38,6 +39,17 @@ pub(crate) enum VmError {
     Unprotected(String, String),
     #[error("not enough memory for VM {vm}: {free} MiB are free, {need} MiB are needed")]
     NoRoom { vm: String, free: u64, need: u64 },
+    #[error(
+        "a pod of group {0} is on this node already, and two pods of a group belong on two nodes; give them anti-affinity \
+         (topologyKey: kubernetes.io/hostname)"
+    )]
+    GroupHere(String),
+    #[error(
+        "VM {0} has a record, and who runs it is not clear: {1}; if its nodes are gone for good: mycelium vm rm {0}"
+    )]
+    GroupWaits(String, String),
+    #[error("VM {0} is the pods of group {1}; delete or scale them in Kubernetes")]
+    OfPods(String, String),
     #[error(transparent)]
     Process(#[from] ProcessError),
     #[error("cannot keep the VM's files: {0}; check that the disk has room")]
@@ -51,11 +63,12 @@ pub(crate) enum VmError {
 pub(crate) struct Vms {
     pub(crate) config: NodeConfig,
     keepers: Mutex<BTreeMap<String, Arc<Keeper>>>,
+    pub(crate) claims: Claims,
 }
 
 impl Vms {
     pub(crate) fn new(config: NodeConfig) -> Self {
-        Self { config, keepers: Mutex::default() }
+        Self { config, keepers: Mutex::default(), claims: Claims::default() }
     }
 
     fn keepers(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Keeper>>> {
@@ -66,6 +79,28 @@ impl Vms {
         self.keepers().get(name).cloned().ok_or_else(|| VmError::Unknown(name.to_owned()))
     }
 
+    pub(crate) fn insert(&self, name: &str, keeper: Arc<Keeper>) {
+        self.keepers().insert(name.to_owned(), keeper);
+    }
+
+    /// A VM that is ours to start and stop, which pods' are not.
+    pub(crate) fn find_own(&self, name: &str) -> Result<Arc<Keeper>, VmError> {
+        let keeper = self.find(name)?;
+        let group = keeper.view().group;
+        if group.is_empty() { Ok(keeper) } else { Err(VmError::OfPods(name.to_owned(), group)) }
+    }
+
+    /// Lets go of pods' VMs that have ended; Kubernetes remembers pods.
+    pub(crate) fn sweep(&self) {
+        self.keepers().retain(|_, keeper| {
+            let view = keeper.view();
+            view.group.is_empty() || view.role != "ended"
+        });
+        for name in self.claims.drop_stale() {
+            let _ = VmFolder::of(&self.config.folder, &name).remove_if_there();
+        }
+    }
+
     /// How all VMs of this node are.
     pub(crate) fn list(&self) -> Vec<Vm> {
         self.keepers().values().map(|keeper| keeper.view()).collect()
@@ -74,15 +109,25 @@ impl Vms {
     /// Finds the processes again that an earlier daemon started.
     pub(crate) async fn adopt(&self, spore: &Arc<Spore>) {
         for (folder, mut entry) in VmFolder::all(&self.config.folder) {
+            let api = entry.pod.as_ref().map_or_else(|| self.api_of(&entry.name), |pod| pod.api.clone());
             let process = match entry.process {
-                Some((pid, started)) => Process::adopt(pid, started, &self.api_of(&entry.name)).await,
+                Some((pid, started)) => Process::adopt(pid, started, &api).await,
                 None => None,
             };
+            if entry.pod.is_some() && process.is_none() {
+                // With a process it has ended, and without one its shim may be about to start it.
+                if entry.process.is_none() {
+                    self.claims.remember(entry);
+                } else {
+                    let _ = folder.remove();
+                }
+                continue;
+            }
             if process.is_none() && entry.ended.is_none() {
                 entry.ended = Some("ended while no daemon ran".to_owned());
             }
             let name = entry.name.clone();
-            let keeper = Keeper::start(entry, folder, process, spore.clone(), self.api_of(&name));
+            let keeper = Keeper::start(entry, folder, process, spore.clone(), api);
             self.keepers().insert(name, keeper);
         }
     }
@@ -95,10 +140,7 @@ impl Vms {
         protect: bool,
         on_loss: &str,
     ) -> Result<Vm, VmError> {
-        let on_loss = if on_loss.is_empty() { "degrade" } else { on_loss };
-        if !["degrade", "halt"].contains(&on_loss) {
-            return Err(VmError::Policy(on_loss.to_owned()));
-        }
+        let on_loss = known_policy(on_loss)?;
         let entry = self.entry(spec, StartedAs::Active, protect, on_loss)?;
         let role = ["active".to_owned(), "--on-loss".to_owned(), on_loss.to_owned()];
         Ok(self.launch(spore, entry, spec, &role).await?.view())
@@ -124,11 +166,8 @@ impl Vms {
             self.keepers().remove(&name);
         }
         let entry = self.entry(spec, StartedAs::Passive, true, on_loss)?;
-        let mut role = vec!["passive".to_owned(), "--orphan-after".to_owned(), limits::ORPHAN_S.to_string()];
-        role.extend(["--allow".to_owned(), from.to_string()]);
-        for addr in self.config.path_addrs() {
-            role.extend(["--listen".to_owned(), addr.to_string()]);
-        }
+        let mut role = self.passive_args(from);
+        role.extend(["--orphan-after".to_owned(), limits::ORPHAN_S.to_string()]);
         let keeper = self.launch(spore, entry, spec, &role).await?;
         keeper.ticket().await.ok_or_else(|| VmError::Network("the passive has no ticket".to_owned()))
     }
@@ -144,14 +183,7 @@ impl Vms {
         if let Ok(keeper) = self.find(&parsed.name) {
             return Err(VmError::Exists(parsed.name, keeper.view().role));
         }
-        if self.keepers().len() >= limits::VMS {
-            return Err(VmError::Full);
-        }
-        let need = parsed.ram_bytes + limits::VMM_OVERHEAD_BYTES;
-        let free = crate::capacity::look().free_memory_bytes;
-        if free < need {
-            return Err(VmError::NoRoom { vm: parsed.name, free: free >> 20, need: need >> 20 });
-        }
+        self.room_for(&parsed.name, parsed.ram_bytes)?;
         Ok(Entry {
             name: parsed.name,
             started_as,
@@ -160,7 +192,41 @@ impl Vms {
             ram_bytes: parsed.ram_bytes,
             process: None,
             ended: None,
+            pod: None,
         })
+    }
+
+    pub(crate) fn room_for(&self, vm: &str, ram_bytes: u64) -> Result<(), VmError> {
+        if self.keepers().len() >= limits::VMS {
+            return Err(VmError::Full);
+        }
+        let need = ram_bytes + limits::VMM_OVERHEAD_BYTES;
+        let free = crate::capacity::look().free_memory_bytes;
+        if free < need {
+            return Err(VmError::NoRoom { vm: vm.to_owned(), free: free >> 20, need: need >> 20 });
+        }
+        Ok(())
+    }
+
+    /// Arguments of a passive for the active on that node.
+    pub(crate) fn passive_args(&self, active: NodeId) -> Vec<String> {
+        let mut args = vec!["passive".to_owned(), "--allow".to_owned(), active.to_string()];
+        for addr in self.config.path_addrs() {
+            args.extend(["--listen".to_owned(), addr.to_string()]);
+        }
+        args
+    }
+
+    /// Arguments of every process of this node.
+    pub(crate) fn process_args(&self, spore: &Spore, folder: &VmFolder) -> Vec<String> {
+        let text = |path: PathBuf| path.display().to_string();
+        let mut args = vec!["--run-dir".to_owned(), text(folder.run_dir())];
+        args.extend(["--key".to_owned(), text(self.config.folder.join("node.key"))]);
+        args.extend(["--mtu".to_owned(), self.config.mtu.to_string()]);
+        for arbiter in arbiters(spore) {
+            args.extend(["--arbiter".to_owned(), arbiter]);
+        }
+        args
     }
 
     async fn launch(
@@ -175,18 +241,8 @@ impl Vms {
         std::fs::write(folder.spec(), spec)?;
         let api = self.api_of(&entry.name);
         let mut args = role.to_vec();
-        let text = |path: PathBuf| path.display().to_string();
-        args.extend([
-            "--spec".to_owned(),
-            text(folder.spec()),
-            "--run-dir".to_owned(),
-            text(folder.run_dir()),
-        ]);
-        args.extend(["--key".to_owned(), text(self.config.folder.join("node.key"))]);
-        args.extend(["--mtu".to_owned(), self.config.mtu.to_string()]);
-        for arbiter in arbiters(spore) {
-            args.extend(["--arbiter".to_owned(), arbiter]);
-        }
+        args.extend(["--spec".to_owned(), folder.spec().display().to_string()]);
+        args.extend(self.process_args(spore, &folder));
         let launch = Launch { program: &self.config.endophyte, args, log: folder.log(), api: api.clone() };
         let started = Process::start(launch).await;
         let process = match started {
@@ -200,7 +256,7 @@ impl Vms {
         folder.save(&entry)?;
         let name = entry.name.clone();
         let keeper = Keeper::start(entry, folder, Some(process), spore.clone(), api);
-        self.keepers().insert(name, keeper.clone());
+        self.insert(&name, keeper.clone());
         Ok(keeper)
     }
 
@@ -230,6 +286,15 @@ impl Vms {
     fn api_of(&self, name: &str) -> PathBuf {
         let dir = self.config.api.parent().unwrap_or_else(|| std::path::Path::new("/run/mycelium"));
         dir.join(format!("vm-{name}.sock"))
+    }
+}
+
+/// A policy for the loss of a replica, by its name; degrade if none is given.
+pub(crate) fn known_policy(on_loss: &str) -> Result<&str, VmError> {
+    match on_loss {
+        "" => Ok("degrade"),
+        "degrade" | "halt" => Ok(on_loss),
+        other => Err(VmError::Policy(other.to_owned())),
     }
 }
 

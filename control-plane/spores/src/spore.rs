@@ -23,7 +23,7 @@ use crate::member::Member;
 use crate::mesh::{Mesh, MeshError};
 use crate::raft::Timing;
 use crate::report::{NodeReport, Pulse, Reported};
-use crate::state::{Command, NetworkState, NodeEntry, Outcome};
+use crate::state::{Command, NetworkState, NodeEntry, Outcome, Seen};
 use crate::status::Status;
 use crate::wire::{Ask, DAEMON, OWN, Say, decode, encode};
 
@@ -135,7 +135,20 @@ impl Spore {
     /// # Errors
     /// [`SporeError`].
     pub async fn forget(&self, vm: VmId) -> Result<Option<Record>, SporeError> {
-        match self.core.command(Command::Forget(vm)).await? {
+        self.drop_record(vm, None).await
+    }
+
+    /// Drops a VM's record if it still is the one that was read, because nobody it names can run the VM any more.
+    /// `false`: it has changed.
+    ///
+    /// # Errors
+    /// [`SporeError`].
+    pub async fn forget_dead(&self, record: &Record) -> Result<bool, SporeError> {
+        Ok(self.drop_record(record.vm.clone(), Some(Seen::of(record))).await?.is_some())
+    }
+
+    async fn drop_record(&self, vm: VmId, seen: Option<Seen>) -> Result<Option<Record>, SporeError> {
+        match self.core.command(Command::Forget(vm, seen)).await? {
             Outcome::Forgotten(record) => Ok(record),
             _ => Ok(None),
         }

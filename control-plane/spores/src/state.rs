@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use mycelium_identity::NetworkId;
 use mycelium_ram_core::record::{Authority, Record, Swap, Verdict, decide};
 use mycelium_ram_core::settle::Reply;
-use mycelium_ram_core::{NodeId, VmId};
+use mycelium_ram_core::{Member, NodeId, VmId};
 use serde::{Deserialize, Serialize};
 
 use crate::limits;
@@ -52,8 +52,23 @@ pub enum Command {
     Enrol(Enrolment),
     /// Takes a node out.
     Remove(NodeId),
-    /// Drops a record, on an operator's order.
-    Forget(VmId),
+    /// Drops a record: whatever it is, on an operator's order, or only if it still is that one.
+    Forget(VmId, Option<Seen>),
+}
+
+/// Which record somebody has read. The version alone would not do: records made anew count from the start again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    version: u64,
+    active: Member,
+}
+
+impl Seen {
+    /// Of a record.
+    #[must_use]
+    pub fn of(record: &Record) -> Self {
+        Self { version: record.version, active: record.active }
+    }
 }
 
 /// A node with an invitation.
@@ -167,7 +182,11 @@ pub fn apply(state: &mut NetworkState, command: &Command) -> Outcome {
         Command::Admit(admission) => admit(state, admission),
         Command::Enrol(enrolment) => enrol(state, enrolment),
         Command::Remove(node) => remove(state, *node),
-        Command::Forget(vm) => return Outcome::Forgotten(state.records.remove(vm)),
+        Command::Forget(vm, seen) => {
+            let is_meant = |r: &Record| seen.is_none_or(|seen| seen == Seen::of(r));
+            let is_meant = state.records.get(vm).is_some_and(is_meant);
+            return Outcome::Forgotten(is_meant.then(|| state.records.remove(vm)).flatten());
+        }
     };
     outcome.map_or_else(Outcome::Refused, |()| Outcome::Done)
 }
@@ -371,8 +390,14 @@ mod tests {
         apply(&mut state, &swap(1, 1, 0, Change::Create { policy: LossPolicy::Degrade }));
         let vm = VmId::new("vm").unwrap();
         assert_eq!(state.records[&vm].authority, Authority::Primary);
-        assert!(matches!(apply(&mut state, &Command::Forget(vm.clone())), Outcome::Forgotten(Some(_))));
-        assert_eq!(apply(&mut state, &Command::Forget(vm)), Outcome::Forgotten(None));
+        let forget = |seen| Command::Forget(vm.clone(), seen);
+        let first = Seen::of(&state.records[&vm]);
+        assert!(matches!(apply(&mut state, &forget(Some(first))), Outcome::Forgotten(Some(_))));
+        apply(&mut state, &swap(2, 1, 0, Change::Create { policy: LossPolicy::Degrade }));
+        assert_eq!(Seen::of(&state.records[&vm]).version, first.version);
+        assert_eq!(apply(&mut state, &forget(Some(first))), Outcome::Forgotten(None), "it is another one");
+        assert!(matches!(apply(&mut state, &forget(None)), Outcome::Forgotten(Some(_))));
+        assert_eq!(apply(&mut state, &forget(None)), Outcome::Forgotten(None));
     }
 
     #[test]

@@ -26,7 +26,17 @@ const PAUSE: &str = "docker.io/library/pause:local";
 pub struct Containerd {
     dir: PathBuf,
     programs: PathBuf,
+    node: Option<Node>,
     child: Option<Child>,
+}
+
+/// A node of its own for a containerd.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Its network namespace.
+    pub netns: PathBuf,
+    /// Its daemon's socket.
+    pub socket: PathBuf,
 }
 
 impl Containerd {
@@ -35,10 +45,18 @@ impl Containerd {
     /// # Errors
     /// When it does not come up; with its log.
     pub fn start(dir: &Path, programs: &Path, subnet: &str) -> Result<Self> {
+        Self::start_on(dir, programs, subnet, None)
+    }
+
+    /// The same on a node.
+    ///
+    /// # Errors
+    /// As [`Containerd::start`].
+    pub fn start_on(dir: &Path, programs: &Path, subnet: &str, node: Option<Node>) -> Result<Self> {
         fs::create_dir_all(dir.join("cni"))?;
         fs::write(dir.join("cni/10-pods.conflist"), cni(dir, subnet))?;
         fs::write(dir.join("config.toml"), config(dir))?;
-        let mut this = Self { dir: dir.to_owned(), programs: programs.to_owned(), child: None };
+        let mut this = Self { dir: dir.to_owned(), programs: programs.to_owned(), node, child: None };
         this.launch()?;
         this.import()?;
         Ok(this)
@@ -47,7 +65,15 @@ impl Containerd {
     fn launch(&mut self) -> Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("containerd.log"))?;
         let path = std::env::var("PATH").unwrap_or_default();
-        let mut containerd = Command::new("containerd");
+        let mut containerd = match &self.node {
+            Some(node) => {
+                let mut inside = Command::new("nsenter");
+                inside.arg(format!("--net={}", node.netns.display())).args(["--", "containerd"]);
+                inside.env("MYCELIUM_SOCKET", &node.socket);
+                inside
+            }
+            None => Command::new("containerd"),
+        };
         containerd.arg("--config").arg(self.dir.join("config.toml"));
         // The shim is looked for in the PATH, the VMM beside it.
         containerd.env("PATH", format!("{}:{path}", self.programs.display()));

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 const PROGRAMS: &str = "MYCELIUM_PROGRAMS";
 
 /// Debian's programs the tests drive, with the package of each.
-const TOOLS: [(&str, &str); 7] = [
+const TOOLS: [(&str, &str); 8] = [
     ("containerd", "containerd"),
     ("ctr", "containerd"),
     ("runc", "runc"),
     ("ip", "iproute2"),
     ("iptables", "iptables"),
+    ("nft", "nftables"),
     ("redis-cli", "redis-tools"),
     ("nsenter", "util-linux"),
 ];

@@ -110,6 +110,18 @@ impl Network {
         self.nodes.iter_mut().find(|node| node.name == name).expect("the test names its own nodes")
     }
 
+    /// Folder for the network's files.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Folder of the programs under test.
+    #[must_use]
+    pub fn programs(&self) -> &Path {
+        &self.programs
+    }
+
     /// All of them.
     #[must_use]
     pub fn nodes(&self) -> &[Node] {
@@ -150,7 +162,7 @@ impl Network {
 impl Drop for Network {
     fn drop(&mut self) {
         for node in &mut self.nodes {
-            if std::thread::panicking() {
+            if std::thread::panicking() || std::env::var_os("SLICE_LOG").is_some() {
                 let log = std::fs::read_to_string(node.dir.join("daemon.log")).unwrap_or_default();
                 let lines: Vec<&str> = log.lines().collect();
                 eprintln!("node {}:\n{}", node.name, lines[lines.len().saturating_sub(10)..].join("\n"));
@@ -276,12 +288,21 @@ impl Node {
         Ok(active.zip(node("passive", "state", "in sync".into())))
     }
 
-    fn socket(&self) -> PathBuf {
+    /// Its network namespace.
+    #[must_use]
+    pub fn netns(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.name)
+    }
+
+    /// Its daemon's socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
         Path::new("/run").join(format!("node-{}", self.name)).join("node.sock")
     }
 }
 
-fn address(number: usize) -> String {
+/// Address of a node among the daemons.
+pub(crate) fn address(number: usize) -> String {
     format!("10.77.1.{}", 11 + number)
 }
 
@@ -302,7 +323,7 @@ fn members(status: &Value) -> impl Iterator<Item = &Value> {
     status["members"].as_array().into_iter().flatten()
 }
 
-fn ip(line: &str) -> Result<()> {
+pub(crate) fn ip(line: &str) -> Result<()> {
     let words: Vec<&str> = line.split(' ').collect();
     if words.is_empty() {
         bail!("no words for ip");

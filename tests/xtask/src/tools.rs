@@ -39,6 +39,8 @@ pub(crate) const CNI: Tool = Tool {
 };
 pub(crate) const IPTABLES: Tool =
     Tool { program: "iptables", package: "iptables", reason: "is what CNI's portmap plugin uses" };
+pub(crate) const NFT: Tool =
+    Tool { program: "nft", package: "nftables", reason: "gives a pod's address to the VM of its group" };
 pub(crate) const BUSYBOX: Tool =
     Tool { program: "busybox", package: "busybox-static", reason: "is the ordinary container of the tests" };
 pub(crate) const PROTOC: Tool = Tool {
@@ -48,8 +50,8 @@ pub(crate) const PROTOC: Tool = Tool {
 };
 
 /// Everything, for `cargo xtask doctor`.
-pub(crate) const ALL: [Tool; 11] =
-    [GCC, IP, TCPDUMP, QEMU, REDIS, CONTAINERD, RUNC, CNI, IPTABLES, BUSYBOX, PROTOC];
+pub(crate) const ALL: [Tool; 12] =
+    [GCC, IP, TCPDUMP, QEMU, REDIS, CONTAINERD, RUNC, CNI, IPTABLES, NFT, BUSYBOX, PROTOC];
 
 /// Installs what is missing, after saying so. Needs root on Debian; otherwise says what to install.
 pub(crate) fn ensure(tools: &[Tool]) -> Result<()> {

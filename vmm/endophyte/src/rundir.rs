@@ -51,7 +51,8 @@ impl Status {
                 (self.role, self.vm, self.node) = (role.clone(), vm.clone(), node.clone());
                 (self.incarnation, self.reason) = (incarnation.clone(), String::new());
                 (self.listed, self.staged_epoch) = (false, 0);
-                self.state = if role == "active" { "unprotected" } else { "waiting" }.to_owned();
+                // An active starts for as long as the arbiter has not said that it is the one.
+                self.state = if role == "active" { "starting" } else { "waiting" }.to_owned();
                 self.generation = u64::from(role == "active");
             }
             Event::Protection { state, reason, protected } => {
