@@ -48,8 +48,11 @@ pub(crate) struct Launch<'a> {
 }
 
 impl Process {
-    /// Starts a process and waits until it answers.
-    pub(crate) async fn start(launch: Launch<'_>) -> Result<Self, ProcessError> {
+    /// Starts a process and waits until it answers. `spawned` is told number and start time before that.
+    pub(crate) async fn start(
+        launch: Launch<'_>,
+        spawned: impl FnOnce(u32, u64) -> io::Result<()>,
+    ) -> Result<Self, ProcessError> {
         let fail = |source| ProcessError::Spawn { program: launch.program.to_owned(), source };
         let log = File::options().create(true).append(true).open(&launch.log).map_err(fail)?;
         let logged = log.metadata().map_or(0, |m| m.len());
@@ -60,6 +63,11 @@ impl Process {
         let mut child = vmm.spawn().map_err(fail)?;
         let pid = child.id().unwrap_or(0);
         let started = start_time(pid).unwrap_or(0);
+        if let Err(error) = spawned(pid, started) {
+            // What is not written down nobody would find again.
+            let _ = child.kill().await;
+            return Err(ProcessError::Failed(format!("it cannot be written down that it runs: {error}")));
+        }
         let (tell, ended) = watch::channel(None);
         let log = launch.log.clone();
         tokio::spawn(async move {
@@ -87,6 +95,13 @@ impl Process {
         });
         let (client, info) = answering(api, ended.clone()).await.ok()?;
         Some(Self { pid, started, client, info, ended })
+    }
+
+    /// Finds the process that answers at a socket, whatever is known of it.
+    pub(crate) async fn at(api: &Path) -> Option<Self> {
+        let mut client = endophyte_api::connect(api).await.ok()?;
+        let pid = client.info(InfoRequest {}).await.ok()?.into_inner().pid;
+        Self::adopt(pid, start_time(pid)?, api).await
     }
 
     /// Waits for its end.
@@ -191,7 +206,13 @@ mod tests {
             log: dir.path().join("log"),
             api: dir.path().join("sock"),
         };
-        let error = Process::start(launch).await.unwrap_err().to_string();
+        let mut seen = None;
+        let spawned = |pid, started| {
+            seen = Some((pid, started));
+            Ok(())
+        };
+        let error = Process::start(launch, spawned).await.unwrap_err().to_string();
         assert!(error.contains("no good") && error.contains('3'), "{error}");
+        assert!(seen.is_some_and(|(pid, _)| pid > 0));
     }
 }

@@ -110,10 +110,15 @@ impl Vms {
     pub(crate) async fn adopt(&self, spore: &Arc<Spore>) {
         for (folder, mut entry) in VmFolder::all(&self.config.folder) {
             let api = entry.pod.as_ref().map_or_else(|| self.api_of(&entry.name), |pod| pod.api.clone());
-            let process = match entry.process {
+            let mut process = match entry.process {
                 Some((pid, started)) => Process::adopt(pid, started, &api).await,
                 None => None,
             };
+            if process.is_none() && entry.ended.is_none() {
+                // The daemon may have died before it wrote down what it had started.
+                process = Process::at(&api).await;
+                entry.process = process.as_ref().map(|p| (p.pid, p.started)).or(entry.process);
+            }
             if entry.pod.is_some() && process.is_none() {
                 // With a process it has ended, and without one its shim may be about to start it.
                 if entry.process.is_none() {
@@ -244,16 +249,17 @@ impl Vms {
         args.extend(["--spec".to_owned(), folder.spec().display().to_string()]);
         args.extend(self.process_args(spore, &folder));
         let launch = Launch { program: &self.config.endophyte, args, log: folder.log(), api: api.clone() };
-        let started = Process::start(launch).await;
-        let process = match started {
+        let spawned = |pid, started| {
+            entry.process = Some((pid, started));
+            folder.save(&entry)
+        };
+        let process = match Process::start(launch, spawned).await {
             Ok(process) => process,
             Err(error) => {
                 let _ = folder.remove();
                 return Err(error.into());
             }
         };
-        entry.process = Some((process.pid, process.started));
-        folder.save(&entry)?;
         let name = entry.name.clone();
         let keeper = Keeper::start(entry, folder, Some(process), spore.clone(), api);
         self.insert(&name, keeper.clone());

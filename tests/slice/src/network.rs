@@ -215,6 +215,16 @@ impl Node {
         eventually("the daemon to answer", || self.status().is_ok()).await
     }
 
+    /// Sends its daemon a signal.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn signal_daemon(&self, signal: rustix::process::Signal) -> Result<()> {
+        let pid = self.daemon_pid().and_then(|pid| i32::try_from(pid).ok());
+        let pid = pid.and_then(rustix::process::Pid::from_raw).context("no daemon runs")?;
+        Ok(rustix::process::kill_process(pid, signal)?)
+    }
+
     /// Process of its daemon: `ip netns exec` has become it.
     #[must_use]
     pub fn daemon_pid(&self) -> Option<u32> {
@@ -288,6 +298,32 @@ impl Node {
         Ok(active.zip(node("passive", "state", "in sync".into())))
     }
 
+    /// The process that runs a VM here.
+    ///
+    /// # Errors
+    /// The command line's, and when there is none.
+    pub fn vmm(&self, vm: &str) -> Result<rustix::process::Pid> {
+        let vms = self.ask(&["vm", "inspect", vm])?;
+        let here = vms.as_array().into_iter().flatten().find(|v| v["node_name"] == self.name.as_str());
+        let pid = here.and_then(|v| i32::try_from(v["pid"].as_i64()?).ok());
+        pid.and_then(rustix::process::Pid::from_raw).context("no process of the VM here")
+    }
+
+    /// The generations as which processes of this node have resumed a VM after a takeover, as its timeline tells.
+    ///
+    /// # Errors
+    /// When a line of the timeline is no event.
+    pub fn resumed(&self, vm: &str) -> Result<Vec<u64>> {
+        let timeline = self.dir.join("state/vms").join(vm).join("run/events.jsonl");
+        let text = std::fs::read_to_string(timeline).unwrap_or_default();
+        let events: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+        Ok(events
+            .iter()
+            .filter(|e| e["event"] == "resumed")
+            .filter_map(|e| e["generation"].as_u64())
+            .collect())
+    }
+
     /// Its network namespace.
     #[must_use]
     pub fn netns(&self) -> PathBuf {
@@ -317,6 +353,12 @@ pub fn alive(status: &Value) -> usize {
 pub fn voters(status: &Value) -> Vec<String> {
     let voting = members(status).filter(|m| m["votes"] == true);
     voting.filter_map(|m| m["name"].as_str().map(str::to_owned)).collect()
+}
+
+/// Name of the member that leads the arbiter.
+#[must_use]
+pub fn leader(status: &Value) -> Option<String> {
+    members(status).find(|m| m["leads"] == true)?["name"].as_str().map(str::to_owned)
 }
 
 fn members(status: &Value) -> impl Iterator<Item = &Value> {

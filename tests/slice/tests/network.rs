@@ -1,9 +1,12 @@
 //! Three nodes, each in a namespace of its own, with real daemons and real VMs between them.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 use slice_tests::counter::Counter;
 use slice_tests::network::{GUEST, Network, alive, voters};
-use slice_tests::world::eventually;
+use slice_tests::world::{eventually, pids};
 
 #[tokio::test]
 async fn a_network_forms_and_refuses_whom_it_must() -> Result<()> {
@@ -100,6 +103,37 @@ async fn a_daemon_that_dies_finds_its_vms_again_and_a_failover_can_be_ordered() 
         network.node("a").ask(&["vm", "list"]).is_ok_and(|vms| vms.as_array().is_some_and(Vec::is_empty))
     })
     .await
+}
+
+#[tokio::test]
+async fn a_daemon_killed_during_protect_is_back_with_one_replica() -> Result<()> {
+    let Some(mut network) = Network::lay(2).await? else { return Ok(()) };
+    network.form().await?;
+    let spec = network.spec(64)?.display().to_string();
+    network.node("a").ask(&["vm", "run", "--spec", &spec])?;
+    let ours = network.dir().display().to_string();
+    // Where in its work the daemon dies is left to chance; the first delays meet it before, the last ones after.
+    for (victim, delay_ms) in [("a", 5), ("b", 20), ("b", 60), ("b", 120), ("a", 60), ("a", 150)] {
+        std::thread::scope(|scope| {
+            let active = network.node("a");
+            scope.spawn(move || active.ask(&["vm", "protect", "store"]));
+            std::thread::sleep(Duration::from_millis(delay_ms));
+            network.node(victim).signal_daemon(Signal::KILL)
+        })?;
+        network.node_mut(victim).kill_daemon();
+        network.node_mut(victim).start_daemon().await?;
+        let back = async {
+            eventually("both daemons back", || network.node("a").status().is_ok_and(|s| alive(&s) == 2))
+                .await?;
+            network.node("a").ask(&["vm", "protect", "store"])?;
+            network.protected("a").await?;
+            eventually("one process on each node", || pids("endophyte", &ours).len() == 2).await?;
+            network.node("a").ask(&["vm", "protect", "store", "--off"])?;
+            eventually("one process in all", || pids("endophyte", &ours).len() == 1).await
+        };
+        back.await.with_context(|| format!("daemon of {victim} killed after {delay_ms} ms"))?;
+    }
+    Ok(())
 }
 
 /// Waits until the client has had that many more replies.
