@@ -624,6 +624,10 @@ impl Primary {
         if self.gate == GateMode::Open || self.doubt && !sabotaged(Sabotage::StaleAckHonoured) {
             return;
         }
+        // Not on the word of a replica that is not listed yet, or perhaps no more: it could not go on from what leaves.
+        if self.must_halt() {
+            return;
+        }
         let mut required = self.peers.iter().filter(|p| p.standing.is_required()).peekable();
         if required.peek().is_none() {
             if self.record.in_sync.is_empty() && self.record.policy == LossPolicy::Degrade {
@@ -693,8 +697,7 @@ impl Primary {
 
     /// Under `Halt` the guest runs only while somebody is in sync: not after a takeover and not at the first boot either.
     fn obey_policy(&mut self, out: &mut Vec<Action>) {
-        let alone = !self.peers.iter().any(|p| p.standing == Standing::InSync);
-        let pause = alone && self.record.policy == LossPolicy::Halt;
+        let pause = self.must_halt();
         if pause && self.gate == GateMode::Open {
             self.hold_gate(out);
         }
@@ -702,6 +705,11 @@ impl Primary {
             self.paused = pause;
             out.push(if pause { Action::PauseGuest } else { Action::RunGuest });
         }
+    }
+
+    fn must_halt(&self) -> bool {
+        let alone = !self.peers.iter().any(|p| p.standing == Standing::InSync);
+        alone && self.record.policy == LossPolicy::Halt
     }
 
     fn cut_if_due(&mut self, now: Time, out: &mut Vec<Action>) {

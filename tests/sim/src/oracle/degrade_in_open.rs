@@ -8,6 +8,7 @@ use mycelium_ram_core::record::{LossPolicy, Record};
 
 use super::{Violation, Witness, ms};
 use crate::guest::Request;
+use crate::limits;
 
 const NAME: &str = "degrade_in_open";
 
@@ -22,6 +23,19 @@ pub(super) fn check(w: &Witness) -> Result<(), Violation> {
         let until = w.ledger.partition_point(|(t, _)| t <= at);
         let records = &w.ledger[after.saturating_sub(1)..until];
         let mine = || records.iter().filter(|(_, r)| r.active == *from);
+        // Under `halt` somebody must be listed when the answer leaves, not only when it was asked for.
+        let lately = w.ledger[..until].partition_point(|(t, _)| t + limits::RELEASE_WINDOW_NS <= *at);
+        let mut late = w.ledger[lately.saturating_sub(1)..until].iter();
+        if let Some((_, r)) = late.clone().next()
+            && r.policy == LossPolicy::Halt
+            && late.all(|(_, r)| r.active == *from && r.in_sync.is_empty())
+        {
+            let (who, at) = (w.name(*from), ms(*at));
+            return Err(Violation::new(
+                NAME,
+                format!("{who} let {answer:?} out at {at}, when the record listed nobody under `halt`"),
+            ));
+        }
         let alone = mine().any(|(_, r)| r.in_sync.is_empty() && r.policy == LossPolicy::Degrade);
         let guarded = mine().any(|(_, r)| guards(w, r, *asked_at));
         if !alone && !guarded && mine().next().is_some() {

@@ -92,12 +92,8 @@ const JOIN_POINTS: &[Point] = &[
     Point::EpochStaged,
     Point::ListSent,
 ];
-const LEADER_POINTS: &[Point] = &[
-    Point::TakeoverReceived,
-    Point::TakeoverAppended,
-    Point::TakeoverReplicated,
-    Point::TakeoverAnswered,
-];
+const LEADER_POINTS: &[Point] =
+    &[Point::TakeoverReceived, Point::TakeoverAppended, Point::TakeoverReplicated, Point::TakeoverAnswered];
 const RIFTS: &[Rift] = &[
     Rift::Pair,
     Rift::ActiveMute,
@@ -398,6 +394,9 @@ fn dismissals(s: &mut Scenario, rng: &mut Rng) {
     s.heal_at = 3000 * MS;
     s.policy = if rng.chance(200) { LossPolicy::Halt } else { LossPolicy::Degrade };
     s.arbiter.delay.1 = rng.between((2, 60)) * MS;
+    if rng.chance(300) {
+        s.paths.delay.1 = rng.between((5, 40)) * MS;
+    }
     // Slow seeds and lists are long enough to be given up in.
     s.costs.send.1 = rng.between((60, 2000)) * 1000;
     if s.nodes == 3 && rng.chance(500) {
@@ -420,9 +419,10 @@ fn dismissals(s: &mut Scenario, rng: &mut Rng) {
         _ => some_time(rng, &points),
     };
     // One death at most: two could be nobody's to survive.
-    match rng.below(5) {
+    match rng.below(6) {
         0 | 1 => s.add_protected(strike(rng), What::Crash(Who::Active, reboot(rng))),
-        2 => s.add(strike(rng), What::Crash(Who::Replica, reboot(rng))),
+        2 => s.add_protected(strike(rng), What::Crash(Who::Replica, reboot(rng))),
+        3 => s.add(strike(rng), What::Crash(Who::Joiner, reboot(rng))),
         _ => {}
     }
     for _ in 0..rng.below(3) {

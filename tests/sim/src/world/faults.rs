@@ -76,7 +76,9 @@ impl World {
             Who::Here => here,
             Who::Joiner => {
                 let joins = |(_, p): &(&Pid, &Proc)| {
-                    matches!(p.process.role, Role::Passive(_)) && !record.lists(p.process.member)
+                    let member = p.process.member;
+                    let listed = record.active == member || record.lists(member);
+                    matches!(p.process.role, Role::Passive(_)) && !listed
                 };
                 self.procs.iter().find(joins).map(|(pid, _)| *pid)
             }

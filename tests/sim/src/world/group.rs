@@ -124,7 +124,9 @@ impl World {
     fn leader_dies_at(&mut self, point: Point, asked: &Asked) -> bool {
         let group = self.group();
         let log = group.log.iter().rev().filter(|_| point == Point::Contested);
-        let Some(op) = asked.takeover().or_else(|| log.filter_map(Asked::takeover).next()) else { return false };
+        let Some(op) = asked.takeover().or_else(|| log.filter_map(Asked::takeover).next()) else {
+            return false;
+        };
         let term = group.term;
         self.reached(asked.from, point);
         let died = self.group().term != term;
