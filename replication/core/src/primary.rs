@@ -218,6 +218,11 @@ impl Peer {
         self.acked.unwrap_or_else(|| self.first.prev())
     }
 
+    /// Whether the pace follows it. While the record is slow to let a dismissed one go, output goes on with its word.
+    fn sets_pace(&self) -> bool {
+        self.standing.is_live() || self.dismissed && self.detector.suspicion().is_none()
+    }
+
     /// The newest epoch behind which nothing is on its way.
     fn settled(&self) -> EpochId {
         self.acked_or_before().max(self.void)
@@ -728,7 +733,7 @@ impl Primary {
     /// The newest epoch that nobody still has on its way to him whom the pace must follow: the replicas output waits for,
     /// or while there are none, those being seeded.
     fn oldest_awaited(&self) -> Option<EpochId> {
-        let live = || self.peers.iter().filter(|p| p.standing.is_live());
+        let live = || self.peers.iter().filter(|p| p.sets_pace());
         let required = live().filter(|p| p.standing.is_required()).map(Peer::settled).min();
         required.or_else(|| live().map(Peer::settled).min())
     }

@@ -570,3 +570,19 @@ fn under_halt_nothing_leaves_on_the_word_of_a_replica_that_may_be_unlisted_or_is
     assert_eq!(desk.released(), [seed]);
     assert!(desk.did(&Action::RunGuest));
 }
+
+#[test]
+fn while_the_arbiter_is_away_output_goes_on_with_the_word_of_a_dismissed_replica() {
+    let (mut desk, newest) = Desk::protected(LossPolicy::Degrade);
+    desk.arbiter_answers = false;
+    desk.tell(Event::Dismiss(member(2)));
+    for epoch in newest + 1..newest + 6 {
+        assert_eq!(desk.seal(), epoch);
+        desk.ack(2, epoch);
+        assert_eq!(desk.released().last(), Some(&epoch));
+    }
+    assert_eq!(desk.standing(2), Some(Standing::Leaving));
+    // Once it is silent, nothing is cut for it any more.
+    desk.pass(400, &[]);
+    assert!(!desk.did(&Action::Cut(EpochId(newest + 8))));
+}

@@ -168,9 +168,8 @@ impl World {
             let fate = if kept { "kept" } else { "lost" };
             self.note(|| format!("arbiter: the takeover {op:?} was {fate}"));
         }
-        let waits = |asked: &Asked, now| asked.until > now;
         for asked in std::mem::take(&mut self.group().unanswered) {
-            if waits(&asked, self.now) {
+            if asked.until > self.now {
                 let delay = self.rng.below(RETRY);
                 self.after(delay, Event::AtArbiter(asked));
             }
