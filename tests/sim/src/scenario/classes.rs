@@ -420,9 +420,9 @@ fn dismissals(s: &mut Scenario, rng: &mut Rng) {
     };
     // One death at most: two could be nobody's to survive.
     match rng.below(6) {
-        0 | 1 => s.add_protected(strike(rng), What::Crash(Who::Active, reboot(rng))),
-        2 => s.add_protected(strike(rng), What::Crash(Who::Replica, reboot(rng))),
-        3 => s.add(strike(rng), What::Crash(Who::Joiner, reboot(rng))),
+        0..=2 => s.add_protected(strike(rng), What::Crash(Who::Active, reboot(rng))),
+        3 => s.add_protected(strike(rng), What::Crash(Who::Replica, reboot(rng))),
+        4 => s.add(strike(rng), What::Crash(Who::Joiner, reboot(rng))),
         _ => {}
     }
     for _ in 0..rng.below(3) {

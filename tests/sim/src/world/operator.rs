@@ -18,11 +18,12 @@ impl World {
         }
     }
 
-    /// Gives up the replica on this process's node and takes one on every other node instead. The active hears of the
+    /// Gives up the replica on this process's node, or a listed one if this is none, and takes one on every other node instead. The active hears of the
     /// first; to whom it offers the VM follows from what is wanted, whoever is the active by then.
     pub(super) fn dismiss(&mut self, replica: Option<Pid>, back_after: Option<u64>) {
         let Some(active) = self.pick(Who::Active, None) else { return };
-        let Some(replica) = replica.filter(|pid| *pid != active) else { return };
+        let other = || self.pick(Who::Replica, None).filter(|pid| *pid != active);
+        let Some(replica) = replica.filter(|pid| *pid != active).or_else(other) else { return };
         let node = self.procs[&replica].node;
         self.stats.dismissals += 1;
         self.note(|| format!("the operator wants process {replica} of node {node} no more"));
