@@ -19,6 +19,7 @@ pub struct Stats {
     pub resumed: u64,
     pub generations: u64,
     pub leaders_lost: u64,
+    pub contested: u64,
     pub swaps_lost: u64,
     pub swaps_kept: u64,
 }
@@ -38,6 +39,7 @@ impl AddAssign for Stats {
         self.resumed += o.resumed;
         self.generations += o.generations;
         self.leaders_lost += o.leaders_lost;
+        self.contested += o.contested;
         self.swaps_lost += o.swaps_lost;
         self.swaps_kept += o.swaps_kept;
     }

@@ -30,15 +30,17 @@ fn exactly_one_generation_wins_in_two_hundred_trials() {
     let sum = |count: fn(&Outcome) -> u64| outcomes.iter().map(count).sum::<u64>();
     let (takeovers, kept) = (sum(|o| o.stats.takeovers), sum(|o| o.stats.swaps_kept));
     let (lost, leaders) = (sum(|o| o.stats.swaps_lost), sum(|o| o.stats.leaders_lost));
+    let contested = sum(|o| o.stats.contested);
     println!(
-        "{} trials, {leaders} leaders killed at a takeover: {lost} swaps lost, {kept} kept; {takeovers} takeovers, {} times the \
-         old active went on alone",
+        "{} trials, {leaders} leaders killed at a takeover, {contested} of them while both sides proposed: {lost} swaps lost, \
+         {kept} kept; {takeovers} takeovers, {} times the old active went on alone",
         outcomes.len(),
         outcomes.len() as u64 - takeovers
     );
     assert_eq!(outcomes.len(), TRIALS);
     // All of what may happen did.
-    assert!(lost > 50 && kept > 50 && takeovers < TRIALS as u64, "the moments are not spread");
+    assert!(lost > 50 && kept > 50 && contested > 10, "the moments are not spread");
+    assert!(takeovers < TRIALS as u64, "the old active never won");
 }
 
 /// The test above can fail: where a leader died after its group had the swap, a next one without it is noticed each time.

@@ -131,6 +131,7 @@ impl World {
         self.reached(asked.from, point);
         let died = self.group().term != term;
         if died {
+            self.stats.contested += u64::from(point == Point::Contested);
             self.group().at_stake.push(op);
         }
         died

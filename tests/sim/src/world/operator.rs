@@ -18,8 +18,9 @@ impl World {
         }
     }
 
-    /// Gives up the replica on this process's node, or a listed one if this is none, and takes one on every other node instead. The active hears of the
-    /// first; to whom it offers the VM follows from what is wanted, whoever is the active by then.
+    /// Gives up the replica on this process's node, or a listed one if this is none, and takes one on every other node
+    /// instead. The active hears of the first; to whom it offers the VM follows from what is wanted, whoever is the active by
+    /// then.
     pub(super) fn dismiss(&mut self, replica: Option<Pid>, back_after: Option<u64>) {
         let Some(active) = self.pick(Who::Active, None) else { return };
         let other = || self.pick(Who::Replica, None).filter(|pid| *pid != active);
