@@ -218,6 +218,11 @@ impl Peer {
         self.acked.unwrap_or_else(|| self.first.prev())
     }
 
+    /// Whether the pace follows it. While the record is slow to let a dismissed one go, output goes on with its word.
+    fn sets_pace(&self) -> bool {
+        self.standing.is_live() || self.dismissed && self.detector.suspicion().is_none()
+    }
+
     /// The newest epoch behind which nothing is on its way.
     fn settled(&self) -> EpochId {
         self.acked_or_before().max(self.void)
@@ -624,6 +629,10 @@ impl Primary {
         if self.gate == GateMode::Open || self.doubt && !sabotaged(Sabotage::StaleAckHonoured) {
             return;
         }
+        // Not on the word of a replica that is not listed yet, or perhaps no more: it could not go on from what leaves.
+        if self.must_halt() {
+            return;
+        }
         let mut required = self.peers.iter().filter(|p| p.standing.is_required()).peekable();
         if required.peek().is_none() {
             if self.record.in_sync.is_empty() && self.record.policy == LossPolicy::Degrade {
@@ -693,8 +702,7 @@ impl Primary {
 
     /// Under `Halt` the guest runs only while somebody is in sync: not after a takeover and not at the first boot either.
     fn obey_policy(&mut self, out: &mut Vec<Action>) {
-        let alone = !self.peers.iter().any(|p| p.standing == Standing::InSync);
-        let pause = alone && self.record.policy == LossPolicy::Halt;
+        let pause = self.must_halt();
         if pause && self.gate == GateMode::Open {
             self.hold_gate(out);
         }
@@ -702,6 +710,11 @@ impl Primary {
             self.paused = pause;
             out.push(if pause { Action::PauseGuest } else { Action::RunGuest });
         }
+    }
+
+    fn must_halt(&self) -> bool {
+        let alone = !self.peers.iter().any(|p| p.standing == Standing::InSync);
+        alone && self.record.policy == LossPolicy::Halt
     }
 
     fn cut_if_due(&mut self, now: Time, out: &mut Vec<Action>) {
@@ -720,7 +733,7 @@ impl Primary {
     /// The newest epoch that nobody still has on its way to him whom the pace must follow: the replicas output waits for,
     /// or while there are none, those being seeded.
     fn oldest_awaited(&self) -> Option<EpochId> {
-        let live = || self.peers.iter().filter(|p| p.standing.is_live());
+        let live = || self.peers.iter().filter(|p| p.sets_pace());
         let required = live().filter(|p| p.standing.is_required()).map(Peer::settled).min();
         required.or_else(|| live().map(Peer::settled).min())
     }

@@ -53,6 +53,8 @@ sabotages! {
     GatedFramesDropped = "gated-frames-dropped",
     /// The replica applies an epoch to its image before it is whole.
     PartialEpochApplied = "partial-epoch-applied",
+    /// A new leader of the arbiter's group does not have the newest swap, though it was replicated.
+    ReplicatedSwapForgotten = "replicated-swap-forgotten",
 }
 
 impl std::str::FromStr for Sabotage {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use mycelium_ram_core::primary::Protection;
 use mycelium_ram_core::settle::{Reply, Request as ArbiterRequest};
-use mycelium_ram_core::{EpochId, Member};
+use mycelium_ram_core::{EpochId, Member, NodeId};
 
 use crate::guest::{Answer, Entry, Request};
 
@@ -28,6 +28,8 @@ pub enum Input {
     Closed(ConnId),
     /// Processes on other nodes, as the control plane knows them.
     Peers(Vec<Member>),
+    /// The operator wants no replica on this node.
+    Dismiss(NodeId),
     /// A timer of its own.
     Timer(Timer),
 }
@@ -74,9 +76,9 @@ pub enum Frame {
     Announce,
 }
 
-/// Places in the protocol where a fault may strike.
+/// Places in the protocol where a fault may strike. The last five are the arbiter's: `world/group.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[expect(missing_docs, reason = "the names say it; all are moments of a process")]
+#[expect(missing_docs, reason = "the names say it; all are moments of a process or of its request")]
 pub enum Point {
     OfferSent,
     SeedBegun,
@@ -98,6 +100,12 @@ pub enum Point {
     Promoted,
     BeforeReplay,
     Replayed,
+    Dismissed,
+    TakeoverReceived,
+    TakeoverAppended,
+    TakeoverReplicated,
+    TakeoverAnswered,
+    Contested,
 }
 
 /// What a process tells the people who watch it (never the core).

@@ -15,6 +15,13 @@ pub struct Stats {
     pub takeovers_failed: u64,
     pub degrades: u64,
     pub down: u64,
+    pub dismissals: u64,
+    pub resumed: u64,
+    pub generations: u64,
+    pub leaders_lost: u64,
+    pub contested: u64,
+    pub swaps_lost: u64,
+    pub swaps_kept: u64,
 }
 
 impl AddAssign for Stats {
@@ -28,5 +35,12 @@ impl AddAssign for Stats {
         self.takeovers_failed += o.takeovers_failed;
         self.degrades += o.degrades;
         self.down += o.down;
+        self.dismissals += o.dismissals;
+        self.resumed += o.resumed;
+        self.generations += o.generations;
+        self.leaders_lost += o.leaders_lost;
+        self.contested += o.contested;
+        self.swaps_lost += o.swaps_lost;
+        self.swaps_kept += o.swaps_kept;
     }
 }

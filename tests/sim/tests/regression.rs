@@ -43,3 +43,15 @@ fn a_dropped_replica_was_seeded_on_top_of_what_it_kept() {
 fn a_stop_was_taken_for_a_round_trip() {
     keeps_every_promise(1201);
 }
+
+/// Under `halt` what waited left on the word of the next replica before the record listed it.
+#[test]
+fn halt_let_output_out_before_the_next_replica_was_listed() {
+    keeps_every_promise(307);
+}
+
+/// Under `halt` what waited left on the word of a dismissed replica when the record listed it no more.
+#[test]
+fn halt_let_output_out_on_the_word_of_a_dismissed_replica() {
+    keeps_every_promise(4131);
+}

@@ -548,3 +548,41 @@ fn of_two_replicas_the_dismissed_one_alone_goes() {
     assert_eq!(desk.released().last(), Some(&epoch));
     assert!(!desk.did(&Action::PauseGuest));
 }
+
+#[test]
+fn under_halt_nothing_leaves_on_the_word_of_a_replica_that_may_be_unlisted_or_is_not_listed_yet() {
+    let (mut desk, _) = Desk::protected(LossPolicy::Halt);
+    desk.arbiter_answers = false;
+    let epoch = desk.seal();
+    desk.tell(Event::Dismiss(member(2)));
+    desk.ack(2, epoch);
+    assert_eq!((desk.standing(2), desk.released()), (Some(Standing::Leaving), vec![]));
+    let unlist = Request::Swap((*desk.swaps().last().unwrap()).clone());
+    desk.answer(&unlist);
+    assert!(desk.record.in_sync.is_empty() && desk.did(&Action::PauseGuest));
+
+    desk.join(3);
+    let seed = desk.seal();
+    desk.ack(3, seed);
+    assert_eq!((desk.standing(3), desk.released()), (Some(Standing::Listing), vec![]));
+    let list = Request::Swap((*desk.swaps().last().unwrap()).clone());
+    desk.answer(&list);
+    assert_eq!(desk.released(), [seed]);
+    assert!(desk.did(&Action::RunGuest));
+}
+
+#[test]
+fn while_the_arbiter_is_away_output_goes_on_with_the_word_of_a_dismissed_replica() {
+    let (mut desk, newest) = Desk::protected(LossPolicy::Degrade);
+    desk.arbiter_answers = false;
+    desk.tell(Event::Dismiss(member(2)));
+    for epoch in newest + 1..newest + 6 {
+        assert_eq!(desk.seal(), epoch);
+        desk.ack(2, epoch);
+        assert_eq!(desk.released().last(), Some(&epoch));
+    }
+    assert_eq!(desk.standing(2), Some(Standing::Leaving));
+    // Once it is silent, nothing is cut for it any more.
+    desk.pass(400, &[]);
+    assert!(!desk.did(&Action::Cut(EpochId(newest + 8))));
+}

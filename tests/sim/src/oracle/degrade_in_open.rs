@@ -2,12 +2,15 @@
 //!
 //! From outside: an answer to a request that reached the guest when every listed replica was already gone cannot have been
 //! acknowledged by any of them. So the record must have let them go before the answer left. Under the policy `halt` it
-//! must not leave at all until a replica is listed again.
+//! must not leave at all until a replica is listed again; and nothing may leave when the record lists nobody, whoever has
+//! acknowledged it.
 
+use mycelium_ram_core::Member;
 use mycelium_ram_core::record::{LossPolicy, Record};
 
 use super::{Violation, Witness, ms};
 use crate::guest::Request;
+use crate::limits;
 
 const NAME: &str = "degrade_in_open";
 
@@ -22,6 +25,13 @@ pub(super) fn check(w: &Witness) -> Result<(), Violation> {
         let until = w.ledger.partition_point(|(t, _)| t <= at);
         let records = &w.ledger[after.saturating_sub(1)..until];
         let mine = || records.iter().filter(|(_, r)| r.active == *from);
+        if halts_unheeded(w, *from, *at) {
+            let (who, at) = (w.name(*from), ms(*at));
+            return Err(Violation::new(
+                NAME,
+                format!("{who} let {answer:?} out at {at}, when the record listed nobody under `halt`"),
+            ));
+        }
         let alone = mine().any(|(_, r)| r.in_sync.is_empty() && r.policy == LossPolicy::Degrade);
         let guarded = mine().any(|(_, r)| guards(w, r, *asked_at));
         if !alone && !guarded && mine().next().is_some() {
@@ -35,6 +45,14 @@ pub(super) fn check(w: &Witness) -> Result<(), Violation> {
         }
     }
     Ok(())
+}
+
+/// Whether under `halt` the record lists nobody then, and did not when the release may have been decided.
+fn halts_unheeded(w: &Witness, active: Member, then: u64) -> bool {
+    let until = w.ledger.partition_point(|(t, _)| *t <= then);
+    let decided = w.ledger.partition_point(|(t, _)| t + limits::RELEASE_WINDOW_NS <= then);
+    let mut lately = w.ledger[decided.saturating_sub(1)..until].iter();
+    lately.all(|(_, r)| r.policy == LossPolicy::Halt && r.active == active && r.in_sync.is_empty())
 }
 
 /// Whether the record lists somebody who was alive then.

@@ -13,8 +13,9 @@ pub(super) fn check(w: &Witness, last: &Final) -> Result<(), Violation> {
         return fail(format!("time stands still at {}: events never end", ms(last.now)));
     }
     if last.down_for_good {
-        let chose_to_be_alone = last.record.generation.0 == 1 && last.record.version > 2;
-        if w.contract.survives && !(chose_to_be_alone && last.record.in_sync.is_empty()) {
+        let mut reign = w.ledger.iter().filter(|(_, r)| r.generation == last.record.generation);
+        let let_go = last.record.in_sync.is_empty() && reign.any(|(_, r)| !r.in_sync.is_empty());
+        if w.contract.survives && !let_go {
             return fail(format!(
                 "the VM is down for good: {} was the active of {} and listed {} replicas",
                 w.name(last.record.active),

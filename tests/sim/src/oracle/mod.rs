@@ -9,6 +9,7 @@ mod degrade_in_open;
 mod liveness;
 mod nothing_lost;
 mod one_active;
+mod one_record;
 mod output_commit;
 mod prompt_replay;
 mod reference;
@@ -157,6 +158,7 @@ impl Witness {
     pub fn judge(&self, last: &Final) -> Result<(), Violation> {
         let reference = Reference::of(self, last);
         one_active::check(self)?;
+        one_record::check(self, last)?;
         whole_epochs::check(self, last)?;
         output_commit::check(self, last, &reference)?;
         nothing_lost::check(self, last)?;

@@ -1,6 +1,6 @@
 //! The active role: the guest, its gate, and the sessions with replicas, driven by the core's `Primary`.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use mycelium_ram_core::message::{Accept, Heartbeat, Ingress, Message, Offer, Output};
@@ -8,7 +8,7 @@ use mycelium_ram_core::output::{GateMode, Offered, OutputQueue};
 use mycelium_ram_core::primary::{Action, Event, Primary, PrimaryConfig};
 use mycelium_ram_core::record::{Change, Record};
 use mycelium_ram_core::settle::Request as ArbiterRequest;
-use mycelium_ram_core::{EpochId, Generation, IngressSeq, Member, Time};
+use mycelium_ram_core::{EpochId, Generation, IngressSeq, Member, NodeId, Time};
 
 use super::release::Releaser;
 use super::session::Session;
@@ -111,6 +111,7 @@ impl Active {
             Input::Foreign => self.announce_again(cx),
             Input::Closed(conn) => self.closed(conn),
             Input::Peers(peers) => self.discover(&peers, cx),
+            Input::Dismiss(node) => self.dismiss(node, cx),
             Input::Timer(timer) => self.timer(timer, cx),
         }
     }
@@ -209,6 +210,22 @@ impl Active {
         cx.fx.push(Effect::Point(Point::OfferSent));
     }
 
+    /// A handshake with a process of this node ends here; of one that has joined, the core knows when it may go. Until then
+    /// it is served on its connection, but dialled anew should it be wanted again.
+    fn dismiss(&mut self, node: NodeId, cx: &mut Cx<'_>) {
+        let known = self.sessions.keys().chain(self.links.keys()).copied();
+        let met: BTreeSet<_> = known.filter(|m| m.node == node).collect();
+        for member in met {
+            if self.sessions.contains_key(&member) {
+                self.links.remove(&member);
+            } else {
+                self.unlink(member, cx);
+            }
+            self.tell(Event::Dismiss(member), cx);
+        }
+        cx.fx.push(Effect::Point(Point::Dismissed));
+    }
+
     pub(super) fn unlink(&mut self, member: Member, cx: &mut Cx<'_>) {
         if let Some(link) = self.links.remove(&member) {
             cx.fx.push(Effect::Close(link.conn));
@@ -228,7 +245,8 @@ impl Active {
             Action::Seed(member) => self.seed(member, cx),
             Action::Resend(member, kept) => self.resend(member, kept),
             Action::Drop(member) => {
-                self.sessions.remove(&member);
+                let served_on = self.sessions.remove(&member).and_then(|s| s.conn());
+                cx.fx.extend(served_on.map(Effect::Close));
                 self.unlink(member, cx);
             }
             Action::PauseGuest => self.paused = true,

@@ -102,7 +102,7 @@ impl Passive {
             Input::Timer(Timer::Tick) => self.tick(cx),
             Input::Timer(Timer::Step) => promoted = self.step(cx),
             Input::Timer(Timer::ApplyNext) => self.apply_next(cx),
-            Input::Frame(_) | Input::Foreign | Input::Peers(_) | Input::Timer(_) => {}
+            Input::Frame(_) | Input::Foreign | Input::Peers(_) | Input::Dismiss(_) | Input::Timer(_) => {}
         }
         // A takeover that failed lets staging go on with what arrived meanwhile.
         self.stage_whole(cx);

@@ -62,7 +62,15 @@ classes! {
     Race = "race",
     /// Anything at any time; nothing is promised but safety, and life if a process is left that may live.
     Chaos = "chaos",
+    /// The operator gives replicas up and takes others instead, while somebody fails.
+    Dismissals = "dismissals",
+    /// The leader of the arbiter's group dies at the very moment of a takeover.
+    LeaderLoss = "leader-loss",
 }
+
+/// The classes that came later, each with its turn of sixteen: taken out of the others' turns, so that all other seeds stay
+/// the runs they were.
+const LATER: [(u64, Class); 2] = [(3, Class::Dismissals), (11, Class::LeaderLoss)];
 
 const ACTIVE_POINTS: &[Point] = &[
     Point::BeforeCut,
@@ -84,6 +92,8 @@ const JOIN_POINTS: &[Point] = &[
     Point::EpochStaged,
     Point::ListSent,
 ];
+const LEADER_POINTS: &[Point] =
+    &[Point::TakeoverReceived, Point::TakeoverAppended, Point::TakeoverReplicated, Point::TakeoverAnswered];
 const RIFTS: &[Rift] = &[
     Rift::Pair,
     Rift::ActiveMute,
@@ -100,8 +110,11 @@ impl Class {
     /// The class of a seed: they take turns.
     #[must_use]
     pub fn of(seed: u64) -> Self {
-        let count = Self::ALL.len() as u64;
-        Self::ALL[usize::try_from(seed % count).expect("a few")]
+        if let Some((_, class)) = LATER.iter().find(|(turn, _)| *turn == seed % 16) {
+            return *class;
+        }
+        let first = &Self::ALL[..Self::ALL.len() - LATER.len()];
+        first[usize::try_from(seed % first.len() as u64).expect("a few")]
     }
 
     pub(super) fn fill(self, s: &mut Scenario, rng: &mut Rng) {
@@ -121,6 +134,8 @@ impl Class {
             Self::Far => far(s, rng),
             Self::Race => race(s, rng),
             Self::Chaos => chaos(s, rng),
+            Self::Dismissals => dismissals(s, rng),
+            Self::LeaderLoss => leader_loss(s, rng),
         }
     }
 }
@@ -371,5 +386,81 @@ fn chaos(s: &mut Scenario, rng: &mut Rng) {
         } else {
             s.add(when, what);
         }
+    }
+}
+
+fn dismissals(s: &mut Scenario, rng: &mut Rng) {
+    s.nodes = if rng.chance(600) { 3 } else { 2 };
+    s.heal_at = 3000 * MS;
+    s.policy = if rng.chance(200) { LossPolicy::Halt } else { LossPolicy::Degrade };
+    s.arbiter.delay.1 = rng.between((2, 60)) * MS;
+    if rng.chance(300) {
+        s.paths.delay.1 = rng.between((5, 40)) * MS;
+    }
+    // Slow seeds and lists are long enough to be given up in.
+    s.costs.send.1 = rng.between((60, 2000)) * 1000;
+    if s.nodes == 3 && rng.chance(500) {
+        s.unwanted.push(2);
+    }
+    let points = [ACTIVE_POINTS, REPLICA_POINTS, JOIN_POINTS, &[Point::UnlistSent]].concat();
+    for n in 0..rng.between((1, 4)) {
+        let when = if rng.chance(500) {
+            let after = n * rng.between((50, 500)) * MS;
+            When::Reached { point: rng.pick(JOIN_POINTS), nth: 1 + rng.below(4), after }
+        } else {
+            some_time(rng, &points)
+        };
+        let back = rng.chance(600).then(|| rng.between((1, 400)) * MS);
+        s.add(when, What::Dismiss(rng.pick(&[Who::Replica, Who::Joiner, Who::Here]), back));
+    }
+    let strike = |rng: &mut Rng| match rng.below(3) {
+        0 => When::Reached { point: Point::Dismissed, nth: 1 + rng.below(2), after: 0 },
+        1 => some_time(rng, &[Point::UnlistSent, Point::ListSent]),
+        _ => some_time(rng, &points),
+    };
+    // One death at most: two could be nobody's to survive.
+    match rng.below(6) {
+        0..=2 => s.add_protected(strike(rng), What::Crash(Who::Active, reboot(rng))),
+        3 => s.add_protected(strike(rng), What::Crash(Who::Replica, reboot(rng))),
+        4 => s.add(strike(rng), What::Crash(Who::Joiner, reboot(rng))),
+        _ => {}
+    }
+    for _ in 0..rng.below(3) {
+        let what = match rng.below(3) {
+            0 => What::Cut(rng.pick(RIFTS), rng.between((60, 900)) * MS),
+            1 => What::Stall(Who::Active, stop_for(rng)),
+            _ => What::ArbiterDown(rng.between((50, 800)) * MS),
+        };
+        s.add(strike(rng), what);
+    }
+}
+
+fn election(rng: &mut Rng) -> What {
+    What::LeaderDies(rng.between((300, 1000)) * MS)
+}
+
+fn leader_loss(s: &mut Scenario, rng: &mut Rng) {
+    s.replicates = Some(rng.between((200, 5000)) * 1000);
+    s.heal_at = 4500 * MS;
+    let at = |point, nth| When::Reached { point, nth, after: 0 };
+    let contest = rng.chance(400);
+    if contest {
+        // Without a leader both sides go on proposing, and the next one hears both at once.
+        s.add_protected(some_time(rng, ACTIVE_POINTS), What::Cut(Rift::Pair, rng.between((1200, 2800)) * MS));
+        s.add(at(rng.pick(&[Point::TakeoverReceived, Point::TakeoverAppended]), 1), election(rng));
+        if rng.chance(700) {
+            s.add(at(Point::Contested, 1 + rng.below(3)), election(rng));
+        }
+        return;
+    }
+    if rng.chance(700) {
+        kill_active(s, rng);
+    } else {
+        let stop = What::Stall(Who::Active, rng.between((300, 900)) * MS);
+        s.add_protected(some_time(rng, ACTIVE_POINTS), stop);
+    }
+    s.add(at(rng.pick(LEADER_POINTS), 1), election(rng));
+    if rng.chance(300) {
+        s.add(at(rng.pick(LEADER_POINTS), 2), election(rng));
     }
 }

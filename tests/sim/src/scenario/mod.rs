@@ -19,6 +19,8 @@ pub enum Who {
     Active,
     /// A passive process, a listed one if there is one.
     Replica,
+    /// A passive process that the record does not list.
+    Joiner,
     /// The process that reached the point.
     Here,
 }
@@ -61,6 +63,11 @@ pub enum What {
     ArbiterDown(u64),
     /// All connections break.
     Reset,
+    /// The operator wants no replica on its node any more, but one on every node he did without; on this one again after so
+    /// many nanoseconds, or never.
+    Dismiss(Who, Option<u64>),
+    /// The leader of the arbiter's group dies; after so many nanoseconds another one leads.
+    LeaderDies(u64),
 }
 
 /// When a fault strikes.
@@ -107,6 +114,10 @@ pub struct Scenario {
     pub paths: Quality,
     /// Paths to the arbiter.
     pub arbiter: Quality,
+    /// The arbiter is a group of three, whose leader needs so many nanoseconds to replicate; none: it is one process.
+    pub replicates: Option<u64>,
+    /// Nodes on which the operator wants no replica to begin with.
+    pub unwanted: Vec<usize>,
     /// How long steps take in a process.
     pub costs: Costs,
     /// The faults.
@@ -140,6 +151,8 @@ impl Scenario {
             policy: LossPolicy::Degrade,
             paths: Quality::LOCAL,
             arbiter: Quality { delay: (100_000, rng.between((1, 6)) * MS), ..Quality::LOCAL },
+            replicates: None,
+            unwanted: Vec::new(),
             costs: Costs::default(),
             faults: Vec::new(),
             heal_at: 1800 * MS,

@@ -4,17 +4,26 @@ use mycelium_ram_core::record::{Change, LossPolicy, Record, Swap, Verdict, decid
 use mycelium_ram_core::settle::{Reply, Request};
 use mycelium_ram_core::{Member, OpId, VmId};
 
+use super::group::{Asked, Group, PATIENCE};
 use super::{Event, Pid, World};
 use crate::net::Way;
 
-/// The arbiter process and its disk.
-#[derive(Debug, Default)]
+/// The arbiter and its durable record.
+#[derive(Debug)]
 pub(super) struct Arbiter {
     pub(super) record: Option<Record>,
+    /// The record before its newest change.
+    pub(super) before: Option<Record>,
     pub(super) down: u32,
+    /// None: one process, which decides at once.
+    pub(super) group: Option<Group>,
 }
 
 impl Arbiter {
+    pub(super) fn new(replicates: Option<u64>) -> Self {
+        Self { record: None, before: None, down: 0, group: replicates.map(Group::new) }
+    }
+
     pub(super) fn create(&mut self, vm: &VmId, active: Member, policy: LossPolicy) -> Record {
         let op = OpId { incarnation: active.incarnation, count: 1 };
         let change = Change::Create { policy };
@@ -38,30 +47,43 @@ impl World {
         let copies = 1 + u64::from(self.rng.chance(self.scenario.arbiter.double_pm));
         for _ in 0..copies {
             let delay = self.scenario.arbiter.delay(&mut self.rng);
-            self.after(delay, Event::AtArbiter { node, from: pid, request: request.clone() });
+            let until = self.now + delay + PATIENCE;
+            self.after(delay, Event::AtArbiter(Asked { node, from: pid, request: request.clone(), until }));
         }
     }
 
-    pub(super) fn at_arbiter(&mut self, node: usize, from: Pid, request: &Request) {
-        if self.arbiter.down > 0 || !self.cuts.passes(Way::ToArbiter(node)) {
+    pub(super) fn at_arbiter(&mut self, asked: Asked) {
+        if !self.cuts.passes(Way::ToArbiter(asked.node)) {
             return;
         }
-        let reply = match request {
+        if self.arbiter.group.is_some() {
+            self.at_leader(asked);
+        } else if self.arbiter.down == 0 {
+            let reply = self.reply_to(&asked);
+            self.send_reply(&asked, reply);
+        }
+    }
+
+    pub(super) fn reply_to(&mut self, asked: &Asked) -> Reply {
+        match &asked.request {
             Request::Read => Reply::Record(self.arbiter.record.clone()),
-            Request::Swap(swap) => self.decide(from, swap),
-        };
+            Request::Swap(swap) => self.decide(asked.from, swap),
+        }
+    }
+
+    pub(super) fn send_reply(&mut self, asked: &Asked, reply: Reply) {
         if self.rng.chance(self.scenario.arbiter.loss_pm) {
             return;
         }
         let delay = self.scenario.arbiter.delay(&mut self.rng);
-        self.after(delay, Event::FromArbiter { node, to: from, reply });
+        self.after(delay, Event::FromArbiter { node: asked.node, to: asked.from, reply });
     }
 
     fn decide(&mut self, from: Pid, swap: &Swap) -> Reply {
         let record = self.arbiter.record.clone();
         match (decide(record.as_ref(), swap), record) {
             (Verdict::Apply(next), _) => {
-                self.arbiter.record = Some(next.clone());
+                self.arbiter.before = self.arbiter.record.replace(next.clone());
                 self.witness.record(self.now, &next);
                 match swap.change {
                     Change::TakeOver { .. } => self.stats.takeovers += 1,
@@ -88,5 +110,8 @@ impl World {
     pub(super) fn arbiter_up(&mut self) {
         self.arbiter.down = self.arbiter.down.saturating_sub(1);
         self.note(|| "arbiter: up".to_owned());
+        if self.arbiter.down == 0 && self.arbiter.group.is_some() {
+            self.elected();
+        }
     }
 }

@@ -146,7 +146,10 @@ impl World {
                 self.note(|| format!("process {pid} sealed {epoch}"));
                 return;
             }
-            Report::Resumed(epoch) => self.witness.resumed.push((self.now, member, epoch)),
+            Report::Resumed(epoch) => {
+                self.stats.resumed += 1;
+                self.witness.resumed.push((self.now, member, epoch));
+            }
             Report::Broken(ref why) => self.witness.broken.push((self.now, member, why.clone())),
             Report::Unbounded(ref what) => self.witness.unbounded.push((self.now, member, what.clone())),
             Report::Status(_) | Report::Remark(_) => {}

@@ -1,6 +1,6 @@
 //! Striking: deciding whom a planned fault hits, and doing it.
 
-use super::{Deferred, Event, Pid, Role, World};
+use super::{Deferred, Event, Pid, Proc, Role, World};
 use crate::clock::MS;
 use crate::effect::{Input, Point, Timer};
 use crate::net::Way;
@@ -68,12 +68,20 @@ impl World {
         }
     }
 
-    fn pick(&self, who: Who, here: Option<Pid>) -> Option<Pid> {
+    pub(super) fn pick(&self, who: Who, here: Option<Pid>) -> Option<Pid> {
         let record = self.record();
         let alive = |m| self.pids.get(&m).copied().filter(|p| self.procs.contains_key(p));
         match who {
             Who::Active => alive(record.active),
             Who::Here => here,
+            Who::Joiner => {
+                let joins = |(_, p): &(&Pid, &Proc)| {
+                    let member = p.process.member;
+                    let listed = record.active == member || record.lists(member);
+                    matches!(p.process.role, Role::Passive(_)) && !listed
+                };
+                self.procs.iter().find(joins).map(|(pid, _)| *pid)
+            }
             Who::Replica => record.in_sync.iter().find_map(|l| alive(l.member)).or_else(|| {
                 let passive = |p: &&Pid| matches!(self.procs[p].process.role, Role::Passive(_));
                 self.procs.keys().find(passive).copied()
@@ -113,6 +121,8 @@ impl World {
                 let conns: Vec<_> = self.conns.keys().copied().collect();
                 conns.into_iter().for_each(|c| self.conn_dies(c));
             }
+            What::Dismiss(who, back) => self.dismiss(self.pick(who, here), back),
+            What::LeaderDies(silence) => self.leader_dies(silence),
         }
     }
 

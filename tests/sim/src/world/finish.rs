@@ -15,7 +15,10 @@ impl World {
     pub(super) fn heal(&mut self) {
         self.note(|| "HEAL everything".to_owned());
         self.cuts.heal();
-        self.arbiter.down = 0;
+        if std::mem::take(&mut self.arbiter.down) > 0 {
+            self.arbiter_up();
+        }
+        self.want_somebody();
         self.scenario.paths = self.scenario.paths.healed();
         self.scenario.arbiter = self.scenario.arbiter.healed();
         self.scenario.costs.cut_fails_pm = 0;
@@ -58,7 +61,9 @@ impl World {
         let active = self.runs(record.active);
         let lives = active.is_some_and(|p| matches!(p.process.role, Role::Active(_)));
         let guarded = record.in_sync.iter().any(|l| self.runs(l.member).is_some());
-        lives && guarded && self.clients.iter().all(|c| c.answered_since_heal >= ANSWERS)
+        // A dismissed replica has left the record: whoever guards now is a wanted one.
+        let obeyed = record.in_sync.iter().all(|l| self.wants(l.member));
+        lives && guarded && obeyed && self.clients.iter().all(|c| c.answered_since_heal >= ANSWERS)
     }
 
     /// Nobody is left who may run the guest.

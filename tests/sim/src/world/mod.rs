@@ -5,13 +5,15 @@ mod clients;
 mod effects;
 mod faults;
 mod finish;
+mod group;
+mod operator;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use bytes::Bytes;
 use mycelium_ram_core::record::Record;
-use mycelium_ram_core::settle::{Reply, Request as ArbiterRequest};
+use mycelium_ram_core::settle::Reply;
 use mycelium_ram_core::{Incarnation, Member, NodeId, VmId};
 
 use crate::clock::{Clock, MS, US};
@@ -29,6 +31,7 @@ use crate::trace::Trace;
 use arbiter::Arbiter;
 use clients::Client;
 use faults::Armed;
+use group::Asked;
 
 /// A process of the run, in the order of their starts.
 pub(crate) type Pid = u32;
@@ -39,7 +42,8 @@ pub(crate) enum Event {
     Input(Pid, Input),
     Bundle { conn: ConnId, way: Way, to: Pid, frame: Bytes },
     Datagram { way: Way, to: Pid, frame: Bytes },
-    AtArbiter { node: usize, from: Pid, request: ArbiterRequest },
+    AtArbiter(Asked),
+    Replicated { term: u64 },
     FromArbiter { node: usize, to: Pid, reply: Reply },
     AtSwitch { node: usize, frame: Frame },
     ToGuest(Request),
@@ -47,6 +51,7 @@ pub(crate) enum Event {
     ToClient(Answer),
     ClientSends(u8),
     ClientAsksAgain(u8, u64),
+    Wanted(usize),
     Start(usize),
     Resume(Pid),
     Unhang(Pid),
@@ -136,6 +141,8 @@ pub struct World {
     cuts: Cuts,
     parked: Vec<Event>,
     switch: Option<usize>,
+    /// Nodes on which the operator wants no replica.
+    unwanted: BTreeSet<usize>,
     arbiter: Arbiter,
     clients: Vec<Client>,
     armed: Vec<Armed>,
@@ -168,7 +175,8 @@ impl World {
             cuts: Cuts::default(),
             parked: Vec::new(),
             switch: None,
-            arbiter: Arbiter::default(),
+            unwanted: scenario.unwanted.iter().copied().collect(),
+            arbiter: Arbiter::new(scenario.replicates),
             clients: Vec::new(),
             armed,
             phase: Phase::Faults,
@@ -217,6 +225,7 @@ impl World {
         }
         let last = self.last_state();
         self.stats.virtual_ms = self.now / MS;
+        self.stats.generations = last.record.generation.0;
         (self.witness, last, self.stats, self.trace)
     }
 
@@ -233,7 +242,8 @@ impl World {
         match event {
             Event::Input(pid, input) => self.deliver(pid, input),
             Event::Bundle { .. } | Event::Datagram { .. } => self.arrive(event),
-            Event::AtArbiter { node, from, request } => self.at_arbiter(node, from, &request),
+            Event::AtArbiter(asked) => self.at_arbiter(asked),
+            Event::Replicated { term } => self.replicated(term),
             Event::FromArbiter { node, to, reply } => {
                 if self.cuts.passes(Way::FromArbiter(node)) {
                     self.deliver(to, Input::Arbiter(reply));
@@ -245,6 +255,7 @@ impl World {
             Event::ToClient(answer) => self.answered(answer),
             Event::ClientSends(client) => self.client_sends(client),
             Event::ClientAsksAgain(client, seq) => self.client_asks_again(client, seq),
+            Event::Wanted(node) => self.wanted(node),
             Event::Start(node) => self.start_process(node, false),
             Event::Resume(pid) => self.resume(pid),
             Event::Unhang(pid) => self.set_hung(pid, false),
@@ -318,7 +329,10 @@ impl World {
         self.handle(pid, input);
     }
 
-    fn handle(&mut self, pid: Pid, input: Input) {
+    fn handle(&mut self, pid: Pid, mut input: Input) {
+        if let Input::Peers(peers) = &mut input {
+            peers.retain(|member| self.wants(*member));
+        }
         let Some(proc) = self.procs.get_mut(&pid) else { return };
         if let (Input::Frame(request), Role::Active(_)) = (&input, &proc.process.role) {
             self.witness.delivered(self.now, proc.process.member, *request);

@@ -14,8 +14,18 @@ pub(crate) fn classes(args: &Args, found: &Hunt) {
     let mut all = Stats::default();
     if !args.json {
         println!(
-            "{:<14}{:>6}{:>9}{:>10}{:>10}{:>11}{:>9}{:>9}{:>6}",
-            "class", "runs", "virtual", "epochs", "outputs", "takeovers", "refused", "degrades", "down"
+            "{:<14}{:>6}{:>9}{:>10}{:>10}{:>11}{:>9}{:>9}{:>10}{:>9}{:>6}",
+            "class",
+            "runs",
+            "virtual",
+            "epochs",
+            "outputs",
+            "takeovers",
+            "refused",
+            "degrades",
+            "dismissed",
+            "leaders",
+            "down"
         );
     }
     for (class, stats) in &found.classes {
@@ -31,12 +41,13 @@ fn row(args: &Args, name: &str, s: &Stats) {
             "{}",
             json!({"class": name, "runs": s.runs, "virtual_ms": s.virtual_ms, "events": s.events,
                 "epochs": s.epochs, "outputs": s.outputs, "takeovers": s.takeovers,
-                "takeovers_failed": s.takeovers_failed, "degrades": s.degrades, "down": s.down})
+                "takeovers_failed": s.takeovers_failed, "degrades": s.degrades, "dismissals": s.dismissals, "leaders_lost": s.leaders_lost,
+                "swaps_lost": s.swaps_lost, "swaps_kept": s.swaps_kept, "down": s.down})
         );
         return;
     }
     println!(
-        "{name:<14}{:>6}{:>8}s{:>10}{:>10}{:>11}{:>9}{:>9}{:>6}",
+        "{name:<14}{:>6}{:>8}s{:>10}{:>10}{:>11}{:>9}{:>9}{:>10}{:>9}{:>6}",
         s.runs,
         s.virtual_ms / 1000,
         s.epochs,
@@ -44,6 +55,8 @@ fn row(args: &Args, name: &str, s: &Stats) {
         s.takeovers,
         s.takeovers_failed,
         s.degrades,
+        s.dismissals,
+        s.leaders_lost,
         s.down
     );
 }
