@@ -12,8 +12,9 @@ pub const VMM_OVERHEAD_BYTES: u64 = 64 << 20;
 pub const LOOK: Duration = Duration::from_millis(250);
 /// A replica that is neither in sync nor being copied to for this long is given up, and another node is looked for.
 pub const REPLICA_PATIENCE: Duration = Duration::from_secs(2);
-/// A node that failed as a replica's place is not asked again for this long.
-pub const AVOID: Duration = Duration::from_secs(10);
+/// A node that failed as a replica's place is not asked again for this long: a daemon's restart takes less, and a VM without
+/// another place is unprotected meanwhile.
+pub const AVOID: Duration = Duration::from_secs(3);
 /// A process has this long from its start until it answers; loading its kernel is the largest part.
 pub const PROCESS_START: Duration = Duration::from_secs(30);
 /// A process that was asked to end is killed after this.

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use endophyte_api::{InfoRequest, VmClient, VmInfo};
+use endophyte_api::{InfoRequest, Role, VmClient, VmInfo};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::process::Command;
@@ -75,7 +75,7 @@ impl Process {
             let how = status.map_or_else(|e| e.to_string(), |status| status.to_string());
             tell.send_replace(Some(last_words(&log, logged, &how)));
         });
-        let (client, info) = answering(&launch.api, ended.clone()).await?;
+        let (client, info) = answering(&launch.api, ended.clone(), is_up).await?;
         Ok(Self { pid, started, client, info, ended })
     }
 
@@ -93,7 +93,7 @@ impl Process {
                 "ended; it was not this daemon's child, so its exit code is not known".into(),
             ));
         });
-        let (client, info) = answering(api, ended.clone()).await.ok()?;
+        let (client, info) = answering(api, ended.clone(), |_| true).await.ok()?;
         Some(Self { pid, started, client, info, ended })
     }
 
@@ -135,6 +135,11 @@ impl Process {
     }
 }
 
+/// Whether there is a VM: an active starts for as long as the arbiter has not let it, a passive until it listens.
+fn is_up(info: &VmInfo) -> bool {
+    if info.role() == Role::Passive { !info.ticket.is_empty() } else { info.state != "starting" }
+}
+
 fn pidfd(pid: u32) -> Option<OwnedFd> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
     pidfd_open(pid, PidfdFlags::empty()).ok()
@@ -150,11 +155,13 @@ pub(crate) fn start_time(pid: u32) -> Option<u64> {
 async fn answering(
     api: &Path,
     mut ended: watch::Receiver<Option<String>>,
+    is_up: impl Fn(&VmInfo) -> bool,
 ) -> Result<(VmClient, VmInfo), ProcessError> {
     let answers = async {
         loop {
             if let Ok(mut client) = endophyte_api::connect(api).await
                 && let Ok(info) = client.info(InfoRequest {}).await
+                && is_up(info.get_ref())
             {
                 return (client, info.into_inner());
             }

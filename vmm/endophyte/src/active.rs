@@ -46,7 +46,7 @@ async fn create_record(arbiter: &Client, vm: &VmId, me: Member, policy: LossPoli
         Reply::Applied { record, .. } => Ok(record),
         Reply::Refused { refusal: Refusal::Exists, record: Some(record), .. } => Err(anyhow!(
             "the arbiter's record says that VM {vm} runs as generation {} on node {}; \
-             if it runs nowhere any more, say so with: mycelium arbiter forget {vm}",
+             if it runs nowhere any more, say so with: mycelium vm rm {vm} (without node daemons: mycelium arbiter forget {vm})",
             record.generation.0,
             record.active.node
         ))
