@@ -55,8 +55,30 @@ impl Containerd {
     pub fn start_on(dir: &Path, programs: &Path, subnet: &str, node: Option<Node>) -> Result<Self> {
         fs::create_dir_all(dir.join("cni"))?;
         fs::write(dir.join("cni/10-pods.conflist"), cni(dir, subnet))?;
-        fs::write(dir.join("config.toml"), config(dir))?;
-        let mut this = Self { dir: dir.to_owned(), programs: programs.to_owned(), node, child: None };
+        let settings = dir.join("config.toml");
+        fs::write(&settings, config(dir))?;
+        let this = Self { dir: dir.to_owned(), programs: programs.to_owned(), node, child: None };
+        this.install("install")?;
+        Self::run(this)
+    }
+
+    /// Has `mycelium shim` put our runtime where this containerd finds it, or take it away.
+    ///
+    /// # Errors
+    /// With its own words.
+    pub fn install(&self, word: &str) -> Result<String> {
+        let mycelium = self.programs.join("mycelium").display().to_string();
+        let (bin, config) =
+            (self.bin().display().to_string(), self.dir.join("config.toml").display().to_string());
+        fs::create_dir_all(self.bin())?;
+        run(&mycelium, &["shim", word, "--bin-dir", &bin, "--config", &config])
+    }
+
+    fn bin(&self) -> PathBuf {
+        self.dir.join("bin")
+    }
+
+    fn run(mut this: Self) -> Result<Self> {
         this.launch()?;
         this.import()?;
         Ok(this)
@@ -75,8 +97,8 @@ impl Containerd {
             None => Command::new("containerd"),
         };
         containerd.arg("--config").arg(self.dir.join("config.toml"));
-        // The shim is looked for in the PATH, the VMM beside it.
-        containerd.env("PATH", format!("{}:{path}", self.programs.display()));
+        // Where a shim is looked for.
+        containerd.env("PATH", format!("{}:{path}", self.bin().display()));
         containerd.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         self.child = Some(containerd.spawn().context("cannot start containerd")?);
         self.wait_ready()
@@ -173,9 +195,6 @@ state = "{state}"
     conf_dir = "{cni}"
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
-  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.endophyte]
-    runtime_type = "io.containerd.endophyte.v2"
-    pod_annotations = ["endophyte.mycelium.io/*"]
 "#,
         root = at("root"),
         state = at("state"),

@@ -45,7 +45,12 @@ async fn a_pod_is_a_vm_from_start_to_removal() -> Result<()> {
     world.cri.remove(&vm).await?;
     world.cri.remove_pod(&pod).await?;
     world.cri.remove_pod(&client).await?;
-    world.is_clean().await
+    world.is_clean().await?;
+
+    let said = world.containerd.install("uninstall")?;
+    ensure!(said.contains("remove") && said.contains("containerd-shim-endophyte-v2"), "{said}");
+    ensure!(world.containerd.install("uninstall")?.contains("nothing to do"));
+    Ok(())
 }
 
 #[tokio::test]
@@ -62,6 +67,18 @@ async fn ctr_runs_a_vm() -> Result<()> {
         ctr(&format!("-n k8s.io run -d --runtime io.containerd.endophyte.v2 {NATIVE} alone")).unwrap_err();
     ensure!(format!("{refused:#}").contains("needs {ip}"), "{refused:#}");
     ctr("-n k8s.io container rm alone")?;
+
+    // A network plugin that gives no address: the pod's event says whose doing that is.
+    std::fs::create_dir_all("/run/netns")?;
+    for line in ["netns add bare", "-n bare link add eth0 type veth peer name eth1"] {
+        slice_tests::machine::run("ip", &line.split(' ').collect::<Vec<_>>())?;
+    }
+    let bare = "--with-ns network:/run/netns/bare";
+    let refused = ctr(&format!("-n k8s.io run -d --runtime io.containerd.endophyte.v2 {bare} {NATIVE} bare"));
+    let refused = format!("{:#}", refused.unwrap_err());
+    ensure!(refused.contains("has no IPv4 address") && refused.contains("CNI"), "{refused}");
+    ctr("-n k8s.io container rm bare")?;
+    slice_tests::machine::run("ip", &["netns", "del", "bare"])?;
 
     let (pod, netns) = world.client().await?;
     let ns = format!("network:{}", netns.display());

@@ -4,10 +4,12 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
-use mycelium_arbiter::client::Client;
+use anyhow::{Context, Result, bail};
+use mycelium_arbiter::client::{Client, Port};
+use mycelium_ram::ports::Arbiter;
 use mycelium_ram_core::record::{Change, LossPolicy, Swap};
 use mycelium_ram_core::settle::{Reply, Request};
 use mycelium_ram_core::{EpochId, Incarnation, Member, NodeId, OpId, VmId};
@@ -16,6 +18,7 @@ use serde_json::{Value, json};
 use slice_tests::containerd::{NATIVE, PLAIN};
 use slice_tests::network::{Network, Node, alive};
 use slice_tests::world::{MEMORY, World, eventually, pids};
+use tokio::sync::mpsc;
 
 /// Networks formed, and leaders lost.
 const NETWORKS: usize = 7;
@@ -88,8 +91,10 @@ async fn networks(figures: &mut Figures) -> Result<()> {
         let mut asker = Asker::of(network.node("b"), network.node("c"), vm)?;
         asker.create().await?;
         if n == 0 {
+            let mut kept = asker.keep();
+            asker.swap_over(&mut kept).await?;
             for _ in 0..SWAPS {
-                cas.push(millis(asker.swap().await?));
+                cas.push(millis(asker.swap_over(&mut kept).await?));
             }
         }
         rss.extend(network.nodes().iter().filter_map(Node::daemon_pid).filter_map(rss_mib));
@@ -137,6 +142,12 @@ async fn pods(figures: &mut Figures) -> Result<()> {
     world.is_clean().await
 }
 
+/// A kept connection to the arbiter.
+struct Kept {
+    port: Arc<Port>,
+    replies: mpsc::UnboundedReceiver<Reply>,
+}
+
 /// Proposes swaps in the name of a node, to daemons that do not lead.
 struct Asker {
     client: Client,
@@ -170,12 +181,38 @@ impl Asker {
         Ok(begun.elapsed())
     }
 
-    async fn propose(&mut self, change: Change) -> Result<()> {
+    /// A connection that stays, as every VM's process has one.
+    fn keep(&self) -> Kept {
+        let (send, replies) = mpsc::unbounded_channel();
+        Kept { port: self.client.clone().start(move |reply| drop(send.send(reply))), replies }
+    }
+
+    /// The same over a kept connection, whose first use makes it.
+    async fn swap_over(&mut self, kept: &mut Kept) -> Result<Duration> {
+        let request = self.request(Change::List { member: self.me, since: EpochId(self.count) });
+        let begun = Instant::now();
+        kept.port.ask(request);
+        let reply = tokio::time::timeout(Duration::from_secs(5), kept.replies.recv()).await?;
+        let took = begun.elapsed();
+        self.take(reply.context("the arbiter's client has ended")?)?;
+        Ok(took)
+    }
+
+    fn request(&mut self, change: Change) -> Request {
         self.count += 1;
         let op = OpId { incarnation: self.me.incarnation, count: self.count };
-        let swap =
-            Swap { vm: self.vm.clone(), expected_version: self.version, proposer: self.me, op, change };
-        match self.client.ask(Request::Swap(swap)).await? {
+        let (vm, expected_version) = (self.vm.clone(), self.version);
+        Request::Swap(Swap { vm, expected_version, proposer: self.me, op, change })
+    }
+
+    async fn propose(&mut self, change: Change) -> Result<()> {
+        let request = self.request(change);
+        let reply = self.client.ask(request).await?;
+        self.take(reply)
+    }
+
+    fn take(&mut self, reply: Reply) -> Result<()> {
+        match reply {
             Reply::Applied { record, .. } => self.version = record.version,
             // An earlier attempt without an answer was applied after all.
             Reply::Refused { record: Some(record), .. } => self.version = record.version,
