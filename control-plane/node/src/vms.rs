@@ -130,7 +130,7 @@ impl Vms {
             role.extend(["--listen".to_owned(), addr.to_string()]);
         }
         let keeper = self.launch(spore, entry, spec, &role).await?;
-        keeper.ticket().await.ok_or_else(|| VmError::Network("the passive has no ticket".to_owned()))
+        keeper.first_ticket().await.ok_or_else(|| VmError::Network("the passive has no ticket".to_owned()))
     }
 
     fn entry(
