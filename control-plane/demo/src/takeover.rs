@@ -93,27 +93,27 @@ impl<'e> Takeover<'e> {
         Some(Self { evidence, loss, wanted: n as u64 + 2, since, until })
     }
 
-    fn old(&self) -> &'e [Stamped] {
+    fn loser(&self) -> &'e [Stamped] {
         &self.evidence.nodes[self.loss.from]
     }
 
     /// The timeline of the node that took over.
-    pub(crate) fn new(&self) -> &'e [Stamped] {
+    pub(crate) fn winner(&self) -> &'e [Stamped] {
         &self.evidence.nodes[self.loss.to]
     }
 
     /// When the new active had the guest running.
     pub(crate) fn resumed(&self) -> Option<u64> {
-        resumed(self.new())
+        resumed(self.winner())
     }
 
     fn won(&self) -> Option<u64> {
-        when(self.new(), |e| matches!(e, Event::Won { .. }))
+        when(self.winner(), |e| matches!(e, Event::Won { .. }))
     }
 
     /// The VM's generation after the takeover.
     pub(crate) fn generation(&self) -> u64 {
-        let resumed = self.new().iter().rev().find_map(|e| match e.event {
+        let resumed = self.winner().iter().rev().find_map(|e| match e.event {
             Event::Resumed { generation, .. } => Some(generation),
             _ => None,
         });
@@ -122,7 +122,7 @@ impl<'e> Takeover<'e> {
 
     /// The lost node's last figures.
     pub(crate) fn last_stats(&self) -> Stats {
-        let before = self.old().iter().filter(|e| e.t_ns <= self.loss.at);
+        let before = self.loser().iter().filter(|e| e.t_ns <= self.loss.at);
         before
             .filter_map(|e| if let Event::Stats(s) = &e.event { Some(*s) } else { None })
             .next_back()
@@ -138,10 +138,10 @@ impl<'e> Takeover<'e> {
 
     pub(crate) fn failover(&self) -> FailoverMs {
         // The last suspicion before the takeover is the one that led to it.
-        let taking = when(self.new(), |e| matches!(e, Event::Taking { .. }));
-        let suspects = self.new().iter().filter(|e| matches!(e.event, Event::Suspect { .. }));
+        let taking = when(self.winner(), |e| matches!(e, Event::Taking { .. }));
+        let suspects = self.winner().iter().filter(|e| matches!(e.event, Event::Suspect { .. }));
         let suspect = suspects.map(|e| e.t_ns).filter(|t| taking.is_none_or(|taking| *t <= taking)).max();
-        let first = self.new().iter().find_map(|e| match e.event {
+        let first = self.winner().iter().find_map(|e| match e.event {
             Event::FirstOutput { at_ns } => Some(at_ns),
             _ => None,
         });
@@ -174,7 +174,7 @@ impl<'e> Takeover<'e> {
     /// When the new active began to copy the guest to a new replica.
     pub(crate) fn copied_again(&self) -> Option<u64> {
         let resumed = self.resumed()?;
-        self.new()
+        self.winner()
             .iter()
             .find(|e| e.t_ns > resumed && matches!(e.event, Event::Seeding { .. }))
             .map(|e| e.t_ns)

@@ -178,9 +178,9 @@ impl Reprotected {
 
 /// When the new active had a replica again, and the replica knew it.
 fn protected_again(first: &Takeover<'_>, replica: &[Stamped]) -> Option<u64> {
-    let resumed = resumed(first.new())?;
+    let resumed = resumed(first.winner())?;
     let protected = first
-        .new()
+        .winner()
         .iter()
         .find(|e| e.t_ns > resumed && matches!(e.event, Event::Protection { protected: true, .. }))?;
     let listed = when(replica, |e| matches!(e, Event::Listed { listed: true }))?;
