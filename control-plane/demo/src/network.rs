@@ -91,6 +91,12 @@ impl NetworkWorld {
     }
 }
 
+impl Drop for NetworkWorld {
+    fn drop(&mut self) {
+        self.nodes.iter_mut().for_each(|node| node.node.end());
+    }
+}
+
 impl World for NetworkWorld {
     fn kvm(&self) -> String {
         node::kvm()

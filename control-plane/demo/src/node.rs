@@ -103,7 +103,7 @@ pub(crate) fn kvm() -> String {
 impl Node {
     /// Makes its namespaces, lays its cables to the bridges of the calling thread's, and captures into `dir`.
     pub(crate) fn start(n: usize, dir: &Path) -> Result<Self> {
-        let init = Command::new("setpriv")
+        let mut init = Command::new("setpriv")
             .args([
                 "--pdeathsig",
                 "KILL",
@@ -120,7 +120,7 @@ impl Node {
             .stderr(Stdio::null())
             .spawn()
             .context("cannot make a node's namespaces")?;
-        let init_pid = child_of(init.id())?;
+        let init_pid = child_of(&mut init)?;
         let mut node = Self { n, init, init_pid, capture: None, wire_bytes: 0 };
         node.wire_up()?;
         node.capture = Some(Capture::start(&format!("c{n}"), MAC, &dir.join(format!("{n}.pcap")))?);
@@ -218,20 +218,26 @@ impl Node {
     pub(crate) fn captured(&mut self) -> Result<Vec<Seen>> {
         self.capture.take().map_or(Ok(Vec::new()), Capture::finish)
     }
-}
 
-impl Drop for Node {
-    fn drop(&mut self) {
+    /// Begins its end, which takes its time: who has several ends all of them before waiting for one.
+    pub(crate) fn end(&mut self) {
         // By its first process where there still is one: what waits for that one ends when the last process has.
         if matches!(self.init.try_wait(), Ok(None)) && self.kill().is_err() {
             let _ = self.init.kill();
         }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.end();
         let _ = self.init.wait();
     }
 }
 
 /// The one child of a process that is about to fork, or has.
-fn child_of(pid: u32) -> Result<u32> {
+fn child_of(parent: &mut Child) -> Result<u32> {
+    let pid = parent.id();
     let path = format!("/proc/{pid}/task/{pid}/children");
     let deadline = clock::now() + Duration::from_secs(5);
     while clock::now() < deadline {
@@ -242,6 +248,9 @@ fn child_of(pid: u32) -> Result<u32> {
             if comm.trim() == "sleep" {
                 return Ok(child);
             }
+        }
+        if let Some(status) = parent.try_wait()? {
+            bail!("a node's first process has ended: {status}");
         }
         std::thread::yield_now();
     }
