@@ -106,7 +106,8 @@ impl Play {
     fn perform(&mut self, mut world: impl World, options: &DemoOptions) -> Result<Verdict> {
         let result = self.acts(&mut world, options);
         result.map_err(|error| {
-            error.context(format!("seed {}; the nodes' last words:\n{}", self.seed, world.logs()))
+            let logs = world.logs();
+            error.context(format!("seed {}; the nodes' last words:\n{}\nfailed", self.seed, logs.trim_end()))
         })
     }
 

@@ -69,7 +69,9 @@ impl NetworkWorld {
             world.nodes.push(NodeWorld { daemon, node, tail });
         }
         let formed = world.form(programs, story, interrupted);
-        formed.map_err(|error| error.context(format!("the nodes' last words:\n{}", world.logs())))?;
+        formed.map_err(|error| {
+            error.context(format!("the nodes' last words:\n{}\nfailed", world.logs().trim_end()))
+        })?;
         Ok(world)
     }
 
