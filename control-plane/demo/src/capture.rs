@@ -54,6 +54,14 @@ impl Capture {
     }
 }
 
+impl Drop for Capture {
+    fn drop(&mut self) {
+        // After `finish` there is nothing left to kill.
+        let _ = self.tcpdump.kill();
+        let _ = self.tcpdump.wait();
+    }
+}
+
 fn read_pcap(bytes: &[u8]) -> Option<Vec<Seen>> {
     let word = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
     if word(0)? != MAGIC_NANO {

@@ -136,6 +136,16 @@ impl GuestClocks {
         }
     }
 
+    /// For people.
+    pub(crate) fn in_words(&self) -> String {
+        format!(
+            "back by {}, time missed {:.1} ms, wall clock moved by {:.1} ms",
+            self.backward,
+            self.missed_us.map_or(f64::NAN, |us| us.max(0.0) / 1e3),
+            self.wall_shift_ms.unwrap_or(f64::NAN)
+        )
+    }
+
     /// What is not as promised. `apart_ms` is the time between the earliest and the latest reading.
     pub(crate) fn failures(&self, apart_ms: f64) -> Vec<String> {
         let mut failures = Vec::new();
@@ -155,6 +165,12 @@ impl GuestClocks {
         }
         failures
     }
+}
+
+/// The readings asked for and answered in a time, nanoseconds on our monotonic clock.
+pub(crate) fn between(readings: &[Reading], since: u64, until: u64) -> Vec<Reading> {
+    // One that is under way at the end belongs to what follows.
+    readings.iter().filter(|r| r.asked >= since && r.answered <= until).copied().collect()
 }
 
 /// Time between the first and the last reading, in milliseconds.

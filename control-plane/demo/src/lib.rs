@@ -1,7 +1,8 @@
 //! A protected VM loses its host while clients work with it: the whole promise in one run, with nothing simulated.
 //!
-//! [`run`] is the plot. The world it plays in is made of namespaces on this machine's KVM (`native.rs`) or of two emulated
-//! hosts (`linux.rs`); client, captures and verdict are the same.
+//! [`run`] is the plot. The world it plays in is made of namespaces on this machine's KVM (`native.rs`), of the same with a
+//! network of node daemons in them (`network.rs`), or of two emulated hosts (`linux.rs`); client, captures and verdict are
+//! the same.
 
 mod arbiter;
 mod capture;
@@ -10,39 +11,45 @@ mod clocks;
 mod linux;
 mod native;
 mod needs;
+mod network;
+mod node;
 mod options;
 mod programs;
 mod resp;
 mod shell;
 mod story;
 mod tail;
+mod takeover;
 mod verdict;
 mod world;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use mycelium_ram::clock;
-use mycelium_ram::events::{Event, Stamped};
+use mycelium_ram::events::{Event, Stamped, Stats};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 pub use clocks::GuestClocks;
+pub use network::{NetworkVerdict, NodeVerdict, Reprotected, SecondTakeover};
 pub use options::{DemoOptions, Fault, GuestKind};
-pub use verdict::{Connections, FailoverMs, Verdict};
+pub use takeover::FailoverMs;
+pub use verdict::{Connections, Verdict};
 
 use client::{Client, Shared};
 use clocks::ClockWatch;
 use linux::LinuxWorld;
 use native::NativeWorld;
+use network::NetworkWorld;
 use programs::Programs;
 use resp::{Connection, Reply};
 use story::Story;
+use takeover::Loss;
 use verdict::Evidence;
-use world::{Side, World};
+use world::World;
 
 /// How often the timelines are looked at.
 const LOOK: Duration = Duration::from_millis(20);
@@ -54,24 +61,28 @@ const IDLE_READINGS: usize = 20;
 /// # Errors
 /// When the world cannot be made or something does not happen in time; the message says what, with the nodes' logs.
 pub fn run(options: &DemoOptions, interrupted: &Arc<AtomicBool>) -> Result<Verdict> {
-    needs::ensure(options.guest)?;
+    needs::ensure(options)?;
     let programs = Programs::find(options)?;
     let folder = tempfile::Builder::new().prefix("mycelium-demo-").tempdir()?;
     let seed = options.seed.unwrap_or_else(|| rand::rng().random_range(1..1_000_000));
     let mut play = Play {
         story: Story::begin(),
-        a: Vec::new(),
-        b: Vec::new(),
+        nodes: Vec::new(),
+        losses: Vec::new(),
         interrupted: interrupted.clone(),
         seed,
         rng: ChaCha8Rng::seed_from_u64(seed),
     };
+    play.story.say(&format!("seed {seed}: --seed {seed} repeats the moment of each loss"));
+    let dir = folder.path();
     let result = match options.guest {
+        GuestKind::Native if options.network => NetworkWorld::start(&programs, dir, &play.story, interrupted)
+            .and_then(|world| play.perform(world, options)),
         GuestKind::Native => {
-            start_native(options, &programs, folder.path()).and_then(|w| play.perform(w, options))
+            NativeWorld::start(options, &programs, dir).and_then(|world| play.perform(world, options))
         }
-        GuestKind::Linux => LinuxWorld::start(options, &programs, folder.path(), &play.story, interrupted)
-            .and_then(|w| play.perform(w, options)),
+        GuestKind::Linux => LinuxWorld::start(options, &programs, dir, &play.story, interrupted)
+            .and_then(|world| play.perform(world, options)),
     };
     play.story.end();
     if options.keep {
@@ -81,14 +92,11 @@ pub fn run(options: &DemoOptions, interrupted: &Arc<AtomicBool>) -> Result<Verdi
     result
 }
 
-fn start_native(options: &DemoOptions, programs: &Programs, folder: &Path) -> Result<NativeWorld> {
-    NativeWorld::start(options, programs, folder)
-}
-
 struct Play {
     story: Story,
-    a: Vec<Stamped>,
-    b: Vec<Stamped>,
+    /// What has happened on each node, and which were lost.
+    nodes: Vec<Vec<Stamped>>,
+    losses: Vec<Loss>,
     interrupted: Arc<AtomicBool>,
     seed: u64,
     rng: ChaCha8Rng,
@@ -98,26 +106,26 @@ impl Play {
     fn perform(&mut self, mut world: impl World, options: &DemoOptions) -> Result<Verdict> {
         let result = self.acts(&mut world, options);
         result.map_err(|error| {
-            error.context(format!("seed {}; the nodes' last words:\n{}", self.seed, world.logs()))
+            let logs = world.logs();
+            error.context(format!("seed {}; the nodes' last words:\n{}\nfailed", self.seed, logs.trim_end()))
         })
     }
 
     fn acts(&mut self, world: &mut impl World, options: &DemoOptions) -> Result<Verdict> {
         let pace = world.pace();
-        self.until(world, pace.start, "the guest to be protected", |play| play.is_protected())?;
+        self.nodes = vec![Vec::new(); world.names().len()];
+        self.until(world, pace.start, "the guest to be protected", |play, _| play.is_protected())?;
         self.wait_for_guest(world, pace.start)?;
         let clock_watch = ClockWatch::start(world.server(), pace.reply);
         self.read_clocks(world, &clock_watch, pace)?;
         let client = Client::start(world.server(), options.connections.into(), pace.reply, pace.think);
-        self.load(world, &client.shared, pace)?;
-        let outstanding = client.shared.outstanding.load(Ordering::Relaxed);
-        let lost_at = world.lose(options.fault)?;
-        self.story.lost(lost_at);
-        self.story.mark(lost_at, &format!("NODE A IS LOST ({:?})", options.fault).to_lowercase());
-        self.until(world, pace.start, "node B to take over", |play| play.resumed_at().is_some())?;
-        self.go_on(world, &client.shared, pace)?;
-        world.revive(options.fault)?;
+        self.take_over(world, &client.shared, options.fault)?;
+        while self.losses.len() + 1 < self.nodes.len() {
+            self.protect_again(world, pace)?;
+            self.take_over(world, &client.shared, options.fault)?;
+        }
         if options.fault != Fault::Kill {
+            world.revive(0, options.fault)?;
             self.story.mark(clock::now().0, "node A is back; it must not say anything");
             self.watch(world, &client.shared, pace.after)?;
         }
@@ -126,59 +134,144 @@ impl Play {
         self.read_clocks(world, &clock_watch, pace)?;
         let clocks = clock_watch.finish().context("the clocks could not be read to the end")?;
         self.look(world)?;
-        let exit_of_a = world.exit_of_a();
+        let exit_of_first = world.exit_of(0);
         let evidence = Evidence {
             guest: options.guest,
             kvm: world.kvm(),
             fault: options.fault,
             seed: self.seed,
-            lost_at,
-            outstanding,
-            a: std::mem::take(&mut self.a),
-            b: std::mem::take(&mut self.b),
+            began: self.story.began,
+            names: world.names(),
+            nodes: std::mem::take(&mut self.nodes),
+            console: world.console(self.active()),
+            losses: std::mem::take(&mut self.losses),
             findings,
             clocks,
-            console: world.console(Side::B),
             captures: world.captures()?,
             wall_offset: clock::wall().0 - clock::now().0,
             wire_bytes,
-            exit_of_a,
+            exit_of_first,
+            chronicle: world.chronicle(),
         };
-        Ok(evidence.judge())
+        evidence.judge().context("no node was lost")
+    }
+
+    /// Loads the guest, loses the node it runs on, and works on with the one that takes over.
+    fn take_over(&mut self, world: &mut impl World, shared: &Shared, fault: Fault) -> Result<()> {
+        let (pace, names) = (world.pace(), world.names());
+        self.load(world, shared)?;
+        let (from, to) = (self.active(), self.replica().context("the replica is gone before the loss")?);
+        let outstanding = shared.outstanding.load(Ordering::Relaxed);
+        let at = world.lose(from, fault)?;
+        let last = self.losses.last().map(|last| last.at);
+        self.losses.push(Loss { from, to, at, outstanding });
+        let since =
+            last.map_or(String::new(), |last| format!(", {:.1} s after the first", (at - last) as f64 / 1e9));
+        let fault = format!("{fault:?}").to_lowercase();
+        self.story.lost(at);
+        self.story.mark(at, &format!("node {} is lost ({fault}){since}; times count from here", names[from]));
+        let what = format!("node {} to take over", names[to]);
+        self.until(world, pace.start, &what, |play, _| play.resumed_at(to).is_some())?;
+        self.go_on(world, shared)
+    }
+
+    /// Waits until the next loss can be survived.
+    fn protect_again(&mut self, world: &mut impl World, pace: world::Pace) -> Result<()> {
+        let (active, names) = (self.active(), world.names());
+        self.until(world, pace.start, "the guest to be protected again", |play, _| play.is_protected())?;
+        let what = format!("those to vote who are left without node {}", names[active]);
+        self.until(world, pace.start, &what, |_, world| world.decides_without(active))?;
+        let text = format!("node {} may be lost now: who is left decides without it", names[active]);
+        self.story.mark(clock::now().0, &text);
+        Ok(())
+    }
+
+    /// The node the guest runs on, as far as the losses tell.
+    fn active(&self) -> usize {
+        self.losses.last().map_or(0, |loss| loss.to)
+    }
+
+    /// A node that has taken over although the active was not lost. What follows would be another story.
+    fn took_over_early(&self) -> Option<usize> {
+        let expected = |node: &usize| *node == self.active() || self.losses.iter().any(|l| l.from == *node);
+        (0..self.nodes.len()).find(|node| !expected(node) && self.resumed_at(*node).is_some())
+    }
+
+    /// Events of the active since the guest runs there.
+    fn reign(&self) -> impl DoubleEndedIterator<Item = &Event> {
+        let active = self.active();
+        let since = if self.losses.is_empty() { None } else { self.resumed_at(active) };
+        let events = self.nodes[active].iter().filter(move |e| since.is_none_or(|since| e.t_ns >= since));
+        events.map(|e| &e.event)
+    }
+
+    /// The node whose replica may take over.
+    fn replica(&self) -> Option<usize> {
+        let listed = |node: &usize| {
+            self.nodes[*node].iter().rev().find_map(|e| match e.event {
+                Event::Listed { listed } => Some(listed),
+                _ => None,
+            })
+        };
+        let gone = |node: &usize| *node == self.active() || self.losses.iter().any(|l| l.from == *node);
+        (0..self.nodes.len()).filter(|node| !gone(node)).find(|node| listed(node) == Some(true))
     }
 
     fn is_protected(&self) -> bool {
-        let state = self.a.iter().rev().find_map(|e| match &e.event {
+        let state = self.reign().rev().find_map(|e| match e {
             Event::Protection { protected, .. } => Some(*protected),
             _ => None,
         });
-        let listed = self.b.iter().any(|e| matches!(e.event, Event::Listed { listed: true }));
-        state == Some(true) && listed
+        state == Some(true) && self.replica().is_some()
     }
 
-    fn resumed_at(&self) -> Option<u64> {
-        self.b.iter().find(|e| matches!(e.event, Event::Resumed { .. })).map(|e| e.t_ns)
+    fn resumed_at(&self, node: usize) -> Option<u64> {
+        takeover::resumed(&self.nodes[node])
     }
 
-    fn committed(&self) -> u64 {
-        let stats =
-            self.a.iter().rev().find_map(|e| if let Event::Stats(s) = &e.event { Some(s) } else { None });
-        stats.map_or(0, |s| s.committed)
+    /// The newest figures of the active.
+    fn stats(&self) -> Stats {
+        let mut newest = self.reign().rev();
+        newest.find_map(|e| if let Event::Stats(s) = e { Some(*s) } else { None }).unwrap_or_default()
     }
 
-    /// Takes note of what has happened on both nodes.
+    /// Takes note of what has happened, and tells it.
     fn look(&mut self, world: &mut impl World) -> Result<()> {
-        for side in Side::BOTH {
-            let events = world.events(side)?;
-            events.iter().for_each(|event| self.story.tell(side, event));
-            // No guest of the demo ends by itself; waiting for its replies would only hide why.
-            if let Some(what) = events.iter().find_map(|e| match &e.event {
-                Event::Guest { what } => Some(what),
-                _ => None,
-            }) {
-                bail!("the guest ended on node {side:?}: {what}");
+        let was_protected = self.is_protected();
+        world.news().iter().for_each(|(at, text)| self.story.mark(*at, text));
+        let mut ended = None;
+        let names = world.names();
+        for (node, name) in names.iter().enumerate() {
+            for stamped in world.events(node)? {
+                if let Some(words) = story::in_words(&stamped.event) {
+                    self.story.mark(stamped.t_ns, &format!("node {name}: {words}"));
+                }
+                // No guest of the demo ends by itself; waiting for its replies would only hide why.
+                if let Event::Guest { what } = &stamped.event {
+                    ended = Some(format!("the guest ended on node {name}: {what}"));
+                }
+                self.nodes[node].push(stamped);
             }
-            if side == Side::A { self.a.extend(events) } else { self.b.extend(events) }
+        }
+        self.story.settle();
+        if let Some(loss) = self.losses.last()
+            && !was_protected
+            && self.is_protected()
+        {
+            let (now, from, to) =
+                (clock::now().0, names[loss.from], names[self.replica().unwrap_or(loss.to)]);
+            let after = (now - loss.at) as f64 / 1e9;
+            let text = format!("protected again by node {to}, {after:.1} s after the loss of node {from}");
+            self.story.mark(now, &text);
+        }
+        if let Some(ended) = ended {
+            bail!("{ended}");
+        }
+        if let Some(early) = self.took_over_early() {
+            let (early, active) = (names[early], names[self.active()]);
+            bail!(
+                "node {early} took over before node {active} was lost: a false alarm, is this machine very busy?"
+            );
         }
         if self.interrupted.load(Ordering::Relaxed) {
             bail!("interrupted");
@@ -186,18 +279,18 @@ impl Play {
         Ok(())
     }
 
-    fn until(
+    fn until<W: World>(
         &mut self,
-        world: &mut impl World,
+        world: &mut W,
         patience: Duration,
         what: &str,
-        done: impl Fn(&Self) -> bool,
+        done: impl Fn(&Self, &W) -> bool,
     ) -> Result<()> {
         let deadline = clock::now() + patience;
         self.story.now(format!("waiting for {what}"));
         loop {
             self.look(world)?;
-            if done(self) {
+            if done(self, world) {
                 return Ok(());
             }
             if clock::now() > deadline {
@@ -225,28 +318,26 @@ impl Play {
     /// Reads the clocks of a guest that has nothing else to do: only then is the way to it short.
     fn read_clocks(&mut self, world: &mut impl World, watch: &ClockWatch, pace: world::Pace) -> Result<()> {
         let wanted = watch.taken() + IDLE_READINGS;
-        self.until(world, pace.reply, "readings of the guest's clocks", |_| {
+        self.until(world, pace.reply, "readings of the guest's clocks", |_, _| {
             watch.taken() >= wanted || watch.is_over()
         })
     }
 
     /// Works until the moment of the loss, which the seed decides.
-    fn load(&mut self, world: &mut impl World, shared: &Shared, pace: world::Pace) -> Result<()> {
+    fn load(&mut self, world: &mut impl World, shared: &Shared) -> Result<()> {
+        let pace = world.pace();
         let (least, most) = pace.before_loss;
         let load_for = least + (most - least).mul_f64(self.rng.random::<f64>());
         let moment = clock::now() + load_for;
         let deadline = clock::now() + pace.start + most;
-        let ready =
-            |play: &Self| play.committed() > pace.epochs && shared.acked.load(Ordering::Relaxed) > pace.acks;
+        let acked = || shared.acked.load(Ordering::Relaxed);
+        let before = acked();
+        let ready = |play: &Self| play.stats().committed > pace.epochs && acked() - before > pace.acks;
         while clock::now() < moment || !ready(self) {
             self.look(world)?;
             self.show(shared);
             if clock::now() > deadline {
-                bail!(
-                    "too slow: {} epochs, {} requests",
-                    self.committed(),
-                    shared.acked.load(Ordering::Relaxed)
-                );
+                bail!("too slow: {} epochs, {} requests", self.stats().committed, acked() - before);
             }
             // The last wait ends at the drawn moment, not at the next look.
             std::thread::sleep(LOOK.min(moment.since(clock::now()).max(Duration::from_millis(1))));
@@ -255,9 +346,7 @@ impl Play {
     }
 
     fn show(&self, shared: &Shared) {
-        let stats =
-            self.a.iter().rev().find_map(|e| if let Event::Stats(s) = &e.event { Some(*s) } else { None });
-        let stats = stats.unwrap_or_default();
+        let stats = self.stats();
         self.story.now(format!(
             "epoch {} committed, {} waiting | guest stopped {} us | output held {} us | {} MB sent | {} requests",
             stats.committed,
@@ -270,7 +359,8 @@ impl Play {
     }
 
     /// Works on in the new generation.
-    fn go_on(&mut self, world: &mut impl World, shared: &Shared, pace: world::Pace) -> Result<()> {
+    fn go_on(&mut self, world: &mut impl World, shared: &Shared) -> Result<()> {
+        let pace = world.pace();
         let at_takeover = shared.acked.load(Ordering::Relaxed);
         self.watch(world, shared, pace.after)?;
         let deadline = clock::now() + pace.start;

@@ -23,7 +23,7 @@ use crate::options::{DemoOptions, Fault};
 use crate::programs::Programs;
 use crate::resp::Connection;
 use crate::story::Story;
-use crate::world::{Pace, Side, World};
+use crate::world::{Pace, World};
 
 const MAC: &str = "02:6d:79:63:65:02";
 const PATHS: usize = 2;
@@ -235,8 +235,12 @@ impl World for LinuxWorld {
         SocketAddr::from((self.net.guest_address(0).address, 6379))
     }
 
-    fn events(&mut self, side: Side) -> Result<Vec<Stamped>> {
-        let node = &mut self.hosts[side.index()];
+    fn names(&self) -> &'static [&'static str] {
+        &["A", "B"]
+    }
+
+    fn events(&mut self, node: usize) -> Result<Vec<Stamped>> {
+        let node = &mut self.hosts[node];
         if node.lost || clock::now().0 < node.looked + u64::try_from(LOOK.as_nanos()).unwrap_or(0) {
             return Ok(Vec::new());
         }
@@ -254,36 +258,36 @@ impl World for LinuxWorld {
         Ok(events.map(|e| crate::world::on_our_clock(e, ours)).collect())
     }
 
-    fn lose(&mut self, fault: Fault) -> Result<u64> {
+    fn lose(&mut self, node: usize, fault: Fault) -> Result<u64> {
         self.wire_bytes();
         let at = clock::now().0;
-        self.hosts[0].lost = true;
+        self.hosts[node].lost = true;
         match fault {
             Fault::Kill => {
-                self.hosts[0].host.kill();
-                let _ = self.net.set_all_wires(0, false);
+                self.hosts[node].host.kill();
+                let _ = self.net.set_all_wires(node, false);
             }
-            Fault::Stop => self.hosts[0].host.pause(),
+            Fault::Stop => self.hosts[node].host.pause(),
             Fault::Link => {
-                self.hosts[0].lost = false;
-                (0..PATHS).try_for_each(|p| self.net.set_wire(0, Wire::Path(p), false))?;
+                self.hosts[node].lost = false;
+                (0..PATHS).try_for_each(|p| self.net.set_wire(node, Wire::Path(p), false))?;
             }
         }
         Ok(at)
     }
 
-    fn revive(&mut self, fault: Fault) -> Result<()> {
+    fn revive(&mut self, node: usize, fault: Fault) -> Result<()> {
         match fault {
             Fault::Kill => return Ok(()),
-            Fault::Stop => self.hosts[0].host.cont(),
-            Fault::Link => (0..PATHS).try_for_each(|p| self.net.set_wire(0, Wire::Path(p), true))?,
+            Fault::Stop => self.hosts[node].host.cont(),
+            Fault::Link => (0..PATHS).try_for_each(|p| self.net.set_wire(node, Wire::Path(p), true))?,
         }
-        self.hosts[0].lost = false;
+        self.hosts[node].lost = false;
         Ok(())
     }
 
-    fn exit_of_a(&mut self) -> Option<i32> {
-        let node = &self.hosts[0];
+    fn exit_of(&mut self, node: usize) -> Option<i32> {
+        let node = &self.hosts[node];
         if node.lost {
             return None;
         }
@@ -301,14 +305,13 @@ impl World for LinuxWorld {
         self.hosts.iter().map(|node| node.wire_bytes).sum()
     }
 
-    fn console(&self, side: Side) -> Vec<u8> {
-        self.hosts[side.index()].console()
+    fn console(&self, node: usize) -> Vec<u8> {
+        self.hosts[node].console()
     }
 
-    fn captures(&mut self) -> Result<[Vec<Seen>; 2]> {
-        let [a, b] = &mut self.hosts;
+    fn captures(&mut self) -> Result<Vec<Vec<Seen>>> {
         let finish = |node: &mut HostWorld| node.capture.take().map_or(Ok(Vec::new()), Capture::finish);
-        Ok([finish(a)?, finish(b)?])
+        self.hosts.iter_mut().map(finish).collect()
     }
 
     fn logs(&self) -> String {

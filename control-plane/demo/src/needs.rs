@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use crate::options::GuestKind;
+use crate::options::{DemoOptions, GuestKind};
 use crate::shell::run;
 
 struct Need {
@@ -30,16 +30,17 @@ const LINUX: &[Need] = &[
 ];
 
 /// Installs what is missing, after saying so; root on Debian only.
-pub(crate) fn ensure(guest: GuestKind) -> Result<()> {
+pub(crate) fn ensure(options: &DemoOptions) -> Result<()> {
+    let guest = options.guest;
     if !rustix::process::geteuid().is_root() {
         bail!("the demo makes network namespaces and taps and needs root for it: run it with sudo");
     }
-    match guest {
-        GuestKind::Native if !Path::new("/dev/kvm").exists() => bail!(
-            "/dev/kvm is missing: the native guest needs KVM (enable virtualisation, or load kvm_amd or kvm_intel); \
-             --guest linux needs none, it runs on emulated hosts"
-        ),
-        GuestKind::Native | GuestKind::Linux => {}
+    if guest == GuestKind::Native && !Path::new("/dev/kvm").exists() {
+        let without =
+            if options.network { "" } else { "; --guest linux needs none, it runs on emulated hosts" };
+        bail!(
+            "/dev/kvm is missing: the native guest needs KVM (enable virtualisation, or load kvm_amd or kvm_intel){without}"
+        );
     }
     let list = if guest == GuestKind::Native { NATIVE } else { LINUX };
     let missing: Vec<&Need> = list.iter().filter(|need| !in_path(need.program)).collect();

@@ -9,9 +9,14 @@ use serde::Serialize;
 ///
 /// Starts an arbiter and two nodes (each with its own network, processes and mounts), boots the guest on one of them,
 /// loads it from several TCP connections, takes that node away at a random moment, and checks every acknowledged write.
-/// The host's own network is not touched; everything goes away with this process.
+/// The host's own network is not touched; everything goes away with this process. With --network there are three nodes
+/// with a daemon each, no arbiter outside them, and two losses in turn.
 #[derive(Clone, Debug, Args)]
 pub struct DemoOptions {
+    /// Three nodes whose daemons form a network, run the guest protected, and choose where its replica is; two nodes are
+    /// killed in turn.
+    #[arg(long, conflicts_with_all = ["guest", "fault", "epoch_ms", "guest_agent", "lab_agent"])]
+    pub network: bool,
     /// What runs in the VM: our native guest at full speed on this machine's KVM, or Debian's stock kernel between
     /// two emulated hosts (slow, but each with a kernel and a clock of its own).
     #[arg(long, value_enum, default_value_t = GuestKind::Native)]
@@ -29,7 +34,7 @@ pub struct DemoOptions {
     /// Longest epoch.
     #[arg(long, value_name = "MS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub epoch_ms: u64,
-    /// Decides the moment of the loss; drawn at random and printed when not given.
+    /// Decides the moment of each loss; drawn at random and printed when not given.
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
     /// TCP connections of the client.
@@ -69,4 +74,28 @@ pub enum Fault {
     Stop,
     /// The paths between the two nodes go down; both live on.
     Link,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        options: DemoOptions,
+    }
+
+    #[test]
+    fn a_network_takes_no_option_it_would_not_heed() {
+        Cli::command().debug_assert();
+        let parse = |words: &[&str]| Cli::try_parse_from([&["demo", "--network"], words].concat());
+        assert!(parse(&["--json", "--seed", "7", "--keep", "--connections", "2"]).unwrap().options.network);
+        for words in [["--guest", "linux"], ["--fault", "stop"], ["--epoch-ms", "3"]] {
+            let said = parse(&words).unwrap_err().to_string();
+            assert!(said.contains("--network") && said.contains(words[0]), "{said}");
+        }
+    }
 }

@@ -1,19 +1,24 @@
 //! Telling a person what happens while it happens.
 
+use std::cell::RefCell;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use mycelium_ram::clock;
-use mycelium_ram::events::{Event, Stamped};
+use mycelium_ram::events::Event;
 
-use crate::world::Side;
+/// Nodes and their daemons are heard with different delays; lines wait this long for earlier ones.
+const SETTLE: Duration = Duration::from_millis(150);
 
-/// One line that changes, and lines that stay.
+/// One line that changes, and lines that stay, in the order of time.
 #[derive(Debug)]
 pub(crate) struct Story {
     line: ProgressBar,
-    began: u64,
-    lost_at: Option<u64>,
+    /// The demo's beginning on CLOCK_MONOTONIC, nanoseconds.
+    pub(crate) began: u64,
+    losses: RefCell<Vec<u64>>,
+    /// Lines that may still be preceded by others.
+    settling: RefCell<Vec<(u64, String)>>,
 }
 
 impl Story {
@@ -22,7 +27,7 @@ impl Story {
             .unwrap_or_else(|_| ProgressStyle::default_spinner());
         let line = ProgressBar::new_spinner().with_style(style);
         line.enable_steady_tick(Duration::from_millis(120));
-        Self { line, began: clock::now().0, lost_at: None }
+        Self { line, began: clock::now().0, losses: RefCell::default(), settling: RefCell::default() }
     }
 
     /// A line that stays.
@@ -37,36 +42,50 @@ impl Story {
     /// The line that changes.
     pub(crate) fn now(&self, text: String) {
         self.line.set_message(text);
+        self.settle();
     }
 
-    /// From now on times count from the loss.
-    pub(crate) fn lost(&mut self, at: u64) {
-        self.lost_at = Some(at);
-    }
-
-    /// Tells an event of a node, if it is one for people.
-    pub(crate) fn tell(&self, side: Side, event: &Stamped) {
-        let Some(words) = in_words(&event.event) else { return };
-        self.say(&format!("{}  node {side:?}: {words}", self.stamp(event.t_ns)));
+    /// Times after this loss count from it.
+    pub(crate) fn lost(&self, at: u64) {
+        self.losses.borrow_mut().push(at);
     }
 
     /// A line with a time.
     pub(crate) fn mark(&self, at: u64, text: &str) {
-        self.say(&format!("{}  {text}", self.stamp(at)));
+        self.settling.borrow_mut().push((at, text.to_owned()));
+        self.settle();
+    }
+
+    /// Says the lines that have waited long enough.
+    pub(crate) fn settle(&self) {
+        let settled = clock::now().0.saturating_sub(u64::try_from(SETTLE.as_nanos()).unwrap_or(0));
+        self.say_until(settled);
     }
 
     pub(crate) fn end(&self) {
+        self.say_until(u64::MAX);
         self.line.finish_and_clear();
     }
 
+    fn say_until(&self, settled: u64) {
+        let mut settling = self.settling.borrow_mut();
+        settling.sort_by_key(|(at, _)| *at);
+        let count = settling.partition_point(|(at, _)| *at <= settled);
+        for (at, text) in settling.drain(..count) {
+            self.say(&format!("{}  {text}", self.stamp(at)));
+        }
+    }
+
     fn stamp(&self, t: u64) -> String {
-        let zero = self.lost_at.unwrap_or(self.began);
-        let sign = if self.lost_at.is_some() { "+" } else { " " };
-        format!("{sign}{:>9.1} ms", (t as f64 - zero as f64) / 1e6)
+        let losses = self.losses.borrow();
+        let loss = losses.iter().rev().find(|lost| **lost <= t);
+        let sign = if loss.is_some() { '+' } else { ' ' };
+        format!("{sign}{:>9.1} ms", (t - loss.copied().unwrap_or(self.began).min(t)) as f64 / 1e6)
     }
 }
 
-fn in_words(event: &Event) -> Option<String> {
+/// What an event of a node says, if it is one for people.
+pub(crate) fn in_words(event: &Event) -> Option<String> {
     Some(match event {
         Event::Started { role, .. } => format!("started, {role}"),
         Event::Protection { state, reason, .. } => format!("{state}: {reason}"),

@@ -174,7 +174,7 @@ impl Vms {
         let mut role = self.passive_args(from);
         role.extend(["--orphan-after".to_owned(), limits::ORPHAN_S.to_string()]);
         let keeper = self.launch(spore, entry, spec, &role).await?;
-        keeper.ticket().await.ok_or_else(|| VmError::Network("the passive has no ticket".to_owned()))
+        keeper.first_ticket().await.ok_or_else(|| VmError::Network("the passive has no ticket".to_owned()))
     }
 
     fn entry(

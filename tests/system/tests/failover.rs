@@ -48,6 +48,40 @@ fn a_primary_cut_off_from_its_replica_gives_way() {
 }
 
 #[test]
+fn a_network_of_nodes_loses_two_of_three_in_turn() {
+    if !has_kvm() {
+        return;
+    }
+    for seed in 1..=rounds() {
+        let Some(verdict) = demo(&["--network", "--seed", &seed.to_string()]) else { return };
+        check(&verdict);
+        let text =
+            |pointer: &str| verdict.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let nodes = verdict["nodes"].as_array().unwrap();
+        let names: Vec<_> = nodes.iter().map(|node| node["name"].as_str().unwrap()).collect();
+        assert_eq!(names, ["a", "b", "c"]);
+        assert!(nodes.iter().all(|node| node["voted"] == true && node["key"].as_str().unwrap().len() == 64));
+        // The one that was lost second, and the one that is neither that nor a.
+        let (second, third) = (text("/second_takeover/from"), text("/second_takeover/to"));
+        assert!(second != "a" && third != "a" && second != third, "{second} {third}");
+        assert_eq!(text("/reprotected/node"), third);
+        assert!(text("/reprotected/why").contains("most free memory"));
+        assert!(number(&verdict, "/reprotected/after_ms") > 0.0);
+        assert_eq!(number(&verdict, "/second_takeover/generation"), 3.0);
+        assert_eq!(number(&verdict, "/second_takeover/stale_frames"), 0.0);
+        assert!(number(&verdict, "/second_takeover/acked_ops") >= 500.0);
+        for part in ["detect", "arbitrate", "resume", "first_output", "server_gap", "client_gap"] {
+            assert!(number(&verdict, &format!("/second_takeover/failover_ms/{part}")).is_finite());
+        }
+        for (name, node) in names.iter().zip(nodes) {
+            assert_eq!(node["lost_at_ms"].is_null(), *name == third, "{node}");
+            let roles = if *name == "a" { "[\"active\"]" } else { "[\"replica\",\"active\"]" };
+            assert_eq!(node["roles"].to_string(), roles, "{node}");
+        }
+    }
+}
+
+#[test]
 fn more_connections_and_short_epochs_change_nothing() {
     if has_kvm()
         && whole_suite()
