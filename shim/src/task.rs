@@ -174,14 +174,16 @@ impl Task {
     async fn start_vm(&self, plan: &Plan, mut stdout: Sink, mut stderr: Sink) -> Result<Running, TaskError> {
         let mut tries = 1;
         loop {
-            match plan.start(stdout, stderr).await {
-                Err(VmError::Undecided(why)) if tries < limits::GROUP_TRIES => {
+            // Opened before the attempt: a stream that nobody holds open has ended for containerd.
+            let next = if plan.config.group.is_some() { Some(outputs(&self.order).await?) } else { None };
+            match (plan.start(stdout, stderr).await, next) {
+                (Err(VmError::Undecided(why)), Some(next)) if tries < limits::GROUP_TRIES => {
                     tracing::info!(%why, "asking again what this pod is to be");
                     tries += 1;
+                    (stdout, stderr) = next;
                 }
-                result => return Ok(result?),
+                (result, _) => return Ok(result?),
             }
-            (stdout, stderr) = outputs(&self.order).await?;
         }
     }
 

@@ -43,6 +43,10 @@ pub(crate) struct RunArgs {
     /// Largest UDP payload of the paths: 1452 works everywhere, 8952 where the MTU is 9000 all the way.
     #[arg(long, value_name = "BYTES", default_value_t = 1452, value_parser = clap::value_parser!(u16).range(1200..=16000))]
     mtu: u16,
+    /// Silence of a VM below this never makes its replica here take over. More, where processors are so busy that
+    /// takeovers happen for nothing; every failover takes longer by it. Keep it above the paths' round trip time.
+    #[arg(long, value_name = "MS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(5..=60_000))]
+    detect_ms: u64,
     /// The daemon's own socket, for this command line and the containerd shim.
     #[arg(long, value_name = "PATH", default_value = mycelium_api::SOCKET, env = "MYCELIUM_SOCKET")]
     socket: PathBuf,
@@ -76,6 +80,7 @@ fn serve(args: RunArgs) -> Result<()> {
         advertise: args.advertise,
         paths: args.path,
         mtu: args.mtu,
+        detect_ms: args.detect_ms,
         api: args.socket,
         endophyte: args.endophyte.unwrap_or_else(vmm),
     };

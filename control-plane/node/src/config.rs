@@ -18,6 +18,8 @@ pub struct NodeConfig {
     pub paths: Vec<IpAddr>,
     /// UDP payload of the paths.
     pub mtu: u16,
+    /// Silence of a VM's active below this, in milliseconds, is never suspect to a replica here.
+    pub detect_ms: u64,
     /// The API's Unix socket; the VMs' sockets are made beside it.
     pub api: PathBuf,
     /// The VMM.

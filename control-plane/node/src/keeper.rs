@@ -19,7 +19,7 @@ use mycelium_ram_core::{NodeId, VmId};
 use mycelium_spores::state::NodeEntry;
 use mycelium_spores::{NodeReport, Spore};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval};
 
 use crate::entry::{Entry, VmFolder};
 use crate::limits;
@@ -128,20 +128,6 @@ impl Keeper {
         let mut process = lock(&self.shared).process.clone()?;
         let info = process.client.info(endophyte_api::InfoRequest {}).await.ok()?.into_inner();
         (!info.ticket.is_empty()).then_some(info.ticket)
-    }
-
-    /// The ticket of a passive that has just been started: it answers before it listens. None when it ends instead.
-    pub(crate) async fn first_ticket(&self) -> Option<String> {
-        let listens = async {
-            loop {
-                let ticket = self.ticket().await;
-                if ticket.is_some() || lock(&self.shared).process.is_none() {
-                    return ticket;
-                }
-                sleep(limits::PROCESS_LOOK).await;
-            }
-        };
-        timeout(limits::PROCESS_START, listens).await.ok().flatten()
     }
 
     /// How it is.

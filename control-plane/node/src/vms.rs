@@ -174,7 +174,7 @@ impl Vms {
         let mut role = self.passive_args(from);
         role.extend(["--orphan-after".to_owned(), limits::ORPHAN_S.to_string()]);
         let keeper = self.launch(spore, entry, spec, &role).await?;
-        keeper.first_ticket().await.ok_or_else(|| VmError::Network("the passive has no ticket".to_owned()))
+        keeper.ticket().await.ok_or_else(|| VmError::Network("the passive has no ticket".to_owned()))
     }
 
     fn entry(
@@ -228,6 +228,7 @@ impl Vms {
         let mut args = vec!["--run-dir".to_owned(), text(folder.run_dir())];
         args.extend(["--key".to_owned(), text(self.config.folder.join("node.key"))]);
         args.extend(["--mtu".to_owned(), self.config.mtu.to_string()]);
+        args.extend(["--detect-ms".to_owned(), self.config.detect_ms.to_string()]);
         for arbiter in arbiters(spore) {
             args.extend(["--arbiter".to_owned(), arbiter]);
         }

@@ -45,10 +45,10 @@ pub struct Pod {
 }
 
 impl Cri {
-    /// Connects to a containerd's socket.
+    /// Connects to a containerd's socket, and waits until its CRI plugin answers, which it does later than containerd itself.
     ///
     /// # Errors
-    /// When nobody listens.
+    /// When it does not.
     pub async fn connect(socket: &Path) -> Result<Self> {
         let path = socket.to_owned();
         let connector = tower::service_fn(move |_| {
@@ -57,10 +57,15 @@ impl Cri {
         });
         let endpoint = Endpoint::from_static("http://containerd.invalid").timeout(CALL);
         let channel = endpoint.connect_with_connector_lazy(connector);
-        Ok(Self {
-            runtime: RuntimeServiceClient::new(channel.clone()),
-            images: ImageServiceClient::new(channel),
-        })
+        let runtime = RuntimeServiceClient::new(channel.clone());
+        let deadline = Instant::now() + CALL;
+        while let Err(status) = runtime.clone().list_pod_sandbox(cri::ListPodSandboxRequest::default()).await {
+            if Instant::now() > deadline {
+                return Err(status).context("the CRI plugin does not answer");
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(Self { runtime, images: ImageServiceClient::new(channel) })
     }
 
     /// Makes a pod's sandbox.

@@ -208,6 +208,9 @@ impl Node {
             &self.name,
             "--listen",
             &format!("{}:7600", address(self.number)),
+            // Three nodes share this machine's processors: a beat may be late without a loss.
+            "--detect-ms",
+            "100",
         ]);
         daemon.arg("--dir").arg(self.dir.join("state")).arg("--socket").arg(self.socket());
         daemon.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);

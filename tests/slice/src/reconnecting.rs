@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-/// A connection attempt, and a reply, may take this long.
-const PATIENCE: Duration = Duration::from_millis(200);
+/// A connection attempt may take this long. Short, because the next server may be the one that answers.
+const ATTEMPT: Duration = Duration::from_millis(50);
+/// A reply may take this long.
+const PATIENCE: Duration = Duration::from_millis(150);
 /// Silence that ends the client.
 const LONGEST: Duration = Duration::from_secs(30);
 
@@ -112,7 +114,7 @@ fn count(shared: &Shared) -> Result<Counted> {
 
 fn connect(shared: &Shared, turn: usize) -> Option<BufReader<TcpStream>> {
     let servers = shared.servers.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let stream = TcpStream::connect_timeout(&servers[turn % servers.len()], PATIENCE).ok()?;
+    let stream = TcpStream::connect_timeout(&servers[turn % servers.len()], ATTEMPT).ok()?;
     stream.set_nodelay(true).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
     Some(BufReader::new(stream))

@@ -25,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Between looks at what is being waited for.
 const LOOK: Duration = Duration::from_millis(20);
 const INVITATION_S: u64 = 600;
+/// Three nodes, clients and captures share this machine's processors: a beat may be late without a loss.
+const DETECT_MS: &str = "100";
 
 /// A running daemon. It ends with its node.
 #[derive(Debug)]
@@ -47,7 +49,7 @@ impl Daemon {
         fs::create_dir_all(&dir)?;
         let log = File::create(dir.join("daemon.log"))?;
         let mut daemon = node.enter(&programs.mycelium);
-        daemon.args(["node", "run", "--name", name, "--mtu", UDP_PAYLOAD]);
+        daemon.args(["node", "run", "--name", name, "--mtu", UDP_PAYLOAD, "--detect-ms", DETECT_MS]);
         daemon.args(["--listen", &format!("{}:{PORT}", node::mgmt_address(n))]);
         for path in node::path_addresses(n) {
             daemon.args(["--path", &path]);
