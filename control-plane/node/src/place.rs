@@ -31,12 +31,11 @@ pub(crate) fn choose(candidates: &[Candidate], active: NodeId, need_bytes: u64) 
     // Of equal ones the lower key, so that every look comes to the same choice.
     let best = fit.iter().max_by(|(a, x), (b, y)| x.cmp(y).then(b.node.cmp(&a.node)));
     let Some((best, free_bytes)) = best else { return Err(nowhere(&others, need_bytes)) };
-    let why = format!(
-        "{} has the most free memory ({} MiB) of {} possible",
-        best.name,
-        free_bytes >> 20,
-        if fit.len() == 1 { "one node".to_owned() } else { format!("{} nodes", fit.len()) }
-    );
+    let (name, free) = (&best.name, free_bytes >> 20);
+    let why = match fit.len() {
+        1 => format!("{name} is the only node possible ({free} MiB free)"),
+        nodes => format!("{name} has the most free memory ({free} MiB) of {nodes} nodes possible"),
+    };
     Ok(Choice { node: best.node, name: best.name.clone(), why })
 }
 
@@ -104,5 +103,7 @@ mod tests {
     fn equal_nodes_give_the_same_choice_every_time() {
         let nodes = [node(2, 500), node(1, 500)];
         assert_eq!(choose(&nodes, NodeId([0; 32]), 1).unwrap().name, "b");
+        let only = choose(&nodes[..1], NodeId([0; 32]), 1).unwrap();
+        assert_eq!(only.why, "c is the only node possible (500 MiB free)");
     }
 }

@@ -125,7 +125,7 @@ async fn a_groups_pods_come_and_go() -> Result<()> {
         left().replace("cni0", "").trim() == links_before.replace("cni0", "").trim()
     })
     .await
-    .with_context(|| left())
+    .with_context(left)
 }
 
 #[tokio::test]
