@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use mycelium_api::{GroupStartedRequest, JoinGroupRequest, NodeClient};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Status};
 
 use crate::bundle::Group;
@@ -48,25 +48,39 @@ pub(crate) async fn started(group: &Group, pid: u32) -> Result<(), GroupError> {
     ask(group, tell).await.map(drop)
 }
 
+/// Tells the daemon that the VMM did not start. A daemon that does not hear it finds out with the shim's end.
+pub(crate) async fn gave_up(group: &Group) {
+    let tell = async {
+        let mut node = mycelium_api::connect(socket()).await.ok()?;
+        node.group_started(GroupStartedRequest { vm: group.vm.clone(), pid: 0 }).await.ok()
+    };
+    let _ = timeout(limits::DAEMON, tell).await;
+}
+
+fn socket() -> PathBuf {
+    std::env::var_os("MYCELIUM_SOCKET").map_or_else(|| mycelium_api::SOCKET.into(), PathBuf::from)
+}
+
 /// Asks the daemon; again, while it is just starting or just not there.
 async fn ask<T, F>(group: &Group, question: impl Fn(NodeClient) -> F) -> Result<T, GroupError>
 where
     F: Future<Output = Result<T, Status>> + Send,
 {
-    let socket =
-        std::env::var_os("MYCELIUM_SOCKET").map_or_else(|| mycelium_api::SOCKET.into(), PathBuf::from);
+    let socket = socket();
     let deadline = Instant::now() + limits::DAEMON;
     loop {
         let why = match mycelium_api::connect(&socket).await {
-            Ok(node) => match question(node).await {
-                Ok(answer) => return Ok(answer),
-                // The daemon went away while it answered, or has not come back into its network yet.
-                Err(status) if is_passing(&status) => status.message().to_owned(),
-                Err(status) => {
-                    let why = status.message().to_owned();
-                    return Err(GroupError::Refused { group: group.name.clone(), why });
+            Ok(node) => {
+                match timeout(limits::DAEMON_ANSWER, question(node)).await.unwrap_or_else(|_| silent()) {
+                    Ok(answer) => return Ok(answer),
+                    // The daemon went away while it answered, or has not come back into its network yet.
+                    Err(status) if is_passing(&status) => status.message().to_owned(),
+                    Err(status) => {
+                        let why = status.message().to_owned();
+                        return Err(GroupError::Refused { group: group.name.clone(), why });
+                    }
                 }
-            },
+            }
             Err(error) => reason(&error),
         };
         if Instant::now() > deadline {
@@ -74,6 +88,10 @@ where
         }
         sleep(limits::DAEMON_RETRY).await;
     }
+}
+
+fn silent<T>() -> Result<T, Status> {
+    Err(Status::cancelled(format!("no answer within {} s", limits::DAEMON_ANSWER.as_secs())))
 }
 
 fn is_passing(status: &Status) -> bool {

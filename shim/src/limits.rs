@@ -36,6 +36,10 @@ pub(crate) const VM_NAME_BYTES: usize = 64;
 pub(crate) const GROUP_TRIES: u32 = 3;
 /// The node's daemon may be starting anew while a pod of a group starts; it has this long to answer.
 pub(crate) const DAEMON: Duration = Duration::from_secs(5);
+/// An answer of it, which may wait for a takeover to be over.
+pub(crate) const DAEMON_ANSWER: Duration = Duration::from_secs(20);
+/// A VMM that runs says within this how it is.
+pub(crate) const VM_ANSWER: Duration = Duration::from_secs(1);
 /// Pause between two tries to reach it.
 pub(crate) const DAEMON_RETRY: Duration = Duration::from_millis(100);
 /// A VM has this long from its start until it runs; the largest part is loading its kernel.

@@ -70,13 +70,18 @@ fn translate(pods: Ipv4Addr) -> Result<(), NetError> {
 
 fn rules(pods: Ipv4Addr) -> String {
     let tap = TAP.to_string_lossy();
-    // To name the table before deleting it makes it be there.
+    // To name the table before deleting it makes it be there. What belongs to no connection is dropped: the pod's own stack
+    // would answer it with a reset, and a guest that has moved in knows it. Segments fit the pod's MTU, of which the guest
+    // is not told.
     format!(
         "table ip endophyte\n\
          delete table ip endophyte\n\
          table ip endophyte {{\n\
          chain in {{ type nat hook prerouting priority -100; ip daddr {pods} dnat to {GUEST}; }}\n\
          chain out {{ type nat hook postrouting priority 100; ip saddr {GUEST} oifname != \"{tap}\" snat to {pods}; }}\n\
+         chain own {{ type filter hook input priority 0; ct state invalid drop; }}\n\
+         chain through {{ type filter hook forward priority 0; ct state invalid drop; \
+         ip daddr {GUEST} oifname != \"{tap}\" drop; tcp flags syn tcp option maxseg size set rt mtu; }}\n\
          }}\n"
     )
 }

@@ -18,6 +18,7 @@ use tokio::task::AbortHandle;
 use crate::bundle::{BundleError, Config, Role};
 use crate::cgroup::Cgroup;
 use crate::console::{ConsoleError, Sink, Source};
+use crate::group;
 use crate::image::{Bootable, ImageError};
 use crate::process::Exit;
 use crate::rootfs::{self, RootfsError};
@@ -182,7 +183,12 @@ impl Task {
                     tries += 1;
                     (stdout, stderr) = next;
                 }
-                (result, _) => return Ok(result?),
+                (result, _) => {
+                    if let (Err(_), Some(group)) = (&result, &plan.config.group) {
+                        group::gave_up(group).await;
+                    }
+                    return Ok(result?);
+                }
             }
         }
     }
@@ -211,16 +217,16 @@ impl Task {
 
     /// Sends a signal. What was never started, and a pause container, end at once; then the exit is returned.
     pub(crate) async fn kill(&self, signal: u32) -> Result<Option<(u32, Exit)>, TaskError> {
-        let mut state = self.state.lock().await;
         let asks_to_end = matches!(signal, 2 | 3 | 9 | 15);
+        // A pod is asked to end when its node is drained: the group's VM goes on elsewhere, if it can.
+        let kills = signal == 9 || asks_to_end && self.goes_on_elsewhere().await;
+        let mut state = self.state.lock().await;
         match &*state {
             State::Stopped { .. } => Err(needs(&state, "running")),
             State::Running(live) | State::Paused(live) if self.is_vm() => {
                 // Signals that mean anything else have no meaning for a VM.
                 let vmm = i32::try_from(live.pid).ok().and_then(Pid::from_raw).filter(|_| asks_to_end);
-                // A pod is asked to end when its node is drained: the group's VM goes on elsewhere, if it can.
-                let signal =
-                    if signal == 9 || self.goes_on_elsewhere().await { Signal::KILL } else { Signal::TERM };
+                let signal = if kills { Signal::KILL } else { Signal::TERM };
                 vmm.map_or(Ok(()), |vmm| kill_process(vmm, signal)).or(Ok::<(), TaskError>(()))?;
                 Ok(None)
             }

@@ -127,12 +127,11 @@ impl Plan {
             };
             return Ok((taken, vec!["run".to_owned()]));
         };
-        let args = group::join(group, self.config.ram_mib << 20, &self.api()).await?;
         let taken = match &self.config.netns {
             Some(netns) => Some(masquerade::share(netns).await?),
             None => None,
         };
-        Ok((taken, args))
+        Ok((taken, group::join(group, self.config.ram_mib << 20, &self.api()).await?))
     }
 
     /// The VM's spec file.
@@ -252,9 +251,12 @@ fn is_up(info: &VmInfo) -> bool {
 
 /// Whether a replica holds all that the guest has said, so that the VM goes on when this process ends.
 pub(crate) async fn has_replica(api: &Path) -> bool {
-    let Ok(mut vmm) = endophyte_api::connect(api).await else { return false };
-    let Ok(info) = vmm.info(InfoRequest {}).await else { return false };
-    let info = info.into_inner();
+    let ask = async {
+        let mut vmm = endophyte_api::connect(api).await.ok()?;
+        Some(vmm.info(InfoRequest {}).await.ok()?.into_inner())
+    };
+    // One that does not answer will not end cleanly either; kubelet's next word is SIGKILL.
+    let info = timeout(limits::VM_ANSWER, ask).await.ok().flatten().unwrap_or_default();
     info.role() == Role::Active && info.replicas.iter().any(|replica| replica.state == "in sync")
 }
 

@@ -11,6 +11,7 @@ use mycelium_api::{
     NetworkStatus, ProtectVmRequest, RecoverRequest, RemoveVmReply, RemoveVmRequest, RunVmRequest,
     StatusRequest, StopVmRequest, Vm, VmList,
 };
+use mycelium_ram_core::settle::{Reply, Request as RecordRequest};
 use mycelium_ram_core::{NodeId, VmId};
 use mycelium_spores::{MemberStatus, Reported, Spore, SporeError};
 use tonic::{Request, Response, Status};
@@ -33,9 +34,12 @@ impl From<VmError> for Status {
             VmError::Spec(_) | VmError::Policy(_) => Self::invalid_argument(text),
             VmError::Exists(..) | VmError::GroupHere(_) => Self::already_exists(text),
             VmError::Unknown(_) => Self::not_found(text),
-            VmError::Outside | VmError::Runs(_) | VmError::Unprotected(..) | VmError::OfPods(..) => {
-                Self::failed_precondition(text)
-            }
+            VmError::Outside
+            | VmError::Runs(_)
+            | VmError::Unprotected(..)
+            | VmError::OfPods(..)
+            | VmError::Awaited(..)
+            | VmError::Unseen(_) => Self::failed_precondition(text),
             VmError::Full | VmError::NoRoom { .. } => Self::resource_exhausted(text),
             VmError::Process(_) | VmError::Files(_) | VmError::Network(_) | VmError::GroupWaits(..) => {
                 Self::unavailable(text)
@@ -250,12 +254,29 @@ impl Node for NodeService {
     async fn remove_vm(&self, request: Request<RemoveVmRequest>) -> Answer<RemoveVmReply> {
         let name = request.into_inner().name;
         let spore = self.spore()?;
-        let known_here = self.0.vms.find(&name).is_ok();
-        if known_here {
-            self.0.vms.forget_ended(&name)?;
-        }
+        let all: Vec<Vm> = self.all_vms().await?.into_iter().filter(|vm| vm.name == name).collect();
+        let elsewhere = all.iter().any(|vm| vm.role == "active");
         let vm = VmId::new(name.clone()).map_err(|_| VmError::Unknown(name.clone()))?;
-        let elsewhere = self.all_vms().await?.into_iter().any(|v| v.name == name && v.role == "active");
+        let listed = match spore.answer(vm.clone(), RecordRequest::Read).await.map_err(|e| undecided(&e))? {
+            Reply::Record(Some(record)) => record.in_sync,
+            _ => Vec::new(),
+        };
+        let waits = |vm: &&Vm| {
+            vm.role == "passive" && listed.iter().any(|listed| listed.member.node.to_string() == vm.node)
+        };
+        if let Some(waiting) = all.iter().find(waits).filter(|_| !elsewhere) {
+            return Err(VmError::Awaited(name, waiting.node_name.clone()).into());
+        }
+        let known_here = match self.0.vms.find(&name).map(|keeper| keeper.view()) {
+            // A pod that waits to be a replica goes on, and starts the VM anew once there is no record.
+            Ok(view) if !view.group.is_empty() && view.role == "passive" => true,
+            Ok(view) if !view.group.is_empty() => return Err(VmError::OfPods(name, view.group).into()),
+            Ok(_) => {
+                self.0.vms.forget_ended(&name)?;
+                true
+            }
+            Err(_) => false,
+        };
         let forgotten = if elsewhere { None } else { spore.forget(vm).await.map_err(|e| undecided(&e))? };
         if !known_here && forgotten.is_none() {
             return Err(VmError::Unknown(name).into());
@@ -271,6 +292,10 @@ impl Node for NodeService {
     async fn group_started(&self, request: Request<GroupStartedRequest>) -> Answer<Vm> {
         let GroupStartedRequest { vm, pid } = request.into_inner();
         let spore = self.spore()?;
+        if pid == 0 {
+            self.0.vms.withdraw(&vm);
+            return Ok(Response::new(Vm::default()));
+        }
         Ok(Response::new(self.0.vms.group_started(&spore, &vm, pid).await?))
     }
 }

@@ -150,9 +150,10 @@ impl Daemon {
                 return Err(error.into());
             }
         };
+        // Before anybody can ask: what is not found again yet must not be called gone.
+        self.vms.adopt(&spore).await;
         *place.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&spore);
         *self.spore.lock().unwrap_or_else(PoisonError::into_inner) = Some(spore.clone());
-        self.vms.adopt(&spore).await;
         self.tell(&spore);
         Ok(spore)
     }

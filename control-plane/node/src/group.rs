@@ -5,13 +5,13 @@
 //! are all gone, by word of every node it names, is dropped, so that a group whose pods were all deleted can start again.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mycelium_api::{JoinGroupReply, JoinGroupRequest, Vm};
 use mycelium_ram_core::record::Record;
 use mycelium_ram_core::settle::{Reply, Request};
-use mycelium_ram_core::{NodeId, VmId};
+use mycelium_ram_core::{Member, NodeId, VmId};
 use mycelium_spores::Spore;
 use tokio::time::{Instant, sleep};
 
@@ -44,9 +44,11 @@ impl Claims {
         if is_told { Holding::Starting } else { Holding::Nothing }
     }
 
-    /// Drops the places of shims that are gone; returns of which VMs.
-    pub(crate) fn drop_stale(&self) -> Vec<String> {
-        self.lock().extract_if(.., |_, claim| !claim.is_held()).map(|(name, _)| name).collect()
+    /// Drops the places of shims that are gone, with their folders: under the lock, for the next pod makes its own.
+    pub(crate) fn drop_stale(&self, daemon_folder: &Path) {
+        for (name, _) in self.lock().extract_if(.., |_, claim| !claim.is_held()) {
+            let _ = VmFolder::of(daemon_folder, &name).remove_if_there();
+        }
     }
 
     /// A place that an earlier daemon gave.
@@ -73,13 +75,9 @@ enum Place {
 impl Vms {
     /// What this node has of a VM.
     pub(crate) fn holds(&self, vm: &str) -> Holding {
-        match self.find(vm).map(|keeper| keeper.view().role) {
-            Ok(role) if role == "ended" => self.claims.holding(vm),
-            Ok(role) if role == "passive" => Holding::Passive,
-            Ok(role) if role == "starting" => Holding::Starting,
-            Ok(_) => Holding::Active,
-            Err(_) => self.claims.holding(vm),
-        }
+        // Claims first: a place that becomes a process is there before it is gone here.
+        let claimed = self.claims.holding(vm);
+        self.find(vm).ok().and_then(|keeper| keeper.holding()).unwrap_or(claimed)
     }
 
     /// Finds out as what a pod's VMM is to be started.
@@ -93,7 +91,7 @@ impl Vms {
         let place = match self.find_place(spore, &vm).await {
             Ok(place) => place,
             Err(error) => {
-                self.claims.lock().remove(vm.as_str());
+                self.withdraw(vm.as_str());
                 return Err(error);
             }
         };
@@ -118,7 +116,7 @@ impl Vms {
         let on_loss = known_policy(&on_loss)?;
         self.room_for(&vm, ram_bytes)?;
         self.sweep();
-        let shim = (shim_pid, start_time(shim_pid).unwrap_or(0));
+        let shim = (shim_pid, start_time(shim_pid).ok_or(VmError::Unseen(shim_pid))?);
         let pod = Pod { group: group.clone(), shim, api: PathBuf::from(api) };
         let entry = Entry {
             name: vm.clone(),
@@ -130,10 +128,10 @@ impl Vms {
             ended: None,
             pod: Some(pod),
         };
-        if self.find(&vm).is_ok() {
+        let mut claims = self.claims.lock();
+        if self.find(&vm).is_ok_and(|keeper| keeper.holding().is_some()) {
             return Err(VmError::GroupHere(group));
         }
-        let mut claims = self.claims.lock();
         let of_other = |c: &Claim| c.is_held() && c.entry.pod.as_ref().is_some_and(|p| p.shim != shim);
         if claims.get(&vm).is_some_and(of_other) {
             return Err(VmError::GroupHere(group));
@@ -171,10 +169,13 @@ impl Vms {
             match holding {
                 Ok(Holding::Active) if node == record.active.node => return Ok(Ok(Place::ReplicaOf(node))),
                 Ok(Holding::Nothing) => {}
+                Ok(Holding::Passive(incarnation)) if !lists(&record, node, &incarnation) => {}
                 Ok(_) => any = true,
                 Err(why) => {
                     let name = spore.nodes().get(&node).map_or_else(|| node.to_string(), |n| n.name.clone());
-                    return Ok(Err(format!("node {name} may run it and cannot be asked ({why})")));
+                    return Ok(Err(format!(
+                        "node {name} may run it and cannot be asked ({why}); if that node is gone for good: mycelium vm rm {vm}"
+                    )));
                 }
             }
         }
@@ -188,11 +189,23 @@ impl Vms {
 
     /// What is here, the asker's own claim aside.
     fn holds_besides_claim(&self, vm: &VmId) -> Holding {
-        if self.find(vm.as_str()).is_ok() { self.holds(vm.as_str()) } else { Holding::Nothing }
+        self.find(vm.as_str()).ok().and_then(|keeper| keeper.holding()).unwrap_or(Holding::Nothing)
+    }
+
+    /// Gives up a place whose VMM did not start.
+    pub(crate) fn withdraw(&self, vm: &str) {
+        let mut claims = self.claims.lock();
+        if claims.remove(vm).is_some() {
+            let _ = VmFolder::of(&self.config.folder, vm).remove_if_there();
+        }
     }
 
     /// Follows the VMM of a pod that has joined.
     pub(crate) async fn group_started(&self, spore: &Arc<Spore>, vm: &str, pid: u32) -> Result<Vm, VmError> {
+        // Told twice, or found already by a daemon that was started meanwhile.
+        if let Some(view) = self.find(vm).ok().map(|keeper| keeper.view()).filter(|view| view.pid == pid) {
+            return Ok(view);
+        }
         let claim = self.claims.lock().get(vm).cloned();
         let claim = claim.filter(|c| c.told).ok_or_else(|| VmError::Unknown(vm.to_owned()))?;
         let mut entry = claim.entry;
@@ -216,6 +229,12 @@ fn members(record: &Record) -> Vec<NodeId> {
     nodes.extend(record.in_sync.iter().map(|listed| listed.member.node));
     nodes.dedup();
     nodes
+}
+
+/// Whether a passive of that incarnation may take over.
+fn lists(record: &Record, node: NodeId, incarnation: &str) -> bool {
+    let is_it = |member: &Member| member.node == node && format!("{:?}", member.incarnation) == incarnation;
+    record.in_sync.iter().any(|listed| is_it(&listed.member))
 }
 
 async fn held_by(spore: &Spore, node: NodeId, vm: &VmId) -> Result<Holding, String> {

@@ -14,16 +14,17 @@ use std::time::{Duration, Instant};
 
 use endophyte_api::{Role, SetAllowedRequest, SetReplicasRequest, VmInfo, WatchRequest};
 use mycelium_api::Vm;
+use mycelium_ram_core::record::Record;
 use mycelium_ram_core::settle::{Reply, Request};
 use mycelium_ram_core::{NodeId, VmId};
 use mycelium_spores::state::NodeEntry;
 use mycelium_spores::{NodeReport, Spore};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::entry::{Entry, VmFolder};
 use crate::limits;
-use crate::peer::{Ask, Told, decode, encode};
+use crate::peer::{Ask, Holding, Told, decode, encode};
 use crate::place::{Candidate, Choice, choose};
 use crate::process::Process;
 
@@ -91,7 +92,7 @@ impl Keeper {
                 spore,
                 replica: None,
                 avoid: BTreeMap::new(),
-                unrecorded: None,
+                wrong_since: None,
                 orders: taken,
             };
             tokio::spawn(follower.run());
@@ -128,6 +129,17 @@ impl Keeper {
         let mut process = lock(&self.shared).process.clone()?;
         let info = process.client.info(endophyte_api::InfoRequest {}).await.ok()?.into_inner();
         (!info.ticket.is_empty()).then_some(info.ticket)
+    }
+
+    /// What of the VM this is, for another node.
+    pub(crate) fn holding(&self) -> Option<Holding> {
+        let shared = lock(&self.shared);
+        match shared.role() {
+            "ended" => None,
+            "starting" => Some(Holding::Starting),
+            "passive" => Some(Holding::Passive(shared.info.incarnation.clone())),
+            _ => Some(Holding::Active),
+        }
     }
 
     /// How it is.
@@ -199,25 +211,28 @@ struct Follower {
     spore: Arc<Spore>,
     replica: Option<Replica>,
     avoid: BTreeMap<NodeId, Instant>,
-    /// Since when a passive's VM has had no record.
-    unrecorded: Option<Instant>,
+    /// Since when the record, as this node last heard of it, has been other than it should be.
+    wrong_since: Option<Instant>,
     orders: mpsc::Receiver<(Order, oneshot::Sender<()>)>,
 }
 
 impl Follower {
     async fn run(mut self) {
         let how = self.follow().await;
-        if self.is_pods() {
-            self.forget_if_dead().await;
+        let is_pods = self.is_pods();
+        if is_pods {
             let _ = self.folder.remove_if_there();
         }
-        let mut shared = lock(&self.shared);
-        shared.entry.ended = Some(how);
-        shared.process = None;
-        if shared.entry.pod.is_none()
-            && let Err(error) = self.folder.save(&shared.entry)
         {
-            tracing::warn!(%error, vm = shared.entry.name, "the VM's end cannot be written down");
+            let mut shared = lock(&self.shared);
+            shared.entry.ended = Some(how);
+            shared.process = None;
+            if !is_pods && let Err(error) = self.folder.save(&shared.entry) {
+                tracing::warn!(%error, vm = shared.entry.name, "the VM's end cannot be written down");
+            }
+        }
+        if is_pods {
+            self.forget_if_dead().await;
         }
     }
 
@@ -227,7 +242,7 @@ impl Follower {
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut client = self.process.client.clone();
         let mut watched = self.process.clone();
-        let mut watch = client.watch(WatchRequest {}).await.ok().map(tonic::Response::into_inner);
+        let mut watch: Option<tonic::Streaming<VmInfo>> = None;
         loop {
             let next = async {
                 match &mut watch {
@@ -237,14 +252,19 @@ impl Follower {
             };
             tokio::select! {
                 info = next => match info {
-                    Some(info) => { lock(&self.shared).info = info; self.reconcile().await; }
+                    Some(info) => {
+                        lock(&self.shared).info = info;
+                        // Whatever it waits for, the process's end is heard.
+                        tokio::select! { () = self.reconcile() => {} how = watched.end() => return how }
+                    }
                     None => watch = None,
                 },
                 _ = looks.tick() => {
                     if watch.is_none() {
-                        watch = client.watch(WatchRequest {}).await.ok().map(tonic::Response::into_inner);
+                        let asked = timeout(limits::QUESTION, client.watch(WatchRequest {})).await;
+                        watch = asked.ok().and_then(Result::ok).map(tonic::Response::into_inner);
                     }
-                    self.reconcile().await;
+                    tokio::select! { () = self.reconcile() => {} how = watched.end() => return how }
                 }
                 Some((order, done)) = self.orders.recv() => {
                     if let Some(how) = self.carry_out(order).await {
@@ -294,33 +314,65 @@ impl Follower {
 
     /// Drops the record of a pod's VM that ran here last and that no replica can take over.
     async fn forget_if_dead(&self) {
-        let (name, incarnation) = {
-            let shared = lock(&self.shared);
-            (shared.entry.name.clone(), shared.info.incarnation.clone())
-        };
-        let Ok(vm) = VmId::new(name) else { return };
-        let Ok(Reply::Record(Some(record))) = self.spore.answer(vm, Request::Read).await else { return };
-        let was_here = record.active.node == self.spore.node()
-            && format!("{:?}", record.active.incarnation) == incarnation;
-        if was_here && record.in_sync.is_empty() {
+        if let Some(Some(record)) = self.read_record().await
+            && self.names_me(&record)
+            && record.in_sync.is_empty()
+        {
             // Otherwise the next pod of the group does it.
             let _ = self.spore.forget_dead(&record).await;
         }
     }
 
+    /// The VM's record as the arbiter has it; outer `None`: it does not answer.
+    async fn read_record(&self) -> Option<Option<Record>> {
+        let vm = VmId::new(self.name()).ok()?;
+        match self.spore.answer(vm, Request::Read).await {
+            Ok(Reply::Record(record)) => Some(record),
+            _ => None,
+        }
+    }
+
+    /// Whether this process is the record's active.
+    fn names_me(&self, record: &Record) -> bool {
+        let incarnation = format!("{:?}", record.active.incarnation);
+        record.active.node == self.spore.node() && incarnation == lock(&self.shared).info.incarnation
+    }
+
     /// A pod's passive whose VM has ended for good holds a place that a new start of the VM needs.
     async fn end_if_unrecorded(&mut self) {
         let is_passive = lock(&self.shared).info.role() == Role::Passive;
-        let has_record = || self.spore.state().records.keys().any(|vm| vm.as_str() == self.name());
-        if !is_passive || !self.is_pods() || has_record() {
-            self.unrecorded = None;
+        if !is_passive || !self.is_pods() || !self.looks_wrong(|_, record| record.is_some()) {
             return;
         }
-        let since = *self.unrecorded.get_or_insert_with(Instant::now);
-        if since.elapsed() > limits::REPLICA_PATIENCE {
+        // What this node last heard may be old: only the arbiter's own word counts.
+        if self.read_record().await == Some(None) {
             tracing::warn!(vm = self.name(), "the VM has ended on its other node; this pod starts it anew");
             self.process.stop().await;
         }
+    }
+
+    /// Ends an active whose record was dropped while it could not be asked, and that somebody else has begun anew since.
+    async fn end_if_replaced(&mut self) {
+        if !self.looks_wrong(|me, record| record.is_none_or(|record| me.names_me(record))) {
+            return;
+        }
+        if let Some(Some(record)) = self.read_record().await
+            && !self.names_me(&record)
+        {
+            tracing::error!(vm = self.name(), now = %record.active.node, "the VM runs elsewhere; ending it here");
+            self.process.kill().await;
+        }
+    }
+
+    /// Whether what this node last heard of the record has been other than it should be for a while.
+    fn looks_wrong(&mut self, is_right: impl Fn(&Self, Option<&Record>) -> bool) -> bool {
+        let (state, name) = (self.spore.state(), self.name());
+        let record = state.records.values().find(|record| record.vm.as_str() == name);
+        if is_right(self, record) {
+            self.wrong_since = None;
+            return false;
+        }
+        self.wrong_since.get_or_insert_with(Instant::now).elapsed() > limits::REPLICA_PATIENCE
     }
 
     /// Brings the replica nearer to what is wanted; one step at a time.
@@ -328,6 +380,7 @@ impl Follower {
         if !self.runs_guest() {
             return self.end_if_unrecorded().await;
         }
+        self.end_if_replaced().await;
         let wanted = lock(&self.shared).entry.protect;
         self.judge();
         let gives_up =
@@ -411,7 +464,8 @@ impl Follower {
             let spec = std::fs::read_to_string(self.folder.spec()).map_err(|e| e.to_string())?;
             Ask::StartPassive { vm, spec, on_loss: entry.on_loss.clone() }
         };
-        let told = self.spore.request(choice.node, &encode(&ask), limits::PEER).await;
+        let patience = if entry.pod.is_some() { limits::PEER_QUICK } else { limits::PEER };
+        let told = self.spore.request(choice.node, &encode(&ask), patience).await;
         let told: Told = decode(&told.map_err(|e| e.to_string())?)?;
         let Told::Ticket(ticket) = told else { return Err("it did not answer with a ticket".to_owned()) };
         let tickets = SetReplicasRequest { tickets: vec![ticket.clone()] };

@@ -27,6 +27,10 @@ pub const ORPHAN_S: u64 = 30;
 pub const PEER: Duration = Duration::from_secs(60);
 /// A pod waits this long for its group's state to become clear: a takeover, or an election of the arbiter, takes less.
 pub const GROUP_PATIENCE: Duration = Duration::from_secs(10);
+/// A process that an earlier daemon started has this long to answer before the daemon goes on without its answer.
+pub const ADOPT: Duration = Duration::from_secs(2);
+/// Asking another daemon for a passive that runs already.
+pub const PEER_QUICK: Duration = Duration::from_secs(5);
 /// Asking another daemon what it has; it looks into its own memory only.
 pub const QUESTION: Duration = Duration::from_secs(1);
 /// Interval of the node's report to the network.

@@ -33,14 +33,15 @@ pub(crate) enum Told {
 }
 
 /// What a node has of a VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Holding {
     Nothing,
-    /// A process that is just being started.
+    /// A process that is just being started, or does not answer.
     Starting,
     Active,
-    Passive,
+    /// Of that incarnation, as `VmInfo` has it: only one that the record lists can take over.
+    Passive(String),
 }
 
 /// Daemons of one network may be of neighbouring versions: JSON says what it does not know.

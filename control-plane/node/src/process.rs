@@ -79,7 +79,8 @@ impl Process {
         Ok(Self { pid, started, client, info, ended })
     }
 
-    /// Finds a process again that an earlier daemon started; `None` when it is gone.
+    /// Finds a process again that an earlier daemon started; `None` when it is gone. One that lives and does not answer, a
+    /// stopped one for example, is followed all the same: it may run a guest.
     pub(crate) async fn adopt(pid: u32, started: u64, api: &Path) -> Option<Self> {
         let handle = pidfd(pid)?;
         if start_time(pid) != Some(started) {
@@ -93,14 +94,21 @@ impl Process {
                 "ended; it was not this daemon's child, so its exit code is not known".into(),
             ));
         });
-        let (client, info) = answering(api, ended.clone(), |_| true).await.ok()?;
+        let (client, info) = match timeout(limits::ADOPT, answering(api, ended.clone(), |_| true)).await {
+            Ok(Ok(answered)) => answered,
+            Ok(Err(ProcessError::Failed(_))) => return None,
+            _ => (endophyte_api::connect_later(api), VmInfo::default()),
+        };
         Some(Self { pid, started, client, info, ended })
     }
 
     /// Finds the process that answers at a socket, whatever is known of it.
     pub(crate) async fn at(api: &Path) -> Option<Self> {
-        let mut client = endophyte_api::connect(api).await.ok()?;
-        let pid = client.info(InfoRequest {}).await.ok()?.into_inner().pid;
+        let ask = async {
+            let mut client = endophyte_api::connect(api).await.ok()?;
+            Some(client.info(InfoRequest {}).await.ok()?.into_inner().pid)
+        };
+        let pid = timeout(limits::QUESTION, ask).await.ok().flatten()?;
         Self::adopt(pid, start_time(pid)?, api).await
     }
 

@@ -44,10 +44,16 @@ pub(crate) enum VmError {
          (topologyKey: kubernetes.io/hostname)"
     )]
     GroupHere(String),
-    #[error(
-        "VM {0} has a record, and who runs it is not clear: {1}; if its nodes are gone for good: mycelium vm rm {0}"
-    )]
+    #[error("VM {0} has a record, and who runs it is not clear: {1}")]
     GroupWaits(String, String),
+    #[error(
+        "the shim's process {0} is not to be seen from this daemon; both must run among the host's processes (hostPID)"
+    )]
+    Unseen(u32),
+    #[error(
+        "VM {0} has a replica in sync on node {1}, which takes over by itself; without its record it could not"
+    )]
+    Awaited(String, String),
     #[error("VM {0} is the pods of group {1}; delete or scale them in Kubernetes")]
     OfPods(String, String),
     #[error(transparent)]
@@ -96,9 +102,7 @@ impl Vms {
             let view = keeper.view();
             view.group.is_empty() || view.role != "ended"
         });
-        for name in self.claims.drop_stale() {
-            let _ = VmFolder::of(&self.config.folder, &name).remove_if_there();
-        }
+        self.claims.drop_stale(&self.config.folder);
     }
 
     /// How all VMs of this node are.

@@ -168,7 +168,7 @@ impl Kubelet {
         std::fs::read_to_string(self.logs.join(pod).join("vm.log")).unwrap_or_default()
     }
 
-    /// Processes, interfaces and sockets that pods could leave on this node.
+    /// Interfaces of this node, of which pods must leave none.
     ///
     /// # Errors
     /// When the node cannot be asked.
@@ -183,15 +183,17 @@ async fn tend(cri: Cri, containers: Arc<Mutex<BTreeMap<String, (Pod, String)>>>)
     loop {
         tokio::time::sleep(TEND).await;
         for (pod, vm) in containers.lock().await.values_mut() {
-            if cri.status(vm).await.is_ok_and(|status| status.finished_at != 0) {
-                let again = async {
-                    cri.remove(vm).await?;
-                    *vm = cri.create(pod, "vm", NATIVE, Some(MEMORY)).await?;
-                    cri.start(vm).await
-                };
-                let how = again.await;
-                println!("a container of pod {} had exited; started again: {how:?}", pod.id);
+            // One that is not there any more was removed before it could be made anew.
+            if cri.status(vm).await.is_ok_and(|status| status.finished_at == 0) {
+                continue;
             }
+            let again = async {
+                let _ = cri.remove(vm).await;
+                *vm = cri.create(pod, "vm", NATIVE, Some(MEMORY)).await?;
+                cri.start(vm).await
+            };
+            let how = again.await;
+            println!("a container of pod {} had exited; started again: {how:?}", pod.id);
         }
     }
 }

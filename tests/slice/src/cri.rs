@@ -59,7 +59,8 @@ impl Cri {
         let channel = endpoint.connect_with_connector_lazy(connector);
         let runtime = RuntimeServiceClient::new(channel.clone());
         let deadline = Instant::now() + CALL;
-        while let Err(status) = runtime.clone().list_pod_sandbox(cri::ListPodSandboxRequest::default()).await {
+        while let Err(status) = runtime.clone().list_pod_sandbox(cri::ListPodSandboxRequest::default()).await
+        {
             if Instant::now() > deadline {
                 return Err(status).context("the CRI plugin does not answer");
             }

@@ -16,6 +16,8 @@ use anyhow::{Context, Result, ensure};
 const ATTEMPT: Duration = Duration::from_millis(50);
 /// A reply may take this long.
 const PATIENCE: Duration = Duration::from_millis(150);
+/// Each request left open widens what the counter may be.
+const OPEN: u64 = 10;
 /// Silence that ends the client.
 const LONGEST: Duration = Duration::from_secs(30);
 
@@ -96,6 +98,10 @@ fn count(shared: &Shared) -> Result<Counted> {
         };
         let Ok(value) = increment(open) else {
             seen.open += 1;
+            ensure!(
+                seen.open <= OPEN,
+                "{OPEN} requests without a reply: nothing could be said about lost ones"
+            );
             connection = None;
             continue;
         };

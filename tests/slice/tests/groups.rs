@@ -1,6 +1,7 @@
 //! Pods of a group are one protected VM: three nodes, each with a daemon and a containerd, and a Service's client.
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 use slice_tests::cluster::{Cluster, GroupPod, is_ready, server};
 use slice_tests::network::{alive, voters};
@@ -150,6 +151,52 @@ async fn a_group_that_cannot_be_protected_says_so_where_the_user_looks() -> Resu
     cluster.network.node_mut("a").kill_daemon();
     let absent = run(&cluster, "a", "store-2", &[]).await.unwrap_err();
     ensure!(format!("{absent:#}").contains("mycelium node run"), "{absent:#}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn vmms_of_a_group_that_die_or_stop_are_replaced_and_never_doubled() -> Result<()> {
+    let Some(mut cluster) = Cluster::make(2).await? else { return Ok(()) };
+    let on_a = run(&cluster, "a", "store-0", &[]).await?;
+    let on_b = run(&cluster, "b", "store-1", &[]).await?;
+    let signal = |cluster: &Cluster, node: &str, signal| -> Result<()> {
+        Ok(kill_process(cluster.network.node(node).vmm(VM)?, signal)?)
+    };
+    ensure!(cluster.network.protected("a").await? == ("a".to_owned(), "b".to_owned()));
+    signal(&cluster, "a", Signal::KILL)?;
+    eventually("the other pod to be active", || is_ready(&on_b)).await?;
+    let pair =
+        cluster.network.protected("b").await.context("the container is started again, as the replica")?;
+    ensure!(pair == ("b".to_owned(), "a".to_owned()), "{pair:?}");
+
+    // Both at once: nobody is left to take over, and the group starts anew.
+    signal(&cluster, "a", Signal::KILL)?;
+    signal(&cluster, "b", Signal::KILL)?;
+    eventually("either pod to be ready", || is_ready(&on_a) || is_ready(&on_b)).await?;
+    let (active, replica) = cluster.network.protected("a").await.context("after both were killed")?;
+
+    // A VMM that stands still under a new daemon still is the VM's: nobody starts it a second time.
+    let pod = if replica == "a" { &on_a } else { &on_b };
+    cluster.kubelet(&replica).delete(pod).await?;
+    eventually("one VMM left", || {
+        let vms = cluster.network.node(&active).ask(&["vm", "list"]).unwrap_or_default();
+        vms.as_array().is_some_and(|vms| vms.len() == 1) && vms[0]["state"] == "unprotected"
+    })
+    .await?;
+    let vmm = cluster.network.node(&active).vmm(VM)?;
+    kill_process(vmm, Signal::STOP)?;
+    cluster.network.node_mut(&active).kill_daemon();
+    cluster.network.node_mut(&active).start_daemon().await?;
+    eventually("both daemons back", || {
+        cluster.network.node(&replica).status().is_ok_and(|status| alive(&status) == 2)
+    })
+    .await?;
+    let doubled = run(&cluster, &replica, "store-2", &[]).await.unwrap_err();
+    ensure!(format!("{doubled:#}").contains("who runs it is not clear"), "{doubled:#}");
+    kill_process(vmm, Signal::CONT)?;
+    run(&cluster, &replica, "store-3", &[]).await?;
+    let pair = cluster.network.protected(&active).await.context("after the VMM went on")?;
+    ensure!(pair == (active, replica), "{pair:?}");
     Ok(())
 }
 

@@ -1,11 +1,13 @@
 //! Reaching a VM's process.
 
+use std::io;
 use std::path::PathBuf;
+use std::pin::Pin;
 
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint, Error};
-use tower::service_fn;
+use tonic::transport::{Channel, Endpoint, Error, Uri};
+use tower::{Service, service_fn};
 
 /// A client of one VM's process; clones share the connection.
 pub type VmClient = crate::vm_client::VmClient<Channel>;
@@ -18,17 +20,31 @@ pub async fn connect(path: impl Into<PathBuf>) -> Result<VmClient, Error> {
     Ok(VmClient::new(channel(path).await?))
 }
 
+/// A client of a process that may not answer yet; it connects with the first question. Call inside a tokio runtime.
+pub fn connect_later(path: impl Into<PathBuf>) -> VmClient {
+    VmClient::new(endpoint().connect_with_connector_lazy(connector(path.into())))
+}
+
 /// A gRPC channel to a Unix socket.
 ///
 /// # Errors
 /// When nobody listens there, or the socket is not ours to use.
 pub async fn channel(path: impl Into<PathBuf>) -> Result<Channel, Error> {
-    let path = path.into();
-    // gRPC wants an address; the connector below knows the real one.
-    let endpoint = Endpoint::from_static("http://socket.invalid");
-    let connector = service_fn(move |_| {
+    endpoint().connect_with_connector(connector(path.into())).await
+}
+
+/// gRPC wants an address; the connector knows the real one.
+fn endpoint() -> Endpoint {
+    Endpoint::from_static("http://socket.invalid")
+}
+
+type Connecting = Pin<Box<dyn Future<Output = io::Result<TokioIo<UnixStream>>> + Send>>;
+
+fn connector(
+    path: PathBuf,
+) -> impl Service<Uri, Response = TokioIo<UnixStream>, Error = io::Error, Future = Connecting> + Send {
+    service_fn(move |_| -> Connecting {
         let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
-    });
-    endpoint.connect_with_connector(connector).await
+        Box::pin(async move { UnixStream::connect(path).await.map(TokioIo::new) })
+    })
 }

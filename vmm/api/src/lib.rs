@@ -13,5 +13,5 @@ mod generated {
 }
 
 #[cfg(feature = "client")]
-pub use client::{VmClient, channel, connect};
+pub use client::{VmClient, channel, connect, connect_later};
 pub use generated::*;
