@@ -77,6 +77,10 @@ pub(crate) fn run(command: &ShimCommand) -> Result<()> {
     say(&format!("then: {restart}; pods go on meanwhile"));
     if matches!(command, ShimCommand::Install(_)) {
         say("once per cluster: kubectl apply -f shim/deploy/runtimeclass.yaml");
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        if !std::env::split_paths(&path).any(|dir| dir.join("nft").is_file()) {
+            say("pods of a group (docs/kubernetes.md) need nft, which is not here: apt install nftables");
+        }
     }
     Ok(())
 }

@@ -183,7 +183,10 @@ pub(crate) fn listed(vms: &[Vm]) -> String {
 }
 
 fn describe(vm: &Vm) -> String {
-    let mut text = format!("{} on {}: {}, {}", vm.name, vm.node_name, vm.role, vm.state);
+    let mut text = format!("{} on {}: {}", vm.name, vm.node_name, vm.role);
+    if vm.state != vm.role {
+        text += &format!(", {}", vm.state);
+    }
     if !vm.reason.is_empty() {
         text += &format!(" ({})", vm.reason);
     }

@@ -72,8 +72,12 @@ impl Process {
         let log = launch.log.clone();
         tokio::spawn(async move {
             let status = child.wait().await;
-            let how = status.map_or_else(|e| e.to_string(), |status| status.to_string());
-            tell.send_replace(Some(last_words(&log, logged, &how)));
+            let how = match status {
+                Ok(status) if status.success() => "it ended well".to_owned(),
+                Ok(status) => last_words(&log, logged, &status.to_string()),
+                Err(error) => error.to_string(),
+            };
+            tell.send_replace(Some(how));
         });
         let (client, info) = answering(&launch.api, ended.clone(), is_up).await?;
         Ok(Self { pid, started, client, info, ended })
