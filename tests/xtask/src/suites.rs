@@ -116,6 +116,8 @@ fn nextest(built: &Built, size: Size, filter: &str) -> Result<Command> {
     }
     let mut command = cargo();
     command.args(["nextest", "run", "--workspace", "-E", filter]).env("MYCELIUM_PROGRAMS", &built.folder);
+    // Shown only for tests that fail: what their daemons and containerds said last.
+    command.env("SLICE_LOG", "1");
     if size == Size::Whole {
         command.env("MYCELIUM_WHOLE_SUITE", "1");
     }
