@@ -20,6 +20,7 @@ pub mod limits;
 mod peer;
 mod place;
 mod process;
+mod turns;
 mod vms;
 
 pub use config::NodeConfig;

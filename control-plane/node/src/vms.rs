@@ -15,6 +15,7 @@ use crate::group::Claims;
 use crate::keeper::{Keeper, Order};
 use crate::limits;
 use crate::process::{Launch, Process, ProcessError};
+use crate::turns::Turns;
 
 /// Why a VM cannot be had as asked.
 #[derive(Debug, thiserror::Error)]
@@ -70,11 +71,12 @@ pub(crate) struct Vms {
     pub(crate) config: NodeConfig,
     keepers: Mutex<BTreeMap<String, Arc<Keeper>>>,
     pub(crate) claims: Claims,
+    turns: Turns,
 }
 
 impl Vms {
     pub(crate) fn new(config: NodeConfig) -> Self {
-        Self { config, keepers: Mutex::default(), claims: Claims::default() }
+        Self { config, keepers: Mutex::default(), claims: Claims::default(), turns: Turns::default() }
     }
 
     fn keepers(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Keeper>>> {
@@ -150,6 +152,7 @@ impl Vms {
         on_loss: &str,
     ) -> Result<Vm, VmError> {
         let on_loss = known_policy(on_loss)?;
+        let _turn = self.turns.take(&parse(spec)?.name).await;
         let entry = self.entry(spec, StartedAs::Active, protect, on_loss)?;
         let role = ["active".to_owned(), "--on-loss".to_owned(), on_loss.to_owned()];
         Ok(self.launch(spore, entry, spec, &role).await?.view())
@@ -164,6 +167,7 @@ impl Vms {
         on_loss: &str,
     ) -> Result<String, VmError> {
         let name = parse(spec)?.name;
+        let _turn = self.turns.take(&name).await;
         if let Ok(keeper) = self.find(&name) {
             if let Some(ticket) = keeper.serve_active(from).await {
                 return Ok(ticket);
