@@ -95,19 +95,11 @@ mod tests {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
     use super::*;
-    use crate::net::tests::pod;
+    use crate::net::tests::{LIKE_CNI, pod};
 
     #[tokio::test]
     async fn a_guest_has_one_address_behind_every_pods_own() {
-        let Some(netns) = pod(&[
-            "link add eth0 address 02:00:00:00:00:05 type veth peer name outside",
-            "link set eth0 mtu 1400 up",
-            "link set outside up",
-            "addr add 10.88.0.5/16 dev eth0",
-            "route add default via 10.88.0.1",
-        ]) else {
-            return;
-        };
+        let Some(netns) = pod(LIKE_CNI) else { return };
         for _ in 0..2 {
             let taken = share(&netns.0).await.unwrap();
             assert_eq!((taken.interface.address, taken.interface.prefix), (GUEST, 30));

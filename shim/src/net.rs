@@ -282,6 +282,15 @@ pub(crate) mod tests {
 
     use super::*;
 
+    /// An interface with address and route, as CNI leaves it.
+    pub(crate) const LIKE_CNI: &[&str] = &[
+        "link add eth0 address 02:00:00:00:00:05 type veth peer name outside",
+        "link set eth0 mtu 1400 up",
+        "link set outside up",
+        "addr add 10.88.0.5/16 dev eth0",
+        "route add default via 10.88.0.1",
+    ];
+
     fn ip(line: &str) {
         let done = Command::new("ip").args(line.split(' ')).status().unwrap();
         assert!(done.success(), "ip {line}");
@@ -314,15 +323,7 @@ pub(crate) mod tests {
 
     #[tokio::test]
     async fn the_pods_interface_becomes_the_vms_again_and_again() {
-        let Some(netns) = pod(&[
-            "link add eth0 address 02:00:00:00:00:05 type veth peer name outside",
-            "link set eth0 mtu 1400 up",
-            "link set outside up",
-            "addr add 10.88.0.5/16 dev eth0",
-            "route add default via 10.88.0.1",
-        ]) else {
-            return;
-        };
+        let Some(netns) = pod(LIKE_CNI) else { return };
         for _ in 0..2 {
             let taken = take(&netns.0).await.unwrap();
             assert_eq!(taken.interface.mac, Mac([2, 0, 0, 0, 0, 5]));

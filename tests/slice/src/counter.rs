@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::world::eventually;
+
 /// The running client.
 #[derive(Debug)]
 pub struct Counter {
@@ -40,6 +42,20 @@ impl Counter {
         let (stopped, counted) = (stop.clone(), acked.clone());
         let thread = std::thread::spawn(move || count(stream, &stopped, &counted));
         Ok(Self { stop, acked, thread })
+    }
+
+    /// The same as soon as the server is there.
+    ///
+    /// # Errors
+    /// When it is not in time.
+    pub async fn once_served(server: &str) -> Result<Self> {
+        let mut client = None;
+        eventually("the guest to serve", || {
+            client = Self::start(server).ok();
+            client.is_some()
+        })
+        .await?;
+        client.context("no client")
     }
 
     /// Requests acknowledged so far.

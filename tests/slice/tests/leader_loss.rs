@@ -27,13 +27,7 @@ async fn a_leader_lost_at_the_moment_of_a_takeover_lets_one_generation_win_twent
     network.form().await?;
     let spec = network.spec(64)?.display().to_string();
     network.node("a").ask(&["vm", "run", "--spec", &spec, "--protect"])?;
-    let mut client = None;
-    eventually("the guest to serve", || {
-        client = Counter::start(GUEST).ok();
-        client.is_some()
-    })
-    .await?;
-    let client = client.context("no client")?;
+    let client = Counter::once_served(GUEST).await?;
     let mut resumed = BTreeMap::<u64, BTreeSet<String>>::new();
     let (mut takeovers, mut for_nothing) = (0, 0);
     for trial in 1..=TRIALS {

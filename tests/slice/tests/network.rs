@@ -48,13 +48,7 @@ async fn a_vm_outlives_two_nodes_in_turn() -> Result<()> {
     network.node("a").ask(&["vm", "run", "--spec", &spec, "--protect"])?;
     let (active, first) = network.protected("a").await?;
     ensure!(active == "a" && first != "a", "{active} {first}");
-    let mut client = None;
-    eventually("the guest to serve", || {
-        client = Counter::start(GUEST).ok();
-        client.is_some()
-    })
-    .await?;
-    let client = client.context("no client")?;
+    let client = Counter::once_served(GUEST).await?;
     counts(&client, 300).await?;
 
     network.node_mut("a").lose();
