@@ -6,12 +6,12 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::device_thread::DeviceThread;
 use super::lifecycle::Lifecycle;
-use super::platform::Platform;
+use super::platform::{Devices, Platform};
 use super::{Machine, MachineError, MachineFingerprint, MachinePorts, Processor};
 use crate::arch::layout::COM1_IRQ;
 use crate::arch::vcpu_state::VcpuBuffers;
 use crate::arch::{chips, cpuid, msrs, time};
-use crate::devices::net::Nic;
+use crate::devices::net::{Nic, NicPort};
 use crate::devices::serial::SerialDevice;
 use crate::devices::watchdog::Watchdog;
 use crate::irq::IrqRouter;
@@ -19,6 +19,7 @@ use crate::kvm::{self, DirtyLog, refused};
 use crate::memory::GuestRam;
 use crate::spec::VmSpec;
 use crate::vcpu::{Bus, Gate, Vcpu};
+use crate::virtio::Place;
 
 impl Machine {
     /// Builds a machine: paused, RAM zero, reception off. It can then boot or take a state.
@@ -95,11 +96,30 @@ fn build_platform(
     let router = Arc::new(IrqRouter::new(Arc::clone(vm))?);
     let serial = SerialDevice::new(router.line(COM1_IRQ)?, ports.serial);
     let watchdog = Watchdog::new().map_err(|source| MachineError::Host { action: "make a timer", source })?;
-    let mut nics = Vec::with_capacity(spec.net.len());
-    for ((number, card), port) in (0..).zip(&spec.net).zip(ports.net) {
-        nics.push(Arc::new(Nic::new(number, card.mac, port, Arc::clone(ram), vm, &router)?));
+    let devices = build_devices(spec, ports.net, Place { slot: 0, number: 0, vm, router: &router, ram })?;
+    Ok(Platform::new(Arc::clone(gate), serial, watchdog, devices))
+}
+
+/// Puts every virtio device into the next PCI slot: the cards first.
+fn build_devices(spec: &VmSpec, net: Vec<NicPort>, first: Place<'_>) -> Result<Devices, MachineError> {
+    let mut devices = Devices::default();
+    for ((number, card), port) in (0..).zip(&spec.net).zip(net) {
+        let nic = Arc::new(Nic::attach(first.of(&devices, number), card.mac, port)?);
+        devices.nics.push(Arc::clone(&nic));
+        devices.all.push(nic);
     }
-    Ok(Platform::new(Arc::clone(gate), serial, watchdog, nics))
+    Ok(devices)
+}
+
+impl<'a> Place<'a> {
+    /// The place of the next device, which is number `number` of its type.
+    fn of(self, devices: &Devices, number: u16) -> Place<'a> {
+        Place {
+            slot: u16::try_from(devices.all.len()).expect("slots are bounded by the spec"),
+            number,
+            ..self
+        }
+    }
 }
 
 fn create_vcpus(

@@ -9,7 +9,6 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::platform::Platform;
-use crate::devices::net::{CTRL, RX, TX};
 use crate::irq;
 
 /// Events handled per wake-up.
@@ -20,26 +19,27 @@ const BATCH: usize = 32;
 enum Source {
     Stop,
     Watchdog,
-    /// Queue `queue` of card `nic` was notified.
+    /// Queue `queue` of a device was notified.
     Doorbell {
-        nic: u16,
+        device: u16,
         queue: u16,
     },
-    /// The tap of card `nic` has frames.
-    Tap {
-        nic: u16,
+    /// Another descriptor of a device is ready.
+    Ready {
+        device: u16,
+        source: u16,
     },
 }
 
 impl Source {
     fn pack(self) -> u64 {
-        let (kind, nic, queue) = match self {
+        let (kind, device, which) = match self {
             Source::Stop => (0, 0, 0),
             Source::Watchdog => (1, 0, 0),
-            Source::Doorbell { nic, queue } => (2, nic, queue),
-            Source::Tap { nic } => (3, nic, 0),
+            Source::Doorbell { device, queue } => (2, device, queue),
+            Source::Ready { device, source } => (3, device, source),
         };
-        kind | u64::from(nic) << 16 | u64::from(queue) << 32
+        kind | u64::from(device) << 16 | u64::from(which) << 32
     }
 
     fn unpack(data: u64) -> Source {
@@ -47,8 +47,8 @@ impl Source {
         match field(0) {
             0 => Source::Stop,
             1 => Source::Watchdog,
-            2 => Source::Doorbell { nic: field(16), queue: field(32) },
-            _ => Source::Tap { nic: field(16) },
+            2 => Source::Doorbell { device: field(16), queue: field(32) },
+            _ => Source::Ready { device: field(16), source: field(32) },
         }
     }
 }
@@ -93,12 +93,13 @@ fn poll_set(platform: &Platform, stop: RawFd) -> io::Result<Epoll> {
     // Edge-triggered throughout: an event is consumed by being seen, no read needed.
     let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
     add(timer, edge, Source::Watchdog)?;
-    for nic in platform.nics() {
-        let number = nic.number();
-        for queue in [RX, TX, CTRL] {
-            add(nic.doorbell(queue).as_raw_fd(), edge, Source::Doorbell { nic: number, queue })?;
+    for (number, device) in (0..).zip(platform.devices()) {
+        for (queue, doorbell) in (0..).zip(device.doorbells()) {
+            add(doorbell.as_raw_fd(), edge, Source::Doorbell { device: number, queue })?;
         }
-        add(nic.attached().tap.as_raw_fd(), edge, Source::Tap { nic: number })?;
+        for (source, fd) in (0..).zip(device.sources()) {
+            add(fd, edge, Source::Ready { device: number, source })?;
+        }
     }
     Ok(epoll)
 }
@@ -119,16 +120,12 @@ fn serve(epoll: &Epoll, platform: &Platform) {
             match Source::unpack(event.data()) {
                 Source::Stop => return,
                 Source::Watchdog => platform.watchdog_fired(),
-                Source::Doorbell { nic, queue } => serve_nic(platform, nic, queue),
-                Source::Tap { nic } => serve_nic(platform, nic, RX),
+                Source::Doorbell { device, queue } => {
+                    platform.devices()[usize::from(device)].serve(queue);
+                }
+                Source::Ready { device, source } => platform.devices()[usize::from(device)].event(source),
             }
         }
-    }
-}
-
-fn serve_nic(platform: &Platform, nic: u16, queue: u16) {
-    if let Some(nic) = platform.nics().get(usize::from(nic)) {
-        nic.serve(queue);
     }
 }
 
@@ -141,9 +138,9 @@ mod tests {
         for source in [
             Source::Stop,
             Source::Watchdog,
-            Source::Doorbell { nic: 3, queue: 2 },
-            Source::Doorbell { nic: 0, queue: 0 },
-            Source::Tap { nic: 1 },
+            Source::Doorbell { device: 3, queue: 2 },
+            Source::Doorbell { device: 0, queue: 0 },
+            Source::Ready { device: 1, source: 1 },
         ] {
             assert_eq!(Source::unpack(source.pack()), source);
         }

@@ -90,7 +90,7 @@ impl Machine {
     /// After a restore: interrupts and notifications under way at the cut are repeated, and the guest is told
     /// that it was paused so that it does not take the gap for a lockup of its own.
     fn make_up(&self) {
-        self.platform.nics().iter().for_each(|nic| nic.make_up());
+        self.platform.devices().iter().for_each(|device| device.make_up());
         for vcpu in &self.vcpus {
             // Refused by guests without the paravirtual clock, which have no such watchdog.
             let _ = vcpu.fd().kvmclock_ctrl();

@@ -35,6 +35,8 @@ use crate::kvm::DirtyLog;
 use crate::memory::GuestRam;
 use crate::spec::VmSpec;
 use crate::vcpu::{Gate, Vcpu};
+#[cfg(any(test, feature = "fuzzing"))]
+use crate::virtio::VirtioDevice;
 use device_thread::DeviceThread;
 use lifecycle::Lifecycle;
 use platform::Platform;
@@ -112,6 +114,11 @@ impl Machine {
     /// Types into the guest's console; returns how many bytes were taken.
     pub fn serial_input(&self, bytes: &[u8]) -> usize {
         self.platform.serial_input(bytes)
+    }
+
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn devices(&self) -> &[Arc<dyn VirtioDevice>] {
+        self.platform.devices()
     }
 
     fn nics(&self) -> &[Arc<Nic>] {

@@ -13,19 +13,16 @@ use super::{Machine, MachinePorts, RestoreOptions};
 use crate::devices::net::{CTRL, NetPort, Nic, NicPort, RX, TX, Tap, Transmit};
 use crate::devices::serial::StreamPort;
 use crate::limits::{FRAME_BYTES_MAX, QUEUE_SIZE, RX_BACKLOG_FRAMES};
-use crate::memory::GuestRam;
 use crate::pci::PciFunction;
 use crate::spec::{NetSpec, Policies, SerialSpec, VmSpec};
+use crate::virtio::VirtioDevice;
+use crate::virtio::rig::{
+    BUFFERS, Descriptor, INDIRECT, NEEDS_RESET, NEXT, Rig, STATUS, WRITE, avail, ring, used,
+};
 
-const STATUS: u64 = 0x14;
-const NEEDS_RESET: u8 = 0x40;
 const HEADER: usize = 12;
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const INDIRECT: u16 = 4;
-/// Each queue's ring has 64 KiB, buffers come after all rings.
-const RINGS: u64 = 0x1_0000;
-const BUFFERS: u64 = 0x10_0000;
+/// MAC, status, control queue, announcements.
+const FEATURES: u64 = 1 << 5 | 1 << 16 | 1 << 17 | 1 << 21;
 
 #[derive(Default)]
 struct Recorder {
@@ -50,15 +47,25 @@ impl NetPort for Recorder {
 
 /// A machine with one card, and the driver of it.
 struct Driver {
-    machine: Machine,
+    rig: Rig,
     port: Arc<Recorder>,
     wire: UnixDatagram,
-    available: [u16; 3],
     _kernel: tempfile::NamedTempFile,
 }
 
-/// One descriptor: address, length, flags, next.
-type Descriptor = (u64, u32, u16, u16);
+impl std::ops::Deref for Driver {
+    type Target = Rig;
+
+    fn deref(&self) -> &Rig {
+        &self.rig
+    }
+}
+
+impl std::ops::DerefMut for Driver {
+    fn deref_mut(&mut self) -> &mut Rig {
+        &mut self.rig
+    }
+}
 
 impl Driver {
     /// `None`, with a word about it, where there is no KVM.
@@ -88,77 +95,11 @@ impl Driver {
         };
         let ports = MachinePorts { net: vec![attached], serial: Arc::new(StreamPort::new(std::io::sink())) };
         let machine = Machine::build(&spec, ports).unwrap();
-        let mut driver = Driver { machine, port, wire, available: [0; 3], _kernel: kernel };
-        driver.start();
-        Some(driver)
+        Some(Driver { rig: Rig::new(machine, 0, FEATURES), port, wire, _kernel: kernel })
     }
 
     fn nic(&self) -> &Nic {
         &self.machine.nics()[0]
-    }
-
-    fn ram(&self) -> &GuestRam {
-        self.machine.ram()
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) {
-        self.nic().memory_write(offset, data);
-    }
-
-    fn status(&self) -> u8 {
-        let mut status = [0];
-        self.nic().memory_read(STATUS, &mut status);
-        status[0]
-    }
-
-    /// Brings the device up as a driver does, without notification suppression by event index.
-    fn start(&mut self) {
-        self.nic().resume();
-        self.write(STATUS, &[0]);
-        self.write(STATUS, &[3]);
-        self.write(0x08, &1u32.to_le_bytes());
-        self.write(0x0c, &1u32.to_le_bytes());
-        self.write(0x08, &0u32.to_le_bytes());
-        self.write(0x0c, &(1u32 << 5 | 1 << 16 | 1 << 17 | 1 << 21).to_le_bytes());
-        self.write(STATUS, &[11]);
-        assert_eq!(self.status(), 11, "features agreed");
-        for queue in [RX, TX, CTRL] {
-            self.ram().memory().write_slice(&[0; 0x1_0000], GuestAddress(ring(queue))).unwrap();
-            self.write(0x16, &queue.to_le_bytes());
-            for (register, address) in [(0x20, ring(queue)), (0x28, avail(queue)), (0x30, used(queue))] {
-                self.write(register, &address.to_le_bytes());
-            }
-            self.write(0x1c, &1u16.to_le_bytes());
-        }
-        self.available = [0; 3];
-        self.write(STATUS, &[15]);
-    }
-
-    fn describe(&self, queue: u16, index: u16, (address, length, flags, next): Descriptor) {
-        self.put_descriptor(ring(queue) + 16 * u64::from(index), (address, length, flags, next));
-    }
-
-    fn put_descriptor(&self, at: u64, (address, length, flags, next): Descriptor) {
-        let memory = self.ram().memory();
-        memory.write_obj(address, GuestAddress(at)).unwrap();
-        memory.write_obj(length, GuestAddress(at + 8)).unwrap();
-        memory.write_obj(flags, GuestAddress(at + 12)).unwrap();
-        memory.write_obj(next, GuestAddress(at + 14)).unwrap();
-    }
-
-    /// Makes the chain from `head` on available, and has the queue served.
-    fn offer(&mut self, queue: u16, head: u16) {
-        let slot = &mut self.available[usize::from(queue)];
-        let at = avail(queue) + 4 + 2 * u64::from(*slot % QUEUE_SIZE);
-        *slot += 1;
-        let index = *slot;
-        self.ram().memory().write_obj(head, GuestAddress(at)).unwrap();
-        self.ram().memory().write_obj(index, GuestAddress(avail(queue) + 2)).unwrap();
-        self.nic().serve(queue);
-    }
-
-    fn used(&self, queue: u16) -> u16 {
-        self.ram().memory().read_obj(GuestAddress(used(queue) + 2)).unwrap()
     }
 
     /// Offers a frame with its header in a buffer of its own.
@@ -195,18 +136,6 @@ impl Driver {
         self.send(0, &[1; 60]);
         assert_eq!(self.sent().len(), before + 1, "{what}: recovers");
     }
-}
-
-fn ring(queue: u16) -> u64 {
-    RINGS * (1 + u64::from(queue))
-}
-
-fn avail(queue: u16) -> u64 {
-    ring(queue) + 0x4000
-}
-
-fn used(queue: u16) -> u64 {
-    ring(queue) + 0x8000
 }
 
 #[test]

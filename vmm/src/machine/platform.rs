@@ -12,6 +12,7 @@ use crate::devices::serial::SerialDevice;
 use crate::devices::watchdog::Watchdog;
 use crate::pci::{PciFunction, PciHost};
 use crate::vcpu::{Bus, Exit, Gate};
+use crate::virtio::VirtioDevice;
 
 /// Keyboard controller command that pulses the reset line.
 const KEYBOARD_RESET: u8 = 0xfe;
@@ -29,7 +30,15 @@ pub(super) struct Platform {
     pub(super) power: Mutex<Power>,
     pub(super) watchdog: Mutex<Watchdog>,
     pub(super) pci: PciHost,
-    nics: Vec<Arc<Nic>>,
+    devices: Devices,
+}
+
+/// The virtio devices.
+#[derive(Debug, Default)]
+pub(super) struct Devices {
+    /// All of them, in the order of their PCI slots.
+    pub(super) all: Vec<Arc<dyn VirtioDevice>>,
+    pub(super) nics: Vec<Arc<Nic>>,
 }
 
 /// Why vCPUs stand still although nobody paused them.
@@ -45,10 +54,10 @@ impl Platform {
         gate: Arc<Gate>,
         serial: SerialDevice,
         watchdog: Watchdog,
-        nics: Vec<Arc<Nic>>,
+        devices: Devices,
     ) -> Platform {
         let pci = PciHost::new();
-        pci.plug(nics.iter().map(|nic| Arc::clone(nic) as Arc<dyn PciFunction>).collect());
+        pci.plug(devices.all.iter().map(|device| Arc::clone(device) as Arc<dyn PciFunction>).collect());
         Platform {
             gate,
             events: EventReceiver::default(),
@@ -58,7 +67,7 @@ impl Platform {
             power: Mutex::new(Power::default()),
             watchdog: Mutex::new(watchdog),
             pci,
-            nics,
+            devices,
         }
     }
 
@@ -66,8 +75,12 @@ impl Platform {
         &self.events
     }
 
+    pub(super) fn devices(&self) -> &[Arc<dyn VirtioDevice>] {
+        &self.devices.all
+    }
+
     pub(super) fn nics(&self) -> &[Arc<Nic>] {
-        &self.nics
+        &self.devices.nics
     }
 
     pub(super) fn serial_input(&self, bytes: &[u8]) -> usize {
@@ -76,14 +89,14 @@ impl Platform {
 
     /// All devices hold still when this returns.
     pub(super) fn pause(&self) {
-        self.nics.iter().for_each(|nic| nic.pause());
+        self.devices().iter().for_each(|device| device.pause());
         lock(&self.watchdog).pause();
     }
 
     /// All devices go on.
     pub(super) fn resume(&self) {
         lock(&self.watchdog).resume();
-        self.nics.iter().for_each(|nic| nic.resume());
+        self.devices().iter().for_each(|device| device.resume());
     }
 
     /// The device thread saw the watchdog's timer fire.

@@ -3,6 +3,7 @@
 //! Restoring happens in two steps: the whole state is decoded and checked against this machine first; only then
 //! is anything changed. A machine that never ran can be given one state after the other.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::events::MachineEvent;
@@ -12,7 +13,6 @@ use crate::arch::chips::{self, ChipsState};
 use crate::arch::time::{self, Elapsed, TimeState};
 use crate::arch::vcpu_state::VcpuState;
 use crate::devices::cmos::CmosState;
-use crate::devices::net::NicState;
 use crate::devices::power::PowerState;
 use crate::devices::serial::SerialSaved;
 use crate::devices::watchdog::WatchdogState;
@@ -20,6 +20,12 @@ use crate::kvm::KvmError;
 use crate::limits::STATE_BYTES_MAX;
 use crate::pci::PciHost;
 use crate::state::{Fields, Payload, SectionId, Sections, StateError, StateWriter};
+use crate::virtio::{SavedDevice, VirtioDevice};
+#[cfg(feature = "fuzzing")]
+use crate::{
+    devices::net::{Net, QUEUES},
+    virtio::fuzz_decode,
+};
 
 /// How to restore.
 #[derive(Clone, Copy, Debug, Default)]
@@ -39,11 +45,17 @@ struct MachineState {
     power: PowerState,
     watchdog: WatchdogState,
     pci_address: u32,
-    nics: Vec<NicState>,
+    devices: Vec<SavedDevice>,
 }
 
 impl MachineState {
-    fn decode(state: &[u8], vcpus: u8, ram_bytes: u64, nics: u16) -> Result<MachineState, StateError> {
+    /// `devices` takes the sections of the virtio devices.
+    fn decode(
+        state: &[u8],
+        vcpus: u8,
+        ram_bytes: u64,
+        devices: impl FnOnce(&mut Sections<'_>) -> Result<Vec<SavedDevice>, StateError>,
+    ) -> Result<MachineState, StateError> {
         let mut sections = Sections::parse(state)?;
         let decoded = MachineState {
             halt: decode_machine(sections.take(SectionId::Machine, 0)?, vcpus, ram_bytes)?,
@@ -57,9 +69,7 @@ impl MachineState {
             power: PowerState::decode(sections.take(SectionId::Power, 0)?)?,
             watchdog: WatchdogState::decode(sections.take(SectionId::Watchdog, 0)?)?,
             pci_address: PciHost::decode(sections.take(SectionId::PciHost, 0)?)?,
-            nics: (0..nics)
-                .map(|n| NicState::decode(sections.take(SectionId::Net, n)?))
-                .collect::<Result<_, _>>()?,
+            devices: devices(&mut sections)?,
         };
         sections.finish()?;
         Ok(decoded)
@@ -124,8 +134,9 @@ impl Machine {
         simple(SectionId::Power, 0, &|p| lock(&platform.power).save(p))?;
         simple(SectionId::Watchdog, 0, &|p| lock(&platform.watchdog).save(p))?;
         simple(SectionId::PciHost, 0, &|p| platform.pci.save(p))?;
-        for nic in platform.nics() {
-            simple(SectionId::Net, nic.number(), &|p| nic.save(p))?;
+        for device in platform.devices() {
+            let (section, instance) = device.section();
+            simple(section, instance, &|p| device.save(p))?;
         }
         Ok(())
     }
@@ -155,8 +166,14 @@ impl Machine {
     }
 
     fn decode(&self, state: &[u8]) -> Result<MachineState, MachineError> {
-        let nics = u16::try_from(self.platform.nics().len()).unwrap_or(u16::MAX);
-        let decoded = MachineState::decode(state, self.spec.vcpus, self.spec.ram_bytes, nics)?;
+        let devices = |sections: &mut Sections<'_>| {
+            let decode = |device: &Arc<dyn VirtioDevice>| {
+                let (section, instance) = device.section();
+                device.decode(sections.take(section, instance)?)
+            };
+            self.platform.devices().iter().map(decode).collect()
+        };
+        let decoded = MachineState::decode(state, self.spec.vcpus, self.spec.ram_bytes, devices)?;
         match (0..).zip(&decoded.vcpus).find(|(_, vcpu)| !vcpu.fits_xsave(&self.vm)) {
             Some((vcpu, _)) => Err(MachineError::FpuSize { vcpu }),
             None => Ok(decoded),
@@ -195,8 +212,8 @@ impl Machine {
         lock(&platform.power).restore(&state.power);
         lock(&platform.watchdog).restore(&state.watchdog);
         platform.pci.restore(state.pci_address);
-        for (nic, saved) in platform.nics().iter().zip(&state.nics) {
-            nic.restore(saved);
+        for (device, saved) in platform.devices().iter().zip(&state.devices) {
+            device.restore(saved);
         }
         *platform.halt() = state.halt.clone().map(|cause| Halt { cause, reported: false });
     }
@@ -236,7 +253,10 @@ fn decode_machine(
 /// Decodes `data` as the state of a machine with two vCPUs and one card; for a fuzzer.
 #[cfg(feature = "fuzzing")]
 pub fn fuzz_state(data: &[u8]) {
-    drop(MachineState::decode(data, 2, 64 << 20, 1));
+    let net = |sections: &mut Sections<'_>| {
+        fuzz_decode::<Net>(sections.take(SectionId::Net, 0)?, QUEUES).map(|()| Vec::new())
+    };
+    drop(MachineState::decode(data, 2, 64 << 20, net));
 }
 
 const _: () = assert!(STATE_BYTES_MAX > 1 << 20, "eight vCPUs with large FPU state must fit");

@@ -44,10 +44,20 @@ pub enum SectionId {
     PciHost = 20,
     /// One network card; the instance is its number.
     Net = 32,
+    /// One disk; the instance is its number.
+    Block = 33,
+    /// The socket device.
+    Vsock = 34,
+    /// The paravirtual console.
+    Console = 35,
+    /// The entropy source.
+    Rng = 36,
+    /// The balloon.
+    Balloon = 37,
 }
 
 impl SectionId {
-    const ALL: [SectionId; 10] = [
+    const ALL: [SectionId; 15] = [
         SectionId::Machine,
         SectionId::Time,
         SectionId::Chips,
@@ -58,6 +68,11 @@ impl SectionId {
         SectionId::Watchdog,
         SectionId::PciHost,
         SectionId::Net,
+        SectionId::Block,
+        SectionId::Vsock,
+        SectionId::Console,
+        SectionId::Rng,
+        SectionId::Balloon,
     ];
 
     fn from_wire(id: u16) -> Option<SectionId> {
@@ -83,6 +98,11 @@ impl std::fmt::Display for SectionId {
             SectionId::Watchdog => "watchdog",
             SectionId::PciHost => "pci-host",
             SectionId::Net => "net",
+            SectionId::Block => "block",
+            SectionId::Vsock => "vsock",
+            SectionId::Console => "console",
+            SectionId::Rng => "rng",
+            SectionId::Balloon => "balloon",
         };
         f.write_str(name)
     }

@@ -1,7 +1,13 @@
 //! virtio over PCI, version 1: what every device type has in common.
 
 mod chain;
+mod function;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod rig;
 mod transport;
 
-pub(crate) use chain::{Chain, ChainError};
-pub(crate) use transport::{Action, BAR_BYTES, Blueprint, Transport, TransportState};
+pub(crate) use chain::ChainError;
+#[cfg(feature = "fuzzing")]
+pub(crate) use function::fuzz_decode;
+pub(crate) use function::{DeviceType, Function, Io, Place, SavedDevice, Turn, VirtioDevice, read_image};
+pub(crate) use transport::Blueprint;

@@ -15,8 +15,11 @@ mod port;
 mod queue;
 mod tap;
 
-pub(crate) use device::{CTRL, Nic, RX, TX};
+#[cfg(test)]
+pub(crate) use device::{CTRL, RX};
+#[cfg(feature = "fuzzing")]
+pub(crate) use device::{Net, QUEUES};
+pub(crate) use device::{Nic, TX};
 pub use metrics::NetMetrics;
-pub(crate) use persist::NicState;
 pub use port::{NetPort, NicPort, TapPort, Transmit};
 pub use tap::{Tap, TapError};

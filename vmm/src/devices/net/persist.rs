@@ -1,42 +1,26 @@
 //! State of a card. Frames not yet in guest buffers are no part of it: they have not happened to the guest.
 
-use super::device::{Nic, QUEUES};
+use super::device::Net;
 use crate::state::{Fields, Payload, StateError};
-use crate::virtio::TransportState;
 
-/// The card as read from a state.
+/// The card's own part of its section.
 #[derive(Debug)]
-pub(crate) struct NicState {
-    transport: TransportState,
+pub(crate) struct NetSaved {
     announcing: bool,
 }
 
-impl Nic {
-    /// Writes the section.
-    pub(crate) fn save(&self, out: &mut Payload<'_>) {
-        let inner = self.lock();
-        inner.transport.save(out);
-        out.bool(inner.announcing);
+impl Net {
+    pub(super) fn save_own(&self, out: &mut Payload<'_>) {
+        out.bool(self.announcing);
     }
 
-    /// Takes a state; the machine is paused.
-    pub(crate) fn restore(&self, state: &NicState) {
-        let mut inner = self.lock();
-        inner.transport.restore(&state.transport);
-        inner.announcing = state.announcing;
-        self.follow_window(&inner);
+    pub(super) fn restore_own(&mut self, saved: &NetSaved) {
+        self.announcing = saved.announcing;
     }
 }
 
-impl NicState {
-    /// Reads the section.
-    ///
-    /// # Errors
-    /// [`StateError`].
-    pub(crate) fn decode(mut fields: Fields<'_>) -> Result<NicState, StateError> {
-        let transport = TransportState::decode(&mut fields, QUEUES)?;
-        let announcing = fields.bool("announcing")?;
-        fields.finish()?;
-        Ok(NicState { transport, announcing })
+impl NetSaved {
+    pub(super) fn decode(fields: &mut Fields<'_>) -> Result<NetSaved, StateError> {
+        Ok(NetSaved { announcing: fields.bool("announcing")? })
     }
 }

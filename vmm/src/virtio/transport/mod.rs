@@ -18,7 +18,7 @@ use kvm_ioctls::VmFd;
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
 };
-use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -54,8 +54,6 @@ pub(crate) struct Blueprint {
     pub(crate) features: u64,
     /// Number of queues.
     pub(crate) queues: u16,
-    /// Where BAR 0 is at power-on.
-    pub(crate) bar: u32,
 }
 
 /// What an access did that concerns the device.
@@ -67,6 +65,11 @@ pub(crate) enum Action {
     Ready,
     /// The driver notified a queue by an access that did not match its ioeventfd.
     Notify(u16),
+    /// The driver wrote device configuration.
+    Configure {
+        /// Where.
+        offset: usize,
+    },
 }
 
 /// Transport state of one device. The device keeps it under its one lock.
@@ -100,7 +103,7 @@ struct VirtQueue {
 }
 
 impl Transport {
-    /// A device at power-on.
+    /// A device at power-on, with BAR 0 at `bar`.
     ///
     /// # Errors
     /// [`KvmError`] when eventfds cannot be attached.
@@ -108,9 +111,10 @@ impl Transport {
         vm: &Arc<VmFd>,
         router: &Arc<IrqRouter>,
         blueprint: &Blueprint,
+        bar: u32,
     ) -> Result<Transport, KvmError> {
         let mut config = ConfigSpace::new(identity(blueprint));
-        config.add_bar0(blueprint.bar, BAR_BYTES);
+        config.add_bar0(bar, BAR_BYTES);
         add_virtio_capabilities(&mut config, blueprint.queues);
         let vectors = blueprint.queues + 1;
         let at = config.add_capability(MSIX_CAPABILITY_ID, &msix_capability(vectors, TABLE, PENDING));
@@ -119,7 +123,10 @@ impl Transport {
             config,
             msix,
             doorbells: Doorbells::new(Arc::clone(vm), blueprint.queues)?,
-            features: blueprint.features | 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX,
+            features: blueprint.features
+                | 1 << VIRTIO_F_VERSION_1
+                | 1 << VIRTIO_RING_F_EVENT_IDX
+                | 1 << VIRTIO_RING_F_INDIRECT_DESC,
             registers: Registers::default(),
             queues: (0..blueprint.queues).map(|_| VirtQueue::new()).collect(),
         };
@@ -181,7 +188,7 @@ impl Transport {
         queue.enable_notification(memory).map_err(|_| ChainError::Ring)
     }
 
-    /// Returns a chain to the driver, with `written` bytes in it.
+    /// Returns the chain that begins with descriptor `head` to the driver, with `written` bytes in it.
     ///
     /// # Errors
     /// [`ChainError::Ring`] when the ring has left RAM.
@@ -189,11 +196,11 @@ impl Transport {
         &mut self,
         index: u16,
         memory: &Memory,
-        chain: &Chain,
+        head: u16,
         written: u32,
     ) -> Result<(), ChainError> {
         let queue = &mut self.queues[usize::from(index)].queue;
-        queue.add_used(memory, chain.head(), written).map_err(|_| ChainError::Ring)
+        queue.add_used(memory, head, written).map_err(|_| ChainError::Ring)
     }
 
     /// Interrupts the driver for chains completed since the last call, if it wants to know.
@@ -297,6 +304,7 @@ impl Transport {
                 self.msix.table_write(within, data);
                 None
             }
+            DEVICE => Some(Action::Configure { offset: within }),
             _ => None,
         }
     }
