@@ -12,6 +12,18 @@ pub const RAM_BYTES_MAX: u64 = 256 << 30;
 /// Network cards of one VM; each takes one PCI slot and three interrupt routes.
 pub const NICS_MAX: usize = 4;
 
+/// Disks of one VM; each takes one PCI slot, and a thread.
+pub const DISKS_MAX: usize = 8;
+
+/// Request queues of one disk: more than vCPUs are of no use.
+pub const DISK_QUEUES_MAX: u16 = 8;
+
+/// Longest serial number of a disk: the field of the request that asks for it.
+pub const DISK_SERIAL_BYTES_MAX: usize = 20;
+
+/// Ports of the paravirtual console; each has two queues.
+pub const CONSOLES_MAX: usize = 8;
+
 /// Longest kernel command line, terminator included: what Linux accepts on x86_64 (`COMMAND_LINE_SIZE`).
 pub const CMDLINE_BYTES_MAX: usize = 2048;
 

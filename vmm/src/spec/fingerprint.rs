@@ -26,6 +26,8 @@ pub struct SpecFingerprint {
     pub cmdline: String,
     /// Addresses of the network cards, in order.
     pub macs: Vec<String>,
+    /// The other devices, as far as a guest can tell them apart.
+    pub devices: Vec<String>,
     /// What to do when the guest fails.
     pub policies: Policies,
 }
@@ -44,6 +46,7 @@ impl VmSpec {
             initrd: self.initrd.as_deref().map(|path| digest("initrd", path)).transpose()?,
             cmdline: self.cmdline.clone(),
             macs: self.net.iter().map(|nic| nic.mac.to_string()).collect(),
+            devices: self.devices.describe(),
             policies: self.policies,
         })
     }
@@ -65,6 +68,7 @@ impl SpecFingerprint {
         compare("initrd digest", format!("{:?}", self.initrd), format!("{:?}", other.initrd));
         compare("cmdline", format!("{:?}", self.cmdline), format!("{:?}", other.cmdline));
         compare("net macs", format!("{:?}", self.macs), format!("{:?}", other.macs));
+        compare("devices", self.devices.join(", "), other.devices.join(", "));
         compare("policies", format!("{:?}", self.policies), format!("{:?}", other.policies));
         found
     }

@@ -15,18 +15,40 @@
 //! [[net]]
 //! tap = "tap0"                  # or "fd:N": an open tap that this process inherited
 //! mac = "02:00:00:00:00:01"
+//!
+//! [[disk]]
+//! path = "debian.qcow2"         # image file or block device
+//! format = "qcow2"              # optional: "raw" or "qcow2"; by default what the name ends in
+//! readonly = false              # this and the rest are optional
+//! serial = "disk0"
+//! cache = "writeback"           # or "direct"
+//! queues = 2                    # default: one per vCPU
+//! iops = 1000                   # default: no limit
+//! bytes_per_s = 100000000
+//!
+//! [vsock]
+//! cid = 3
+//! socket = "vsock.sock"
+//!
+//! [[console]]
+//! name = "org.example.port"
+//! socket = "console.sock"
 //! ```
+//! `rng = true` adds an entropy source, `balloon = true` a balloon.
 
+mod devices;
 mod error;
 mod fingerprint;
 mod kernel;
 mod mac;
 mod parse;
+mod written;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use devices::{ConsoleSpec, DeviceSpecs, DiskCache, DiskFormat, DiskSpec, VsockSpec};
 pub use error::SpecError;
 pub use fingerprint::SpecFingerprint;
 pub use mac::MacAddress;
@@ -48,6 +70,8 @@ pub struct VmSpec {
     pub cmdline: String,
     /// Network cards.
     pub net: Vec<NetSpec>,
+    /// Everything else the guest finds.
+    pub devices: DeviceSpecs,
     /// Where console output goes.
     pub serial: SerialSpec,
     /// What to do when the guest fails.

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{NetSpec, Policies, Policy, SerialSpec, SpecError, VmSpec, kernel};
+use super::written::{WrittenConsole, WrittenDisk, WrittenVsock, check_consoles, check_disks};
+use super::{DeviceSpecs, NetSpec, Policies, Policy, SerialSpec, SpecError, VmSpec, kernel};
 use crate::devices::net::inherited;
 use crate::limits::{
     CMDLINE_BYTES_MAX, NAME_BYTES_MAX, NICS_MAX, RAM_BYTES_MAX, RAM_BYTES_MIN, SPEC_BYTES_MAX, VCPUS_MAX,
@@ -34,6 +35,15 @@ struct Written {
     on_watchdog: Policy,
     #[serde(default)]
     net: Vec<WrittenNet>,
+    #[serde(default)]
+    disk: Vec<WrittenDisk>,
+    vsock: Option<WrittenVsock>,
+    #[serde(default)]
+    console: Vec<WrittenConsole>,
+    #[serde(default)]
+    rng: bool,
+    #[serde(default)]
+    balloon: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -87,6 +97,13 @@ impl Written {
             initrd: self.initrd.map(|path| base.join(path)),
             cmdline: check_cmdline(self.cmdline)?,
             net: check_net(&self.net)?,
+            devices: DeviceSpecs {
+                disks: check_disks(self.disk, base, check_vcpus(self.vcpus)?)?,
+                vsock: self.vsock.map(|vsock| vsock.check(base)).transpose()?,
+                consoles: check_consoles(self.console, base)?,
+                rng: self.rng,
+                balloon: self.balloon,
+            },
             serial: match self.serial.as_deref() {
                 None => SerialSpec::Unsaid,
                 Some("stdio") => SerialSpec::Stdio,
@@ -102,7 +119,7 @@ impl Written {
     }
 }
 
-fn field(
+pub(super) fn field(
     name: &'static str,
     value: impl ToString,
     reason: impl Into<String>,
