@@ -11,6 +11,7 @@ use super::{Machine, MachineError, MachineFingerprint, MachinePorts, Processor};
 use crate::arch::layout::COM1_IRQ;
 use crate::arch::vcpu_state::VcpuBuffers;
 use crate::arch::{chips, cpuid, msrs, time};
+use crate::devices::block::{Disk, DiskImage};
 use crate::devices::net::{Nic, NicPort};
 use crate::devices::serial::SerialDevice;
 use crate::devices::watchdog::Watchdog;
@@ -48,7 +49,7 @@ impl Machine {
             vcpus: Vec::with_capacity(fds.len()),
             buffers: Mutex::new(buffers),
             power_on: Vec::new(),
-            device_thread: None,
+            device_threads: Vec::new(),
             platform,
             gate,
             vm,
@@ -70,9 +71,8 @@ impl Machine {
             self.vcpus.push(vcpu.map_err(host("start a vCPU thread"))?);
         }
         self.gate.wait_parked(count)?;
-        let thread =
-            DeviceThread::start(Arc::clone(&self.platform)).map_err(host("start the device thread"))?;
-        self.device_thread = Some(thread);
+        self.device_threads =
+            DeviceThread::start_all(&self.platform).map_err(host("start a device thread"))?;
         Ok(())
     }
 }
@@ -107,6 +107,12 @@ fn build_devices(spec: &VmSpec, net: Vec<NicPort>, first: Place<'_>) -> Result<D
         let nic = Arc::new(Nic::attach(first.of(&devices, number), card.mac, port)?);
         devices.nics.push(Arc::clone(&nic));
         devices.all.push(nic);
+    }
+    for (number, disk) in (0..).zip(&spec.devices.disks) {
+        let image = DiskImage::open(disk)?;
+        let disk = Arc::new(Disk::attach(first.of(&devices, number), disk, image)?);
+        devices.disks.push(Arc::clone(&disk));
+        devices.all.push(disk);
     }
     Ok(devices)
 }

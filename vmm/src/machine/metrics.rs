@@ -1,6 +1,7 @@
 //! Counters of a machine.
 
 use super::{Machine, PauseTimes};
+use crate::devices::block::BlockMetrics;
 use crate::devices::net::NetMetrics;
 
 /// Counters since the machine was built.
@@ -10,6 +11,8 @@ pub struct MachineMetrics {
     pub vcpu_exits: Vec<u64>,
     /// Per network card.
     pub net: Vec<NetMetrics>,
+    /// Per disk.
+    pub disks: Vec<BlockMetrics>,
     /// Pauses.
     pub pauses: u64,
     /// The last of them.
@@ -24,6 +27,7 @@ pub(super) fn collect(machine: &Machine) -> MachineMetrics {
     MachineMetrics {
         vcpu_exits: machine.vcpus.iter().map(|vcpu| vcpu.exits()).collect(),
         net: machine.nics().iter().map(|nic| nic.metrics()).collect(),
+        disks: machine.platform.disks().iter().map(|disk| disk.metrics()).collect(),
         pauses,
         last_pause,
     }

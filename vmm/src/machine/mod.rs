@@ -3,6 +3,8 @@
 mod build;
 mod device_thread;
 mod dirty;
+#[cfg(test)]
+mod disk_tests;
 mod error;
 mod events;
 mod fingerprint;
@@ -54,7 +56,7 @@ pub struct Machine {
     buffers: Mutex<Vec<VcpuBuffers>>,
     /// The machine as built, for resets.
     power_on: Vec<u8>,
-    device_thread: Option<DeviceThread>,
+    device_threads: Vec<DeviceThread>,
     platform: Arc<Platform>,
     gate: Arc<Gate>,
     vm: Arc<VmFd>,
@@ -130,7 +132,7 @@ impl Drop for Machine {
     fn drop(&mut self) {
         self.gate.stop();
         self.vcpus.iter_mut().for_each(Vcpu::wait);
-        drop(self.device_thread.take());
+        self.device_threads.clear();
     }
 }
 

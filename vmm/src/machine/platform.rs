@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::events::{EventReceiver, MachineEvent};
 use crate::arch::acpi::RESET_VALUE;
 use crate::arch::layout::port;
+use crate::devices::block::Disk;
 use crate::devices::cmos::Cmos;
 use crate::devices::net::Nic;
 use crate::devices::power::Power;
@@ -39,6 +40,7 @@ pub(super) struct Devices {
     /// All of them, in the order of their PCI slots.
     pub(super) all: Vec<Arc<dyn VirtioDevice>>,
     pub(super) nics: Vec<Arc<Nic>>,
+    pub(super) disks: Vec<Arc<Disk>>,
 }
 
 /// Why vCPUs stand still although nobody paused them.
@@ -81,6 +83,10 @@ impl Platform {
 
     pub(super) fn nics(&self) -> &[Arc<Nic>] {
         &self.devices.nics
+    }
+
+    pub(super) fn disks(&self) -> &[Arc<Disk>] {
+        &self.devices.disks
     }
 
     pub(super) fn serial_input(&self, bytes: &[u8]) -> usize {
