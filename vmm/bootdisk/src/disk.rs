@@ -92,7 +92,10 @@ impl Slice {
 
 impl fmt::Debug for Slice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Slice").field("start", &self.start).field("bytes", &self.bytes).finish_non_exhaustive()
+        f.debug_struct("Slice")
+            .field("start", &self.start)
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
     }
 }
 

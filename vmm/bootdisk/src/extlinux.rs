@@ -92,7 +92,8 @@ impl Reader<'_> {
         if options.len() > limits::CMDLINE_BYTES_MAX {
             return Err(Fault::bound("bytes of a command line", limits::CMDLINE_BYTES_MAX));
         }
-        let (initrds, rest): (Vec<_>, Vec<_>) = options.split_whitespace().partition(|o| o.starts_with("initrd="));
+        let (initrds, rest): (Vec<_>, Vec<_>) =
+            options.split_whitespace().partition(|o| o.starts_with("initrd="));
         self.edit(|boot| boot.cmdline = rest.join(" "));
         match initrds.last().and_then(|o| o.strip_prefix("initrd=")) {
             Some(list) => self.initrds(list),

@@ -56,7 +56,8 @@ mod tests {
 
     #[test]
     fn the_root_is_what_is_mounted_on_the_root_folder() {
-        let text = "# <fs> <mount>\n#/dev/old / ext4\nUUID=b /boot ext4 defaults 0 2\nUUID=\"a\"\t/ ext4 rw 0 1\n";
+        let text =
+            "# <fs> <mount>\n#/dev/old / ext4\nUUID=b /boot ext4 defaults 0 2\nUUID=\"a\"\t/ ext4 rw 0 1\n";
         assert_eq!(fstab_root(text).as_deref(), Some("UUID=a"));
         assert_eq!(fstab_root("nonsense\n"), None);
     }

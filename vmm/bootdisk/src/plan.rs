@@ -119,7 +119,12 @@ impl Chosen<'_> {
     }
 
     fn too_large(&self, found: &Found, most: u64) -> BootDiskError {
-        BootDiskError::TooLarge { title: self.title.clone(), file: found.path.clone(), bytes: found.bytes, most }
+        BootDiskError::TooLarge {
+            title: self.title.clone(),
+            file: found.path.clone(),
+            bytes: found.bytes,
+            most,
+        }
     }
 }
 

@@ -13,7 +13,8 @@ use crate::volume::{Volume, Volumes};
 use crate::{bls, extlinux, last_resort, limits};
 
 /// Where GRUB's configuration lies, seen from a root file system and from a `/boot` partition.
-const GRUB_PATHS: [&str; 4] = ["/boot/grub/grub.cfg", "/grub/grub.cfg", "/boot/grub2/grub.cfg", "/grub2/grub.cfg"];
+const GRUB_PATHS: [&str; 4] =
+    ["/boot/grub/grub.cfg", "/grub/grub.cfg", "/boot/grub2/grub.cfg", "/grub2/grub.cfg"];
 
 /// What a report says was looked for.
 const LOOKED_FOR: &str = "no grub.cfg in /boot/grub, /grub, /boot/grub2 or /grub2, no entries in /loader/entries or \

@@ -106,7 +106,9 @@ fn item(entry: &Entry, all: &[Entry]) -> Item {
     let title = match (entry.title.as_str(), shared) {
         ("", _) => entry.id.clone(),
         (title, false) => title.to_owned(),
-        (title, true) => format!("{title} ({})", if entry.version.is_empty() { &entry.id } else { &entry.version }),
+        (title, true) => {
+            format!("{title} ({})", if entry.version.is_empty() { &entry.id } else { &entry.version })
+        }
     };
     Item { title, ids: vec![entry.id.clone()] }
 }
@@ -151,8 +153,12 @@ mod tests {
     #[test]
     fn fedoras_entry_is_read_and_its_variables_replaced() {
         let entry = parse("4f2d-6.8.5-301.fc40.x86_64.conf", FEDORA);
-        assert_eq!((entry.id.as_str(), entry.version.as_str()), ("4f2d-6.8.5-301.fc40.x86_64", "6.8.5-301.fc40.x86_64"));
-        let value = |name: &str| if name == "kernelopts" { "root=UUID=1 ro".to_owned() } else { String::new() };
+        assert_eq!(
+            (entry.id.as_str(), entry.version.as_str()),
+            ("4f2d-6.8.5-301.fc40.x86_64", "6.8.5-301.fc40.x86_64")
+        );
+        let value =
+            |name: &str| if name == "kernelopts" { "root=UUID=1 ro".to_owned() } else { String::new() };
         let boot = boot(&entry, 3, &value).unwrap();
         assert_eq!(boot.cmdline, "root=UUID=1 ro");
         assert_eq!(boot.initrds.len(), 1);
@@ -161,7 +167,8 @@ mod tests {
 
     #[test]
     fn newer_names_come_first_and_sort_keys_before_all() {
-        let mut entries = ["a-6.9.0.conf", "a-6.10.0.conf", "a-6.8.1.conf"].map(|name| parse(name, "")).to_vec();
+        let mut entries =
+            ["a-6.9.0.conf", "a-6.10.0.conf", "a-6.8.1.conf"].map(|name| parse(name, "")).to_vec();
         entries.push(parse("0.conf", "sort-key z\nversion 1"));
         entries.push(parse("1.conf", "sort-key z\nversion 1.1"));
         entries.sort_by(order);
@@ -177,7 +184,8 @@ mod tests {
 
     #[test]
     fn entries_of_one_title_are_told_apart_by_version() {
-        let entries = [parse("a.conf", "title T\nversion 1"), parse("b.conf", "title T"), parse("c.conf", "")];
+        let entries =
+            [parse("a.conf", "title T\nversion 1"), parse("b.conf", "title T"), parse("c.conf", "")];
         let titles = entries.each_ref().map(|e| item(e, &entries).title);
         assert_eq!(titles, ["T (1)", "T (b)", "c"]);
     }

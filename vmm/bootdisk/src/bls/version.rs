@@ -72,8 +72,19 @@ mod tests {
 
     #[test]
     fn versions_ascend() {
-        let ascending =
-            ["", "~1", "1~rc1", "1", "1-1", "1^1", "1.0", "6.1.0-9-amd64", "6.1.0-10-amd64", "6.8.5-301.fc40", "10"];
+        let ascending = [
+            "",
+            "~1",
+            "1~rc1",
+            "1",
+            "1-1",
+            "1^1",
+            "1.0",
+            "6.1.0-9-amd64",
+            "6.1.0-10-amd64",
+            "6.8.5-301.fc40",
+            "10",
+        ];
         // The specification's own chain begins with what a tilde introduces.
         let ascending = [&["~1", ""], &ascending[2..]].concat();
         for pair in ascending.windows(2) {

@@ -119,7 +119,8 @@ impl Files {
             return Err(FilesError::Damaged("a link's target is longer than a path can be"));
         }
         let target = self.ext.read_link(joined(at).as_str())?;
-        let target = std::str::from_utf8(target.as_ref()).map_err(|_| FilesError::Damaged("a link is not UTF-8"))?;
+        let target =
+            std::str::from_utf8(target.as_ref()).map_err(|_| FilesError::Damaged("a link is not UTF-8"))?;
         at.pop();
         if target.starts_with('/') {
             at.clear();
@@ -166,7 +167,9 @@ impl Files {
         let mut names = Vec::new();
         for entry in self.ext.read_dir(found.path.as_str())?.take(limits::FOLDER_NAMES_MAX) {
             let entry = entry?;
-            names.extend(entry.file_name().as_str().ok().filter(|n| *n != "." && *n != "..").map(str::to_owned));
+            names.extend(
+                entry.file_name().as_str().ok().filter(|n| *n != "." && *n != "..").map(str::to_owned),
+            );
         }
         Ok(names)
     }

@@ -33,7 +33,8 @@ pub(super) struct Guard {
 impl Guard {
     /// Checks the superblock. `journal`: whether a journal that was not written back is to be replayed.
     pub(super) fn new(slice: Slice, allowance: Allowance, journal: bool) -> Result<Self, FilesError> {
-        let mut superblock = slice.array(SUPERBLOCK_AT)?.ok_or(FilesError::Damaged("it has no superblock"))?;
+        let mut superblock =
+            slice.array(SUPERBLOCK_AT)?.ok_or(FilesError::Damaged("it has no superblock"))?;
         check_geometry(&superblock, slice.bytes())?;
         // With sums of metadata the crate takes an index node's count from a folder's block before it has checked it,
         // and slices past the block's end. Sums guard against decay, not against malice, and file contents have none.

@@ -5,5 +5,5 @@ mod guard;
 mod kind;
 
 pub(crate) use ext::{ExtFile, Files, FilesError, Found};
-pub(crate) use kind::identify;
 pub use kind::Kind;
+pub(crate) use kind::identify;

@@ -26,7 +26,9 @@ impl Machine<'_> {
             "test" => test::holds(arguments, self)?,
             "[" => test::holds(arguments.strip_suffix(&["]".to_owned()]).unwrap_or(arguments), self)?,
             "false" | "keystatus" | "fwsetup" | "sleep" => name == "sleep",
-            "search" | "search.file" | "search.fs_label" | "search.fs_uuid" => self.search(name, arguments)?,
+            "search" | "search.file" | "search.fs_label" | "search.fs_uuid" => {
+                self.search(name, arguments)?
+            }
             "linux" | "linux16" | "linuxefi" => self.linux(arguments)?,
             "initrd" | "initrd16" | "initrdefi" => self.initrd(arguments)?,
             "menuentry" | "submenu" => self.menu_entry(name, arguments, block)?,
@@ -111,7 +113,12 @@ impl Machine<'_> {
         Ok(true)
     }
 
-    fn menu_entry(&mut self, command: &str, arguments: &[String], block: Option<&Script>) -> Result<bool, Fault> {
+    fn menu_entry(
+        &mut self,
+        command: &str,
+        arguments: &[String],
+        block: Option<&Script>,
+    ) -> Result<bool, Fault> {
         let options = Options::split(arguments, &["class", "users", "hotkey", "id", "source"]);
         let (Some(title), Some(body)) = (options.rest.first().cloned(), block) else {
             return Ok(false);
@@ -133,7 +140,9 @@ impl Machine<'_> {
             return Ok(false);
         };
         let state = self.state.clone();
-        for (item, boot) in bls::read(self.volumes, volume, &|name| bls_value(&state.get(name), name, &state))? {
+        for (item, boot) in
+            bls::read(self.volumes, volume, &|name| bls_value(&state.get(name), name, &state))?
+        {
             let id = item.ids.into_iter().next();
             self.offer(Offer { title: item.title, id, what: Offered::Known(boot) })?;
         }
@@ -141,7 +150,8 @@ impl Machine<'_> {
     }
 
     fn script(&self, arguments: &[String]) -> Result<Option<Script>, Fault> {
-        let Some(bytes) = arguments.first().map(|name| self.small_file(name, limits::SCRIPT_BYTES_MAX)) else {
+        let Some(bytes) = arguments.first().map(|name| self.small_file(name, limits::SCRIPT_BYTES_MAX))
+        else {
             return Ok(None);
         };
         bytes?.map(|bytes| parse(&String::from_utf8_lossy(&bytes))).transpose()

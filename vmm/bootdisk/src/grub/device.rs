@@ -34,7 +34,8 @@ impl Machine<'_> {
 
     /// `search`, and its older forms `search.fs_uuid` and the like.
     pub(super) fn search(&mut self, command: &str, arguments: &[String]) -> Result<bool, Fault> {
-        let options = Options::split(arguments, &["hint", "hint-bios", "hint-efi", "hint-baremetal", "hint-ieee1275"]);
+        let options =
+            Options::split(arguments, &["hint", "hint-bios", "hint-efi", "hint-baremetal", "hint-ieee1275"]);
         let Some(wanted) = options.rest.first() else {
             return Ok(false);
         };
@@ -94,7 +95,10 @@ pub(super) fn command_line(arguments: &[String]) -> Result<String, Fault> {
 }
 
 fn quoted(argument: &str) -> String {
-    let escaped: String = argument.chars().flat_map(|c| matches!(c, '"' | '\'' | '\\').then_some('\\').into_iter().chain([c])).collect();
+    let escaped: String = argument
+        .chars()
+        .flat_map(|c| matches!(c, '"' | '\'' | '\\').then_some('\\').into_iter().chain([c]))
+        .collect();
     if argument.contains(' ') { format!("\"{escaped}\"") } else { escaped }
 }
 

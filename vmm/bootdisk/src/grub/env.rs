@@ -42,7 +42,8 @@ impl State {
             ("grub_cpu", "i386".to_owned()),
         ];
         let features = FEATURES.iter().map(|name| (*name, "y".to_owned()));
-        let variables = own.into_iter().chain(features).map(|(name, value)| (name.to_owned(), value)).collect();
+        let variables =
+            own.into_iter().chain(features).map(|(name, value)| (name.to_owned(), value)).collect();
         Self { variables, ..Self::default() }
     }
 

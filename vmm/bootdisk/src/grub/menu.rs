@@ -62,7 +62,13 @@ impl<'a> GrubMenu<'a> {
         self.items.len() - 1
     }
 
-    fn flatten(&mut self, offers: Vec<Offer>, state: &Rc<State>, within: &str, depth: usize) -> Result<Vec<Node>, Fault> {
+    fn flatten(
+        &mut self,
+        offers: Vec<Offer>,
+        state: &Rc<State>,
+        within: &str,
+        depth: usize,
+    ) -> Result<Vec<Node>, Fault> {
         let mut nodes = Vec::new();
         for Offer { title, id, what } in offers {
             let full = format!("{within}{title}");

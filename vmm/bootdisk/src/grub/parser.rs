@@ -53,7 +53,11 @@ impl Parser {
     }
 
     fn wrong(&self, reason: &'static str) -> Fault {
-        let at = self.at.min(self.tokens.len().saturating_sub(1));
+        self.wrong_at(self.at, reason)
+    }
+
+    fn wrong_at(&self, token: usize, reason: &'static str) -> Fault {
+        let at = token.min(self.tokens.len().saturating_sub(1));
         Fault::Syntax { line: self.tokens.get(at).map_or(1, |(_, line)| *line), reason }
     }
 
@@ -63,10 +67,11 @@ impl Parser {
         }
     }
 
-    fn expect(&mut self, keyword: &str, reason: &'static str) -> Result<(), Fault> {
+    /// Takes `keyword`, which what began at `begin` needs.
+    fn expect(&mut self, begin: usize, keyword: &str, reason: &'static str) -> Result<(), Fault> {
         self.skip_ends();
         if self.peek_keyword() != Some(keyword) {
-            return Err(self.wrong(reason));
+            return Err(self.wrong_at(begin, reason));
         }
         self.at += 1;
         Ok(())
@@ -98,17 +103,19 @@ impl Parser {
             "while" | "until" => self.repeat(keyword == "until"),
             "for" => self.each(),
             "function" => self.function(),
-            "then" | "elif" | "else" | "fi" | "do" | "done" => Err(self.wrong("a keyword stands where none can")),
+            "then" | "elif" | "else" | "fi" | "do" | "done" => {
+                Err(self.wrong("a keyword stands where none can"))
+            }
             _ => self.command(),
         }
     }
 
     fn condition(&mut self) -> Result<Statement, Fault> {
-        let (mut arms, mut otherwise) = (Vec::new(), Script::from([]));
+        let (begin, mut arms, mut otherwise) = (self.at, Vec::new(), Script::from([]));
         loop {
             self.at += 1;
             let condition = self.statements(&["then"])?;
-            self.expect("then", "an if has no then")?;
+            self.expect(begin, "then", "an if has no then")?;
             arms.push((condition, self.statements(&["elif", "else", "fi"])?));
             if self.peek_keyword() != Some("elif") {
                 break;
@@ -118,37 +125,41 @@ impl Parser {
             self.at += 1;
             otherwise = self.statements(&["fi"])?;
         }
-        self.expect("fi", "an if has no fi")?;
+        self.expect(begin, "fi", "an if has no fi")?;
         Ok(Statement::If { arms, otherwise })
     }
 
     fn repeat(&mut self, until: bool) -> Result<Statement, Fault> {
+        let begin = self.at;
         self.at += 1;
         let condition = self.statements(&["do"])?;
-        let body = self.repeated()?;
+        let body = self.repeated(begin)?;
         Ok(Statement::Loop { until, condition, body })
     }
 
-    fn repeated(&mut self) -> Result<Script, Fault> {
-        self.expect("do", "a loop has no do")?;
+    fn repeated(&mut self, begin: usize) -> Result<Script, Fault> {
+        self.expect(begin, "do", "a loop has no do")?;
         let body = self.statements(&["done"])?;
-        self.expect("done", "a loop has no done")?;
+        self.expect(begin, "done", "a loop has no done")?;
         Ok(body)
     }
 
     fn each(&mut self) -> Result<Statement, Fault> {
+        let begin = self.at;
         self.at += 1;
-        let name = self.peek_keyword().map(str::to_owned).ok_or_else(|| self.wrong("a for has no variable"))?;
+        let name =
+            self.peek_keyword().map(str::to_owned).ok_or_else(|| self.wrong("a for has no variable"))?;
         self.at += 1;
-        self.expect("in", "a for has no in")?;
+        self.expect(begin, "in", "a for has no in")?;
         let words = self.words();
-        let body = self.repeated()?;
+        let body = self.repeated(begin)?;
         Ok(Statement::For { name, words, body })
     }
 
     fn function(&mut self) -> Result<Statement, Fault> {
         self.at += 1;
-        let name = self.peek_keyword().map(str::to_owned).ok_or_else(|| self.wrong("a function has no name"))?;
+        let name =
+            self.peek_keyword().map(str::to_owned).ok_or_else(|| self.wrong("a function has no name"))?;
         self.at += 1;
         self.skip_ends();
         let body = self.block()?.ok_or_else(|| self.wrong("a function has no body"))?;
@@ -176,10 +187,11 @@ impl Parser {
         if self.peek() != Some(&Token::Open) {
             return Ok(None);
         }
+        let begin = self.at;
         self.at += 1;
         let body = self.statements(&[])?;
         if self.peek() != Some(&Token::Close) {
-            return Err(self.wrong("a { is not closed"));
+            return Err(self.wrong_at(begin, "a { is not closed"));
         }
         self.at += 1;
         Ok(Some(body))
@@ -192,21 +204,28 @@ mod tests {
 
     #[test]
     fn conditions_nest_and_keywords_are_words_elsewhere() {
-        let script = parse("if [ a = if ]; then\n if b; then c; else d then; fi\nelif e; then f; fi; echo fi").unwrap();
+        let script =
+            parse("if [ a = if ]; then\n if b; then c; else d then; fi\nelif e; then f; fi; echo fi")
+                .unwrap();
         assert!(matches!(&script[0], Statement::If { arms, .. } if arms.len() == 2));
         assert!(matches!(&script[1], Statement::Command { words, .. } if words.len() == 2));
     }
 
     #[test]
     fn a_block_belongs_to_the_command_before_it() {
-        let script = parse("menuentry 'x' --class y {\n linux /k\n initrd /i\n}\nfunction f {\n g\n}").unwrap();
-        assert!(matches!(&script[0], Statement::Command { words, block: Some(b) } if words.len() == 4 && b.len() == 2));
+        let script =
+            parse("menuentry 'x' --class y {\n linux /k\n initrd /i\n}\nfunction f {\n g\n}").unwrap();
+        assert!(
+            matches!(&script[0], Statement::Command { words, block: Some(b) } if words.len() == 4 && b.len() == 2)
+        );
         assert!(matches!(&script[1], Statement::Function { name, .. } if name == "f"));
     }
 
     #[test]
     fn what_is_not_closed_or_not_opened_is_an_error_with_its_line() {
-        for (script, line) in [("if a; then b", 1), ("\n}", 2), ("x {\n", 2), ("fi", 1), ("for 'a' in b", 1)] {
+        for (script, line) in
+            [("if a; then b", 1), ("\n}", 2), ("\nx {\n\n", 2), ("fi", 1), ("for 'a' in b", 1)]
+        {
             let error = parse(script).unwrap_err();
             assert!(matches!(error, Fault::Syntax { line: l, .. } if l == line), "{script}: {error}");
         }

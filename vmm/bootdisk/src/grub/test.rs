@@ -157,7 +157,9 @@ mod tests {
     fn strings_and_numbers_compare() {
         assert!(is(&["a", "=", "a"]) && !is(&["a", "==", "b"]) && is(&["a", "!=", "b"]));
         assert!(is(&["9", "-lt", "10"]) && !is(&["9", "<", "10"]));
-        assert!(is(&["-n", "a"]) && is(&["-z", ""]) && !is(&["-n", ""]) && is(&["a"]) && !is(&[""]) && !is(&[]));
+        assert!(
+            is(&["-n", "a"]) && is(&["-z", ""]) && !is(&["-n", ""]) && is(&["a"]) && !is(&[""]) && !is(&[])
+        );
     }
 
     #[test]
@@ -167,7 +169,12 @@ mod tests {
 
     #[test]
     fn files_are_told_from_folders() {
-        assert!(is(&["-f", "/file"]) && !is(&["-f", "/folder"]) && is(&["-d", "/folder"]) && is(&["-e", "/folder"]));
+        assert!(
+            is(&["-f", "/file"])
+                && !is(&["-f", "/folder"])
+                && is(&["-d", "/folder"])
+                && is(&["-e", "/folder"])
+        );
         assert!(is(&["-s", "/file"]) && !is(&["-s", "/empty"]) && !is(&["-e", "/none"]));
     }
 

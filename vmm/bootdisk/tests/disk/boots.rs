@@ -52,8 +52,13 @@ fn every_vintage_of_the_file_system() {
     if !can_make() {
         return;
     }
-    let vintages: [&[&str]; 5] =
-        [&["-t", "ext2"], &["-t", "ext3"], &["-t", "ext4"], &["-O", "^64bit,^metadata_csum"], &["-b", "1024"]];
+    let vintages: [&[&str]; 5] = [
+        &["-t", "ext2"],
+        &["-t", "ext3"],
+        &["-t", "ext4"],
+        &["-O", "^64bit,^metadata_csum"],
+        &["-b", "1024"],
+    ];
     for vintage in vintages {
         let image = Image::new(DISK_BYTES);
         image.gpt(512, &[mib(2, 32)]);
@@ -106,7 +111,9 @@ fn entries_are_chosen_by_title_id_and_position() {
     let image = Image::new(DISK_BYTES);
     image.gpt(512, &[mib(2, 32)]);
     debian(&image, mib(2, 32), &[]);
-    let title = format!("Advanced options for Debian GNU/Linux>Debian GNU/Linux, with Linux {KERNEL} (recovery mode)");
+    let title = format!(
+        "Advanced options for Debian GNU/Linux>Debian GNU/Linux, with Linux {KERNEL} (recovery mode)"
+    );
     for wanted in [title.as_str(), "2", &format!("gnulinux-{KERNEL}-recovery-{ROOT}")] {
         let plan = image.find_entry(Some(wanted)).unwrap();
         assert_eq!(plan.title, title);
@@ -126,9 +133,14 @@ fn a_saved_default_is_booted() {
     );
     let kernel = format!("/boot/vmlinuz-{KERNEL}");
     let initrd = format!("/boot/initrd.img-{KERNEL}");
-    let tree =
-        [("/boot/grub/grub.cfg", script.as_str()), ("/boot/grub/grubenv", &env), (&kernel, "k"), (&initrd, "i")];
-    image.ext4(mib(0, 64), ROOT, &tree, &[]);
+    let tree = [
+        ("/boot/grub/grub.cfg", script.as_str()),
+        ("/boot/grub/grubenv", &env),
+        (&kernel, "k"),
+        (&initrd, "i"),
+    ];
+    image.gpt(512, &[mib(2, 32)]);
+    image.ext4(mib(2, 32), ROOT, &tree, &[]);
     assert!(image.find().unwrap().title.ends_with("(recovery mode)"));
 }
 
@@ -156,7 +168,8 @@ fn a_search_leads_from_the_script_to_another_partition() {
     }
     let image = Image::new(DISK_BYTES);
     image.mbr(&[mib(1, 16), mib(20, 32)], &[]);
-    let script = "search -l -s root system\nif [ -f /vmlinuz ]; then\nlinux /vmlinuz a=1 b\ninitrd /one /two\nfi\n";
+    let script =
+        "search -l -s root system\nif [ -f /vmlinuz ]; then\nlinux /vmlinuz a=1 b\ninitrd /one /two\nfi\n";
     image.ext4(mib(1, 16), BOOT, &[("/boot/grub/grub.cfg", script)], &[]);
     let script = script.replace("-l -s root", "--label --set=root");
     image.ext4(mib(1, 16), BOOT, &[("/boot/grub/grub.cfg", &script)], &[]);
@@ -197,7 +210,10 @@ fn fedoras_entries_by_blscfg_the_newest_first() {
     fedora(&image, "# GRUB Environment Block\n###");
     let plan = image.find().unwrap();
     assert_eq!(plan.source, "partition 2 (ext4): /grub2/grub.cfg");
-    assert_eq!((plan.kernel.path.as_str(), plan.cmdline.as_str()), ("/vmlinuz-6.10.1", "root=UUID=literal ro"));
+    assert_eq!(
+        (plan.kernel.path.as_str(), plan.cmdline.as_str()),
+        ("/vmlinuz-6.10.1", "root=UUID=literal ro")
+    );
     assert_eq!(plan.entries.len(), 2);
 }
 
@@ -207,7 +223,10 @@ fn fedoras_saved_entry_and_kernel_options() {
         return;
     }
     let image = Image::new(DISK_BYTES);
-    fedora(&image, "# GRUB Environment Block\nsaved_entry=4f2d-6.8.5-301.fc40.x86_64\ntuned_params=isolcpus=1\n###");
+    fedora(
+        &image,
+        "# GRUB Environment Block\nsaved_entry=4f2d-6.8.5-301.fc40.x86_64\ntuned_params=isolcpus=1\n###",
+    );
     let plan = image.find().unwrap();
     assert_eq!(plan.kernel.path, "/vmlinuz-6.8.5");
     assert_eq!(plan.cmdline, format!("root=UUID={ROOT} ro rhgb quiet isolcpus=1"));
@@ -221,7 +240,10 @@ fn loader_entries_without_a_grub() {
     }
     let image = Image::new(DISK_BYTES);
     let tree = [
-        ("/boot/loader/entries/a.conf", "title A\nlinux /vmlinuz\ninitrd /initrd\noptions root=/dev/vda1 ro\noptions quiet\n"),
+        (
+            "/boot/loader/entries/a.conf",
+            "title A\nlinux /vmlinuz\ninitrd /initrd\noptions root=/dev/vda1 ro\noptions quiet\n",
+        ),
         ("/boot/vmlinuz", "kernel"),
         ("/boot/initrd", "initrd"),
     ];

@@ -90,6 +90,31 @@ impl Image {
         assert!(command.status().unwrap().success());
     }
 
+    /// Gives every folder of the bare file system an index that is worth one.
+    pub(crate) fn index_folders(&self) {
+        let mut command = Command::new("e2fsck");
+        command
+            .args(["-fyD"])
+            .arg(self.folder.path().join("disk.img"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        assert!(command.status().unwrap().code().is_some_and(|code| code < 4));
+    }
+
+    /// Changes all blocks of 1 KiB that are `wanted`; returns how many.
+    pub(crate) fn change_blocks(&self, wanted: fn(&[u8]) -> bool, change: fn(&mut [u8])) -> usize {
+        let (mut block, mut changed) = ([0; 1024], 0);
+        for at in (0..self.bytes).step_by(block.len()) {
+            self.file.read_exact_at(&mut block, at).unwrap();
+            if wanted(&block) {
+                change(&mut block);
+                self.write(at, &block);
+                changed += 1;
+            }
+        }
+        changed
+    }
+
     pub(crate) fn gpt(&self, sector: u64, partitions: &[Range]) {
         self.write(0, &mbr_sector(&[(0xee, 1, 0xffff)]));
         let mut array = vec![0; 128 * 128];
@@ -112,7 +137,8 @@ impl Image {
     /// MiB before it.
     pub(crate) fn mbr(&self, primary: &[Range], logical: &[Range]) {
         let sectors = |bytes: u64| u32::try_from(bytes / 512).unwrap();
-        let mut entries: Vec<_> = primary.iter().map(|r| (0x83, sectors(r.start), sectors(r.bytes))).collect();
+        let mut entries: Vec<_> =
+            primary.iter().map(|r| (0x83, sectors(r.start), sectors(r.bytes))).collect();
         let table = |range: &Range| sectors(range.start - MIB);
         if let Some(first) = logical.first() {
             entries.push((0x05, table(first), sectors(self.bytes) - table(first)));
@@ -120,7 +146,9 @@ impl Image {
         self.write(0, &mbr_sector(&entries));
         for (i, range) in logical.iter().enumerate() {
             let mut link = vec![(0x83, sectors(MIB), sectors(range.bytes))];
-            link.extend(logical.get(i + 1).map(|next| (0x05, table(next) - table(&logical[0]), sectors(next.bytes))));
+            link.extend(
+                logical.get(i + 1).map(|next| (0x05, table(next) - table(&logical[0]), sectors(next.bytes))),
+            );
             self.write(range.start - MIB, &mbr_sector(&link));
         }
     }

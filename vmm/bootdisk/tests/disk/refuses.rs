@@ -28,9 +28,16 @@ fn nothing_bootable_lists_every_partition() {
     let BootDiskError::Nothing(reports) = &error else {
         panic!("{error}");
     };
-    assert_eq!(reports.iter().map(|r| r.kind).collect::<Vec<_>>(), [Kind::Unknown, Kind::Ext, Kind::Other("xfs")]);
+    assert_eq!(
+        reports.iter().map(|r| r.kind).collect::<Vec<_>>(),
+        [Kind::Unknown, Kind::Ext, Kind::Other("xfs")]
+    );
     let text = error.to_string();
-    for part in ["partition 2 (ext4): /grub/grub.cfg offers no entries", "partition 3 (xfs): not read here", "/vmlinuz"] {
+    for part in [
+        "partition 2 (ext4): /grub/grub.cfg offers no entries",
+        "partition 3 (xfs): not read here",
+        "/vmlinuz",
+    ] {
         assert!(text.contains(part), "{text}");
     }
 }
@@ -69,7 +76,10 @@ fn an_unknown_entry_is_answered_with_those_that_exist() {
     }
     let image = with_script("menuentry 'One' { linux /k }\nmenuentry 'Two' { linux /k }\n");
     let error = image.find_entry(Some("Three")).unwrap_err();
-    assert!(matches!(&error, BootDiskError::UnknownEntry { entries, .. } if entries == &["One", "Two"]), "{error}");
+    assert!(
+        matches!(&error, BootDiskError::UnknownEntry { entries, .. } if entries == &["One", "Two"]),
+        "{error}"
+    );
     assert!(error.to_string().contains("  1: Two"), "{error}");
 }
 
@@ -127,7 +137,10 @@ fn scripts_that_do_not_end_are_ended() {
         &many,
     ] {
         let error = with_script(script).find().unwrap_err();
-        assert!(matches!(&error, BootDiskError::Config { reason, .. } if reason.contains("exceeds")), "{error}");
+        assert!(
+            matches!(&error, BootDiskError::Config { reason, .. } if reason.contains("exceeds")),
+            "{error}"
+        );
     }
 }
 
@@ -168,4 +181,30 @@ fn an_image_cut_short_is_said_to_be() {
     image.set_len(DISK_BYTES / 2);
     let error = image.find().unwrap_err();
     assert!(error.to_string().contains("cut short"), "{error}");
+}
+
+/// `ext4-view` 1.0.0 slices past the block's end by a count in an indexed folder's first block, if the file system has
+/// sums of metadata.
+#[test]
+fn an_absurd_count_in_an_indexed_folder_is_survived() {
+    if !can_make() {
+        return;
+    }
+    let image = Image::new(DISK_BYTES);
+    let names: Vec<_> = (0..40).map(|i| format!("/boot/{i:02}{}", "x".repeat(200))).collect();
+    let mut tree: Vec<_> = names.iter().map(|name| (name.as_str(), "")).collect();
+    tree.extend([("/boot/grub/grub.cfg", "menuentry 'A' { linux /boot/k }"), ("/boot/k", "kernel")]);
+    image.ext4(mib(0, 64), ROOT, &tree, &["-b", "1024", "-O", "metadata_csum,dir_index"]);
+    image.index_folders();
+    image.find().unwrap();
+    assert_eq!(image.change_blocks(is_index_root, |block| block[0x22..0x24].fill(0xff)), 1);
+    assert!(matches!(image.find(), Err(BootDiskError::Nothing(_))));
+}
+
+/// `.` and `..`, then what describes the index.
+fn is_index_root(block: &[u8]) -> bool {
+    block[6..9] == *b"\x01\x02."
+        && block[0x14..0x16] == *b".."
+        && block[0x18..0x1c] == [0; 4]
+        && block[0x1d] == 8
 }
