@@ -12,7 +12,7 @@ use mycelium_ram_core::{PageIndex, PageSet};
 use super::{Machine, MachineError, MachinePorts, RestoreOptions};
 use crate::devices::block::ImageError;
 use crate::devices::serial::StreamPort;
-use crate::spec::{DeviceSpecs, DiskCache, DiskFormat, DiskSpec, Policies, SerialSpec, VmSpec};
+use crate::spec::{BootSpec, DeviceSpecs, DiskCache, DiskFormat, DiskSpec, Policies, SerialSpec, VmSpec};
 use crate::virtio::rig::{BUFFERS, CONFIG, NEEDS_RESET, NEXT, Rig, WRITE, used};
 
 const DISK_BYTES: u64 = 8 << 20;
@@ -59,8 +59,7 @@ fn spec(kernel: &Path, disks: Vec<DiskSpec>) -> VmSpec {
         name: "disk".to_owned(),
         vcpus: 1,
         ram_bytes: 16 << 20,
-        kernel: kernel.to_owned(),
-        initrd: None,
+        boot: BootSpec::Kernel { kernel: kernel.to_owned(), initrd: None },
         cmdline: String::new(),
         net: Vec::new(),
         devices: DeviceSpecs { disks, ..DeviceSpecs::default() },

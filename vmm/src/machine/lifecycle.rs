@@ -3,8 +3,8 @@
 use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
-use super::{Machine, MachineError};
-use crate::arch::boot::{self, BootSource};
+use super::{Machine, MachineError, bootable};
+use crate::arch::boot;
 
 /// Where the machine is in its life.
 #[derive(Debug, Default)]
@@ -49,19 +49,13 @@ impl Machine {
         !self.lifecycle().running
     }
 
-    /// Loads kernel and initrd and points the first vCPU at the entry. The machine stays paused.
+    /// Loads kernel and initrd, wherever the spec says they are, and points the first vCPU at the entry. The machine stays paused.
     ///
     /// # Errors
     /// [`MachineError::Boot`], or [`MachineError::Running`].
     pub fn boot(&self) -> Result<(), MachineError> {
         let _parked = self.parked("boot")?;
-        let source = BootSource {
-            kernel: &self.spec.kernel,
-            initrd: self.spec.initrd.as_deref(),
-            cmdline: &self.spec.cmdline,
-            vcpus: self.spec.vcpus,
-        };
-        let entry = boot::load(&self.ram, &source)?;
+        let entry = bootable::load(&self.spec, &self.ram, self.platform.disks().first())?;
         boot::enter(&self.vcpus[0].fd(), entry).map_err(boot::BootError::Kvm)?;
         Ok(())
     }

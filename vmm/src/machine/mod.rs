@@ -1,5 +1,6 @@
 //! A virtual machine: built once, then paused and resumed, saved and restored.
 
+mod bootable;
 mod build;
 mod device_thread;
 mod dirty;

@@ -14,7 +14,7 @@ use crate::devices::net::{CTRL, NetPort, Nic, NicPort, RX, TX, Tap, Transmit};
 use crate::devices::serial::StreamPort;
 use crate::limits::{FRAME_BYTES_MAX, QUEUE_SIZE, RX_BACKLOG_FRAMES};
 use crate::pci::PciFunction;
-use crate::spec::{DeviceSpecs, NetSpec, Policies, SerialSpec, VmSpec};
+use crate::spec::{BootSpec, DeviceSpecs, NetSpec, Policies, SerialSpec, VmSpec};
 use crate::virtio::VirtioDevice;
 use crate::virtio::rig::{
     BUFFERS, Descriptor, INDIRECT, NEEDS_RESET, NEXT, Rig, STATUS, WRITE, avail, ring, used,
@@ -79,8 +79,7 @@ impl Driver {
             name: "card".to_owned(),
             vcpus: 1,
             ram_bytes: 16 << 20,
-            kernel: kernel.path().to_owned(),
-            initrd: None,
+            boot: BootSpec::Kernel { kernel: kernel.path().to_owned(), initrd: None },
             cmdline: String::new(),
             net: vec![NetSpec { tap: "none".to_owned(), mac: "02:00:00:00:00:01".parse().unwrap() }],
             devices: DeviceSpecs::default(),

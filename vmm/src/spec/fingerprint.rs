@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{Policies, SpecError, VmSpec};
+use super::{BootSpec, Policies, SpecError, VmSpec};
 
 /// A spec without what belongs to a node: tap names, console, paths. Kernel and initrd count by content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,7 +18,7 @@ pub struct SpecFingerprint {
     pub vcpus: u8,
     /// Bytes of RAM.
     pub ram_bytes: u64,
-    /// Digest of the kernel file (XXH3, 128 bits, hexadecimal).
+    /// Digest of the kernel file (XXH3, 128 bits, hexadecimal); of a VM that boots from its disk, which entry.
     pub kernel: String,
     /// Digest of the initrd.
     pub initrd: Option<String>,
@@ -42,8 +42,15 @@ impl VmSpec {
             name: self.name.clone(),
             vcpus: self.vcpus,
             ram_bytes: self.ram_bytes,
-            kernel: digest("kernel", &self.kernel)?,
-            initrd: self.initrd.as_deref().map(|path| digest("initrd", path)).transpose()?,
+            kernel: match &self.boot {
+                BootSpec::Kernel { kernel, .. } => digest("kernel", kernel)?,
+                BootSpec::Firmware(firmware) => digest("firmware", firmware)?,
+                BootSpec::Disk { entry } => format!("disk, {}", entry.as_deref().unwrap_or("default entry")),
+            },
+            initrd: match &self.boot {
+                BootSpec::Kernel { initrd: Some(initrd), .. } => Some(digest("initrd", initrd)?),
+                _ => None,
+            },
             cmdline: self.cmdline.clone(),
             macs: self.net.iter().map(|nic| nic.mac.to_string()).collect(),
             devices: self.devices.describe(),

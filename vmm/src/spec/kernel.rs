@@ -7,6 +7,8 @@ use std::path::Path;
 use super::SpecError;
 
 const ELF_MAGIC: &[u8] = b"\x7fELF";
+const SETUP_MAGIC: &[u8] = b"HdrS";
+const SETUP_MAGIC_AT: usize = 0x202;
 const CLASS_64: u8 = 2;
 const LITTLE_ENDIAN: u8 = 1;
 const MACHINE_X86_64: u16 = 62;
@@ -18,19 +20,22 @@ const PVH_TYPE: u32 = 18;
 /// Longest note segment looked through; Linux's has a few hundred bytes.
 const NOTES_BYTES_MAX: u64 = 64 << 10;
 
-/// Checks that `path` is a 64-bit x86 ELF kernel with a PVH entry.
+/// Checks that `path` is a bzImage, or a 64-bit x86 ELF kernel with a PVH entry.
 ///
 /// # Errors
-/// [`SpecError::File`] about the field `kernel`.
-pub(super) fn check(path: &Path) -> Result<(), SpecError> {
-    let refuse =
-        |reason: String, remedy| SpecError::File { field: "kernel", path: path.to_owned(), reason, remedy };
+/// [`SpecError::File`] about `field`.
+pub(super) fn check(field: &'static str, path: &Path) -> Result<(), SpecError> {
+    let refuse = |reason: String, remedy| SpecError::File { field, path: path.to_owned(), reason, remedy };
     let unreadable = |e: std::io::Error| refuse(format!("cannot be read: {e}"), "check path and permissions");
     let mut file = File::open(path).map_err(unreadable)?;
+    if is_bzimage(&mut file).map_err(unreadable)? {
+        return Ok(());
+    }
     let mut header = [0; 64];
     let got = read_up_to(&mut file, &mut header).map_err(unreadable)?;
     if got < header.len() || !header.starts_with(ELF_MAGIC) {
-        return Err(refuse("is not an ELF file".to_owned(), "use an uncompressed vmlinux, not a bzImage"));
+        let reason = "is neither a bzImage nor an ELF file".to_owned();
+        return Err(refuse(reason, "use the distribution's vmlinuz, or an uncompressed vmlinux"));
     }
     let machine = u16::from_le_bytes([header[18], header[19]]);
     if (header[4], header[5], machine) != (CLASS_64, LITTLE_ENDIAN, MACHINE_X86_64) {
@@ -40,6 +45,14 @@ pub(super) fn check(path: &Path) -> Result<(), SpecError> {
         return Ok(());
     }
     Err(refuse("has no PVH entry note".to_owned(), "build the kernel with CONFIG_PVH=y"))
+}
+
+/// Whether the file has a setup header that says it is a bzImage; leaves it at its start.
+fn is_bzimage(file: &mut File) -> std::io::Result<bool> {
+    let mut start = [0; SETUP_MAGIC_AT + 4];
+    let got = read_up_to(file, &mut start)?;
+    file.rewind()?;
+    Ok(got == start.len() && start.ends_with(SETUP_MAGIC))
 }
 
 fn read_up_to(file: &mut File, into: &mut [u8]) -> std::io::Result<usize> {

@@ -4,10 +4,12 @@
 //! name = "shop"
 //! vcpus = 2
 //! ram_mib = 512                 # or ram_bytes
-//! kernel = "vmlinux"            # relative paths are relative to this file
-//! initrd = "initrd.img"         # optional
+//! kernel = "vmlinuz"            # relative paths are relative to this file; without kernel, the first disk's own
+//! initrd = "initrd.img"         # optional                      # boot entries are followed
 //! cmdline = "console=ttyS0"     # optional
 //! serial = "stdio"              # optional: "stdio", "null" or a file; a protected VM always has serial.log
+//! boot_entry = "Debian"         # optional, without kernel: title, id or number of the disk's boot entry
+//! firmware = "firmware.elf"     # instead of kernel: PVH firmware
 //! on_panic = "stop"             # optional, each: "stop" (default), "reset" or "pause"
 //! on_triple_fault = "reset"
 //! on_watchdog = "reset"
@@ -62,11 +64,9 @@ pub struct VmSpec {
     pub vcpus: u8,
     /// Bytes of RAM, a multiple of the page size.
     pub ram_bytes: u64,
-    /// ELF kernel with a PVH entry.
-    pub kernel: PathBuf,
-    /// Initial RAM disk.
-    pub initrd: Option<PathBuf>,
-    /// Kernel command line.
+    /// What it boots.
+    pub boot: BootSpec,
+    /// Kernel command line; booted from a disk, what is added to the boot entry's.
     pub cmdline: String,
     /// Network cards.
     pub net: Vec<NetSpec>,
@@ -76,6 +76,25 @@ pub struct VmSpec {
     pub serial: SerialSpec,
     /// What to do when the guest fails.
     pub policies: Policies,
+}
+
+/// What a VM boots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BootSpec {
+    /// A kernel of this node's file system: a bzImage, or an ELF file with a PVH entry.
+    Kernel {
+        /// The kernel.
+        kernel: PathBuf,
+        /// Initial RAM disk.
+        initrd: Option<PathBuf>,
+    },
+    /// What the first disk's own boot entries name.
+    Disk {
+        /// Title, id or number of the entry; the disk's default if `None`.
+        entry: Option<String>,
+    },
+    /// Firmware with a PVH entry, which finds its way by itself.
+    Firmware(PathBuf),
 }
 
 /// One network card.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::written::{WrittenConsole, WrittenDisk, WrittenVsock, check_consoles, check_disks};
-use super::{DeviceSpecs, NetSpec, Policies, Policy, SerialSpec, SpecError, VmSpec, kernel};
+use super::{BootSpec, DeviceSpecs, NetSpec, Policies, Policy, SerialSpec, SpecError, VmSpec, kernel};
 use crate::devices::net::inherited;
 use crate::limits::{
     CMDLINE_BYTES_MAX, NAME_BYTES_MAX, NICS_MAX, RAM_BYTES_MAX, RAM_BYTES_MIN, SPEC_BYTES_MAX, VCPUS_MAX,
@@ -22,8 +22,10 @@ struct Written {
     vcpus: i64,
     ram_mib: Option<i64>,
     ram_bytes: Option<i64>,
-    kernel: PathBuf,
+    kernel: Option<PathBuf>,
     initrd: Option<PathBuf>,
+    boot_entry: Option<String>,
+    firmware: Option<PathBuf>,
     #[serde(default)]
     cmdline: String,
     serial: Option<String>,
@@ -79,9 +81,14 @@ impl VmSpec {
         let written: Written = toml::from_str(text)
             .map_err(|e| SpecError::Syntax { path: path.to_owned(), source: Box::new(e) })?;
         let spec = written.check(path.parent().unwrap_or(Path::new("")))?;
-        kernel::check(&spec.kernel)?;
-        if let Some(initrd) = &spec.initrd {
-            check_initrd(initrd)?;
+        match &spec.boot {
+            BootSpec::Kernel { kernel, initrd } => {
+                kernel::check("kernel", kernel)?;
+                initrd.as_deref().map_or(Ok(()), check_initrd)?;
+            }
+            BootSpec::Firmware(firmware) => kernel::check("firmware", firmware)?,
+            // Looked at when the disk is opened.
+            BootSpec::Disk { .. } => {}
         }
         Ok(spec)
     }
@@ -89,12 +96,12 @@ impl VmSpec {
 
 impl Written {
     fn check(self, base: &Path) -> Result<VmSpec, SpecError> {
+        let boot = self.check_boot(base)?;
         Ok(VmSpec {
             name: check_name(self.name)?,
             vcpus: check_vcpus(self.vcpus)?,
             ram_bytes: check_ram(self.ram_mib, self.ram_bytes)?,
-            kernel: base.join(self.kernel),
-            initrd: self.initrd.map(|path| base.join(path)),
+            boot,
             cmdline: check_cmdline(self.cmdline)?,
             net: check_net(&self.net)?,
             devices: DeviceSpecs {
@@ -126,6 +133,41 @@ pub(super) fn field(
     remedy: &'static str,
 ) -> SpecError {
     SpecError::Field { field: name, value: value.to_string(), reason: reason.into(), remedy }
+}
+
+impl Written {
+    fn check_boot(&self, base: &Path) -> Result<BootSpec, SpecError> {
+        let only_with = |name: &'static str, value: String, what: &str| {
+            Err(field(name, value, format!("is given {what}"), "remove it"))
+        };
+        let shown = |path: &Path| path.display().to_string();
+        match (&self.kernel, &self.firmware) {
+            (Some(_), Some(firmware)) => {
+                return only_with("firmware", shown(firmware), "together with a kernel");
+            }
+            (Some(_), None) => {}
+            (None, _) => {
+                if let Some(initrd) = &self.initrd {
+                    return only_with("initrd", shown(initrd), "without a kernel");
+                }
+            }
+        }
+        if let (true, Some(entry)) = (self.kernel.is_some() || self.firmware.is_some(), &self.boot_entry) {
+            return only_with("boot_entry", entry.clone(), "together with a kernel or firmware");
+        }
+        match (&self.kernel, &self.firmware) {
+            (Some(kernel), _) => Ok(BootSpec::Kernel {
+                kernel: base.join(kernel),
+                initrd: self.initrd.as_ref().map(|path| base.join(path)),
+            }),
+            (None, Some(firmware)) => Ok(BootSpec::Firmware(base.join(firmware))),
+            (None, None) if !self.disk.is_empty() => Ok(BootSpec::Disk { entry: self.boot_entry.clone() }),
+            (None, None) => {
+                let remedy = "name a kernel, or a disk to boot from";
+                Err(field("kernel", "", "is missing, and there is no disk", remedy))
+            }
+        }
+    }
 }
 
 fn check_name(name: String) -> Result<String, SpecError> {

@@ -23,6 +23,8 @@ fn kernel(with_note: bool) -> Vec<u8> {
     elf
 }
 
+const DISK: &str = "\n[[disk]]\npath = \"d\"\n";
+
 fn refusal(folder: &Path, text: &str) -> String {
     let path = folder.join("vm.toml");
     std::fs::write(&path, text).unwrap();
@@ -54,7 +56,7 @@ fn every_wrong_field_is_named_with_reason_and_remedy() {
         (format!("name = \"a b\"\nkernel = \"good\"\n{ram}"), "name = \"a b\" is not 1 to 64 letters"),
         (
             format!("name = \"a\"\nkernel = \"text\"\n{ram}"),
-            "text is not an ELF file; use an uncompressed vmlinux",
+            "text is neither a bzImage nor an ELF file; use the distribution's vmlinuz",
         ),
         (
             format!("name = \"a\"\nkernel = \"noteless\"\n{ram}"),
@@ -68,6 +70,25 @@ fn every_wrong_field_is_named_with_reason_and_remedy() {
         (
             format!("{base}{ram}{NET}\"02:00:00:00:00:01\"{NET}\"02:00:00:00:00:01\"\n"),
             "is given to two cards",
+        ),
+        (format!("name = \"a\"\n{ram}"), "kernel = \"\" is missing, and there is no disk"),
+        (format!("name = \"a\"\n{ram}initrd = \"good\"{DISK}"), "is given without a kernel"),
+        (format!("{base}{ram}firmware = \"good\""), "firmware = \"good\" is given together with a kernel"),
+        (format!("{base}{ram}boot_entry = \"0\"{DISK}"), "is given together with a kernel or firmware"),
+        (format!("{base}{ram}{DISK}format = \"vmdk\""), "disk.format = \"vmdk\" is no disk format"),
+        (format!("{base}{ram}{DISK}cache = \"none\""), "disk.cache = \"none\" is no cache mode"),
+        (format!("{base}{ram}{DISK}queues = 0"), "disk.queues = \"0\" is not between 1 and 8"),
+        (format!("{base}{ram}{DISK}iops = 0"), "disk.iops = \"0\" is not above zero"),
+        (format!("{base}{ram}{DISK}serial = \"{:021}\"", 1), "is not at most 20 plain characters"),
+        (
+            format!("{base}{ram}[vsock]\ncid = 2\nsocket = \"s\""),
+            "vsock.cid = \"2\" is no guest's context id",
+        ),
+        (
+            format!(
+                "{base}{ram}[[console]]\nname = \"a\"\nsocket = \"s\"\n[[console]]\nname = \"a\"\nsocket = \"t\""
+            ),
+            "has a name or socket twice",
         ),
     ] {
         let said = refusal(folder.path(), &text);

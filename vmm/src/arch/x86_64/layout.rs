@@ -30,6 +30,9 @@ pub(crate) const PVH_STACK: u64 = 0x6000;
 pub(crate) const PVH_START_INFO: u64 = 0x6000;
 pub(crate) const PVH_MODULES: u64 = 0x6800;
 pub(crate) const PVH_MEMORY_MAP: u64 = 0x7000;
+/// Boot parameters and descriptor table of Linux's own protocol.
+pub(crate) const ZERO_PAGE: u64 = 0x7000;
+pub(crate) const BOOT_GDT: u64 = 0x500;
 /// Kernel command line.
 pub(crate) const CMDLINE: u64 = 0x2_0000;
 /// First address above usable conventional memory, as PC firmware reports it.

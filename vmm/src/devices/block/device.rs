@@ -87,6 +87,21 @@ impl Disk {
     }
 }
 
+impl Disk {
+    /// Size of the disk, bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.lock().device.geometry.bytes
+    }
+
+    /// Reads from the disk past the guest; for what it boots.
+    ///
+    /// # Errors
+    /// The host's or the image's.
+    pub(crate) fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.lock().device.engine.read_at(offset, into)
+    }
+}
+
 impl Block {
     fn new(spec: &DiskSpec, image: DiskImage, place: Place<'_>) -> io::Result<Block> {
         let now = Instant::now();

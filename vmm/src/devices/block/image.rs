@@ -137,22 +137,6 @@ impl DiskImage {
             }
         }
     }
-
-    /// Size of the disk, bytes.
-    pub fn bytes(&self) -> u64 {
-        self.geometry.bytes
-    }
-
-    /// Reads from the disk, for who looks at it before it is given to a guest.
-    ///
-    /// # Errors
-    /// The host's or the image's; reading past the end is one.
-    pub fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        match &self.store {
-            Store::Raw(_) => std::os::unix::fs::FileExt::read_exact_at(&self.plain, into, offset),
-            Store::Format(access) => access.read(into, offset),
-        }
-    }
 }
 
 fn geometry(bytes: u64, block_bytes: u32, spec: &DiskSpec) -> Geometry {

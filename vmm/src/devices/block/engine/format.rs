@@ -35,6 +35,10 @@ impl FormatEngine {
         FormatEngine { image, chunk: Vec::new(), finished: VecDeque::new(), ram, _lock: lock }
     }
 
+    pub(super) fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.image.read(into, offset)
+    }
+
     pub(super) fn start(&mut self, slot: u16, operation: Operation, memory: &[HostRange]) {
         let result = self.carry_out(operation, memory);
         self.finished.push_back(Finished { slot, result });

@@ -59,6 +59,14 @@ impl Engine {
         }
     }
 
+    /// Reads from the image past all queues.
+    pub(super) fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        match self {
+            Engine::Ring(ring) => ring.read_at(offset, into),
+            Engine::Format(format) => format.read_at(offset, into),
+        }
+    }
+
     /// Has all requests taken so far begun.
     pub(super) fn submit(&mut self) {
         if let Engine::Ring(ring) = self {

@@ -75,6 +75,10 @@ impl RingEngine {
         Ok(RingEngine { ring, flights, under_way: 0, done, memory_align, plain, ram })
     }
 
+    pub(super) fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.plain.read_exact_at(into, offset)
+    }
+
     pub(super) fn fd(&self) -> RawFd {
         self.done.as_raw_fd()
     }

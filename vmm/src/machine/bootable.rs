@@ -1,0 +1,108 @@
+//! Where what is booted comes from: files of this node, or the guest's own disk.
+
+use std::fs::File;
+use std::io::{self, Cursor, Read};
+use std::path::Path;
+use std::sync::Arc;
+
+use endophyte_bootdisk::{BootFile, BootPlan, Options, find};
+
+use crate::arch::boot::{self, BootError, BootSource, Entry, Initrd, KernelImage, Named};
+use crate::devices::block::Disk;
+use crate::memory::GuestRam;
+use crate::spec::{BootSpec, VmSpec};
+
+/// Loads what `spec` says; `disk` is the first disk.
+///
+/// # Errors
+/// [`BootError`].
+pub(super) fn load(spec: &VmSpec, ram: &GuestRam, disk: Option<&Arc<Disk>>) -> Result<Entry, BootError> {
+    match &spec.boot {
+        BootSpec::Kernel { kernel, initrd } => {
+            let initrds = initrd.iter().map(|path| initrd_file(path)).collect::<Result<_, _>>()?;
+            load_from(spec, ram, kernel_file(kernel)?, initrds, &spec.cmdline)
+        }
+        BootSpec::Firmware(firmware) => {
+            load_from(spec, ram, kernel_file(firmware)?, Vec::new(), &spec.cmdline)
+        }
+        BootSpec::Disk { entry } => {
+            let disk = disk.expect("a spec that boots from its disk has one");
+            let disk = Arc::new(DiskReader(Arc::clone(disk)));
+            let plan = find(disk, &Options { entry: entry.clone() })?;
+            load_plan(spec, ram, plan)
+        }
+    }
+}
+
+fn load_plan(spec: &VmSpec, ram: &GuestRam, plan: BootPlan) -> Result<Entry, BootError> {
+    tracing::info!(vm = %spec.name, entry = %plan.title, source = %plan.source, "booting from the disk");
+    let BootPlan { kernel, initrds, cmdline, source, .. } = plan;
+    let cmdline = [cmdline.as_str(), spec.cmdline.as_str()].join(" ");
+    let name = |file: &BootFile| format!("{} of the disk ({source})", file.path);
+    let kernel = Named { name: name(&kernel), content: Cursor::new(whole(kernel, &source)?) };
+    let initrd = |file: BootFile| Named {
+        name: name(&file),
+        content: Initrd { bytes: file.bytes, reader: Box::new(file) },
+    };
+    load_from(spec, ram, kernel, initrds.into_iter().map(initrd).collect(), cmdline.trim())
+}
+
+/// The kernel in memory: its loader jumps about in it. Its size was checked against a bound when it was found.
+fn whole(mut kernel: BootFile, source: &str) -> Result<Vec<u8>, BootError> {
+    let mut bytes = Vec::with_capacity(usize::try_from(kernel.bytes).unwrap_or(0));
+    match kernel.read_to_end(&mut bytes) {
+        Ok(_) => Ok(bytes),
+        Err(error) => {
+            let name = format!("{} of the disk ({source})", kernel.path);
+            Err(BootError::Read { what: "kernel", name, source: error })
+        }
+    }
+}
+
+fn load_from<K: KernelImage>(
+    spec: &VmSpec,
+    ram: &GuestRam,
+    kernel: Named<K>,
+    initrds: Vec<Named<Initrd>>,
+    cmdline: &str,
+) -> Result<Entry, BootError> {
+    boot::load(ram, BootSource { kernel, initrds, cmdline, vcpus: spec.vcpus })
+}
+
+fn kernel_file(path: &Path) -> Result<Named<File>, BootError> {
+    open("kernel", path).map(|(name, content)| Named { name, content })
+}
+
+fn initrd_file(path: &Path) -> Result<Named<Initrd>, BootError> {
+    let (name, file) = open("initrd", path)?;
+    let bytes = match file.metadata() {
+        Ok(metadata) => metadata.len(),
+        Err(source) => return Err(BootError::Read { what: "initrd", name, source }),
+    };
+    Ok(Named { name, content: Initrd { bytes, reader: Box::new(file) } })
+}
+
+fn open(what: &'static str, path: &Path) -> Result<(String, File), BootError> {
+    let name = path.display().to_string();
+    match File::open(path) {
+        Ok(file) => Ok((name, file)),
+        Err(source) => Err(BootError::Read { what, name, source }),
+    }
+}
+
+/// The guest's disk, as its boot files are looked for. The machine is paused meanwhile.
+struct DiskReader(Arc<Disk>);
+
+impl endophyte_bootdisk::Disk for DiskReader {
+    fn bytes(&self) -> u64 {
+        self.0.bytes()
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        let end = offset.checked_add(into.len() as u64);
+        match end.filter(|end| *end <= self.bytes()) {
+            Some(_) => self.0.read_at(offset, into),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}
