@@ -132,7 +132,7 @@ mod seeds {
 
     /// Changes to a small image: none, some of its superblock, some further on.
     pub(super) fn patches() -> Vec<Vec<u8>> {
-        let spread = (0..16u16).flat_map(|i| [i.to_le_bytes()[0], i.to_le_bytes()[1], 0xff].map(|b| b.wrapping_mul(7))).collect();
+        let spread = (0..48u8).map(|i| i.wrapping_mul(37)).collect();
         vec![Vec::new(), vec![8, 0, 2, 30, 0, 1, 60, 0, 0xff], spread]
     }
 }

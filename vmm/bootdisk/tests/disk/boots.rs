@@ -289,3 +289,17 @@ fn the_last_resort_says_that_it_is_one() {
     assert_eq!(contents(&mut plan.initrds[0]), "initrd");
     assert_eq!(plan.source, "partition 1 (ext4): /vmlinuz, no boot configuration; root from /etc/fstab");
 }
+
+/// A machine that lost power: its journal has the version `mkfs.ext4` starts with, which is not replayed.
+#[test]
+fn a_file_system_that_was_not_unmounted() {
+    if !can_make() {
+        return;
+    }
+    let image = Image::new(DISK_BYTES);
+    image.gpt(512, &[mib(2, 32)]);
+    debian(&image, mib(2, 32), &["-O", "has_journal"]);
+    let features = (2 << 20) + 1024 + 0x60;
+    image.change_byte(features, |byte| byte | 0x04);
+    is_debian(&image, "partition 1 (ext4): /boot/grub/grub.cfg");
+}

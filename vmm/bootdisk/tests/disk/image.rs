@@ -90,6 +90,12 @@ impl Image {
         assert!(command.status().unwrap().success());
     }
 
+    pub(crate) fn change_byte(&self, at: u64, change: fn(u8) -> u8) {
+        let mut byte = [0];
+        self.file.read_exact_at(&mut byte, at).unwrap();
+        self.write(at, &[change(byte[0])]);
+    }
+
     /// Gives every folder of the bare file system an index that is worth one.
     pub(crate) fn index_folders(&self) {
         let mut command = Command::new("e2fsck");
