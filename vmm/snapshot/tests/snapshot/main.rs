@@ -1,0 +1,8 @@
+//! Snapshot files and lazy restores against the real kernel.
+
+mod damage;
+mod lazy;
+mod measure;
+mod room;
+mod round_trip;
+mod support;
