@@ -88,7 +88,7 @@ pub enum SaveError {
     },
     /// The disk is full, or a quota or limit is reached.
     #[error(
-        "no room for {part} of {path}: at most {needed} more bytes are needed and {free} are free there ({source}); \
+        "no room for {part} of {path}: the snapshot needs at most {needed} bytes and {free} are free there ({source}); \
          free that much or save to another disk"
     )]
     Room {
@@ -96,9 +96,10 @@ pub enum SaveError {
         path: PathBuf,
         /// What was being written.
         part: &'static str,
-        /// Bytes not yet written, an upper bound: pages that turn out to be zero are not stored.
+        /// Bytes of the whole snapshot, an upper bound: pages not looked at yet may turn out to be zero, and are not stored.
         needed: u64,
-        /// Bytes free for this process on that disk.
+        /// Bytes free for this process on that disk, with what was written of this snapshot removed. Quotas and limits may
+        /// allow less.
         free: u64,
         /// The kernel's answer.
         source: io::Error,

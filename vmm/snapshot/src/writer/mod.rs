@@ -4,6 +4,7 @@ mod scan;
 mod temporary;
 
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::fstatvfs;
@@ -208,7 +209,7 @@ struct Output {
     buffer: Vec<u8>,
     /// Bytes put so far, buffered ones included.
     written: u64,
-    /// Most bytes that come after these.
+    /// Most bytes that come after these, index and footer among them.
     needed: u64,
 }
 
@@ -242,13 +243,13 @@ impl Output {
 
     fn finish(mut self) -> Result<(), SaveError> {
         self.flush("the end")?;
-        let Output { temporary, path, .. } = self;
+        let Output { temporary, path, written, .. } = self;
         let free = free_bytes(&temporary);
-        temporary.place().map_err(|source| explain(path, "the whole", 0, free, source))
+        temporary.place().map_err(|source| explain(path, "the whole", written, free, source))
     }
 
     fn failed(&self, part: &'static str, source: io::Error) -> SaveError {
-        let needed = self.needed.saturating_add(self.buffer.len() as u64);
+        let needed = self.written.saturating_add(self.needed);
         explain(self.path.clone(), part, needed, free_bytes(&self.temporary), source)
     }
 
@@ -269,6 +270,8 @@ fn explain(path: PathBuf, part: &'static str, needed: u64, free: u64, source: io
     }
 }
 
+/// What will be free when the temporary file is removed.
 fn free_bytes(temporary: &Temporary) -> u64 {
-    fstatvfs(temporary.file()).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+    let free = fstatvfs(temporary.file()).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+    free.saturating_add(temporary.file().metadata().map_or(0, |file| file.blocks().saturating_mul(512)))
 }
