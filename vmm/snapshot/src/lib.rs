@@ -11,6 +11,8 @@
 mod error;
 mod fetch;
 mod format;
+#[cfg(feature = "fuzzing")]
+mod fuzz;
 mod index;
 pub mod lazy;
 pub mod limits;
@@ -27,13 +29,5 @@ pub use read_at::ReadAt;
 pub use reader::{Progress, Snapshot};
 pub use writer::SnapshotWriter;
 
-/// Decodes `data` as a whole snapshot file and reads all of its pages; for a fuzzer.
 #[cfg(feature = "fuzzing")]
-pub fn fuzz_snapshot(data: &[u8]) {
-    let Ok(snapshot) = Snapshot::from_source(data, "fuzz") else { return };
-    let _ = snapshot.verify(&mut |_, _| ());
-    let mut page = [0; limits::PAGE_BYTES];
-    for number in 0..snapshot.ram_pages().min(1024) {
-        let _ = snapshot.read_page(number, &mut page);
-    }
-}
+pub use fuzz::fuzz_snapshot;
