@@ -32,9 +32,6 @@ pub const ZERO_PAGES_PER_FAULT: u64 = 64;
 /// Pages asked about presence or filled with zeros in one go by the prefetcher.
 pub const ZERO_PAGES_PER_TURN: u64 = 512;
 
-/// Page faults fetched from the kernel at a time. More vCPUs than this do not exist.
-pub const FAULTS_PER_READ: usize = 16;
-
 /// Most threads that serve faults. A file needs one; a source behind a network hides its round trips with more.
 pub const FAULT_THREADS_MAX: usize = 16;
 

@@ -16,8 +16,9 @@
 //! # Ending early
 //! 1. Stop the vCPUs and devices while faults are served: kick the vCPUs, wait until they are parked.
 //! 2. Drop [`LazyMemory`]. If pages are missing it takes away all access to the regions, and only then wakes who still waits
-//!    (for a page that could not be had): KVM returns `EFAULT` for it, a thread of ours gets `SIGSEGV`. A process that runs one
-//!    VM can as well exit without doing so; the kernel ends those who wait.
+//!    (for a page that could not be had): `KVM_RUN` fails with `EFAULT`, or exits for MMIO at an address that is RAM where KVM
+//!    interprets the instruction, which must not be answered; a thread of ours gets `SIGSEGV`. A process that runs one VM can
+//!    as well exit without doing so; the kernel ends those who wait.
 //! 3. Unmap the memory. [`Region`] keeps its owner until step 2 is done.
 //!
 //! To give the memory other contents instead (reset, another snapshot), do step 1 and then [`LazyMemory::release`].

@@ -20,7 +20,6 @@ use rustix::io::Errno;
 
 use super::error::LazyError;
 use super::filler::{Filler, buffer};
-use super::userfault::Faults;
 use crate::limits::{ERRORS_REPORTED_MAX, FAULT_US_MAX, PAGE_BYTES, ZERO_PAGES_PER_TURN};
 
 /// Called from the threads of the restore with what it cannot do.
@@ -72,10 +71,10 @@ impl Service {
     /// Body of a thread that serves faults.
     pub(super) fn serve_faults(&self) {
         self.guarded(|| {
-            let (mut faults, mut buffer) = (Faults::new(), buffer());
+            let mut buffer = buffer();
             while self.wait_for_fault()? {
                 let Some(begun) = self.begin() else { return Ok(()) };
-                for address in self.filler.userfault().faults(&mut faults)? {
+                if let Some(address) = self.filler.userfault().fault()? {
                     self.serve(address, begun, &mut buffer);
                 }
                 self.rest();

@@ -14,9 +14,9 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use rustix::ioctl::{self, Ioctl, IoctlOutput, Opcode, Updater, opcode};
 use rustix::mm::{Advice, MprotectFlags, UserfaultfdFlags, madvise, mprotect};
-use userfaultfd::{Error, Event, EventBuffer, Uffd};
+use userfaultfd::{Error, Event, Uffd};
 
-use crate::limits::{FAULTS_PER_READ, PAGE_BYTES, RAM_PAGES_MAX};
+use crate::limits::{PAGE_BYTES, RAM_PAGES_MAX};
 use crate::reader::bytes_of;
 
 const DEVICE: &str = "/dev/userfaultfd";
@@ -178,25 +178,14 @@ impl Userfault {
         Ok(())
     }
 
-    /// Addresses of faults that wait, up to a bound; none if there are none.
-    pub(super) fn faults(&self, events: &mut Faults) -> io::Result<Vec<usize>> {
-        let events = self.0.read_events(&mut events.0).map_err(plain)?;
-        let address = |event| match event {
-            Ok(Event::Pagefault { addr, .. }) => Some(Ok(addr.addr())),
+    /// Address of one fault that waits, if there is one. One at a time: a fault read by a thread that then waits for its
+    /// source would be served by nobody, however many threads are idle.
+    pub(super) fn fault(&self) -> io::Result<Option<usize>> {
+        match self.0.read_event().map_err(plain)? {
+            Some(Event::Pagefault { addr, .. }) => Ok(Some(addr.addr())),
             // No other event was asked for.
-            Ok(_) => None,
-            Err(error) => Some(Err(plain(error))),
-        };
-        events.filter_map(address).collect()
-    }
-}
-
-/// Room for faults as they are read.
-pub(super) struct Faults(EventBuffer);
-
-impl Faults {
-    pub(super) fn new() -> Faults {
-        Faults(EventBuffer::new(FAULTS_PER_READ))
+            Some(_) | None => Ok(None),
+        }
     }
 }
 

@@ -256,6 +256,27 @@ impl PageFetch for Slow {
     }
 }
 
+/// Regression: a thread read several faults at once and then waited for the pages of the first. The two touches
+/// below have to arrive together for that, so it is tried a few times.
+#[test]
+fn a_fault_does_not_wait_for_another_ones_source_while_a_thread_is_idle() {
+    for _ in 0..20 {
+        let Some(userfault) = userfault() else { return };
+        let source = Arc::new(Slow { pages: 1000, open: Mutex::new(false), opened: Condvar::new() });
+        let mapping = Ram::new(1000).map();
+        let options = LazyOptions { fault_threads: 2, on_error: Box::new(|error| panic!("{error}")) };
+        let fetch = Arc::<Slow>::clone(&source);
+        let lazy = LazyMemory::start(fetch, mapping.regions(), userfault, options).unwrap();
+        let [waits, goes] = [3, 100].map(|page| touch_as_kvm_does(&mapping, page));
+        goes.recv_timeout(LONG).unwrap().unwrap();
+        assert!(waits.try_recv().is_err());
+        *source.open.lock().unwrap() = true;
+        source.opened.notify_all();
+        waits.recv_timeout(LONG).unwrap().unwrap();
+        lazy.release();
+    }
+}
+
 #[test]
 fn another_source_serves_faults_past_one_that_waits() {
     let Some(userfault) = userfault() else { return };

@@ -1,6 +1,7 @@
 //! Snapshot files and lazy restores against the real kernel.
 
 mod damage;
+mod kvm;
 mod lazy;
 mod measure;
 mod room;
