@@ -13,6 +13,7 @@ pub(crate) const ALL: &[Target] = &[
     Target { name: "pages", run: mycelium_ram_core::page_codec::fuzz_part, seeds: seeds::parts },
     Target { name: "arbiter", run: mycelium_arbiter::wire::fuzz_wire, seeds: seeds::questions },
     Target { name: "state", run: endophyte_vmm::fuzz_state, seeds: seeds::none },
+    Target { name: "snapshot", run: endophyte_snapshot::fuzz_snapshot, seeds: seeds::snapshots },
     Target { name: "resp", run: resp_kv::fuzz_resp, seeds: seeds::resp },
     Target { name: "hello", run: rhizomorph_proto::fuzz::fuzz_hello, seeds: seeds::none },
     Target { name: "welcome", run: rhizomorph_proto::fuzz::fuzz_welcome, seeds: seeds::none },
@@ -31,6 +32,7 @@ pub(crate) const ALL: &[Target] = &[
 ];
 
 mod seeds {
+    use endophyte_snapshot::{Memory, SaveError, Slot, SnapshotWriter};
     use mycelium_identity::{Invitation, NetworkId};
     use mycelium_ram_core::message::{Heartbeat, Message};
     use mycelium_ram_core::page_codec::PartWriter;
@@ -88,6 +90,38 @@ mod seeds {
 
     pub(super) fn resp() -> Vec<Vec<u8>> {
         vec![b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\nv\r\n".to_vec(), b"PING\r\nINCR n\r\n".to_vec()]
+    }
+
+    /// 64 pages of which 0, 1 and 63 hold something.
+    struct SmallRam;
+
+    impl Memory for SmallRam {
+        fn slots(&self) -> Vec<Slot> {
+            vec![Slot { first_page: 0, pages: 64 }]
+        }
+
+        fn read(&self, first_page: u64, into: &mut [u8]) -> std::io::Result<()> {
+            for (page, bytes) in (first_page..).zip(into.chunks_mut(4096)) {
+                bytes.fill(u8::from([0, 1, 63].contains(&page)));
+            }
+            Ok(())
+        }
+    }
+
+    /// A whole file, and its two ends without contents.
+    pub(super) fn snapshots() -> Vec<Vec<u8>> {
+        let write = |path: &std::path::Path| -> Result<(), SaveError> {
+            let mut writer = SnapshotWriter::create(path)?;
+            writer.metadata(b"{}")?;
+            writer.state(b"")?;
+            writer.pages(&SmallRam, &mut |_, _| ())?;
+            writer.commit()
+        };
+        let Ok(folder) = tempfile::tempdir() else { return none() };
+        let path = folder.path().join("seed.snapshot");
+        let Some(whole) = write(&path).ok().and_then(|()| std::fs::read(&path).ok()) else { return none() };
+        let ends = [&whole[..4096], &whole[whole.len() - 4096..]].concat();
+        vec![whole, ends]
     }
 
     pub(super) fn tickets() -> Vec<Vec<u8>> {
