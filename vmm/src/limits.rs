@@ -1,5 +1,7 @@
 //! Every bound of this crate, with its unit and its reason.
 
+use std::time::Duration;
+
 /// vCPUs of one VM. Bounds the pause: every vCPU is kicked, waited for and saved in it.
 pub const VCPUS_MAX: u8 = 8;
 
@@ -33,6 +35,10 @@ pub const DISK_CLEAR_SECTORS_MAX: u32 = 1 << 21;
 
 /// Ports of the paravirtual console; each has two queues.
 pub const CONSOLES_MAX: usize = 8;
+
+/// How long finding and reading a disk's boot files may take: tens of megabytes from a slow disk. A hostile file system
+/// can lead its reader in circles for ever.
+pub const DISK_BOOT_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Longest kernel command line, terminator included: what Linux accepts on x86_64 (`COMMAND_LINE_SIZE`).
 pub const CMDLINE_BYTES_MAX: usize = 2048;
