@@ -11,7 +11,9 @@ use super::{Machine, MachineError, MachineFingerprint, MachinePorts, Processor};
 use crate::arch::layout::COM1_IRQ;
 use crate::arch::vcpu_state::VcpuBuffers;
 use crate::arch::{chips, cpuid, msrs, time};
+use crate::devices::balloon::BalloonDevice;
 use crate::devices::net::{Nic, NicPort};
+use crate::devices::rng::RngDevice;
 use crate::devices::serial::SerialDevice;
 use crate::devices::watchdog::Watchdog;
 use crate::irq::IrqRouter;
@@ -100,13 +102,23 @@ fn build_platform(
     Ok(Platform::new(Arc::clone(gate), serial, watchdog, devices))
 }
 
-/// Puts every virtio device into the next PCI slot: the cards first.
+/// Puts every virtio device into the next PCI slot: cards, entropy source, balloon.
 fn build_devices(spec: &VmSpec, net: Vec<NicPort>, first: Place<'_>) -> Result<Devices, MachineError> {
     let mut devices = Devices::default();
     for ((number, card), port) in (0..).zip(&spec.net).zip(net) {
         let nic = Arc::new(Nic::attach(first.of(&devices, number), card.mac, port)?);
         devices.nics.push(Arc::clone(&nic));
         devices.all.push(nic);
+    }
+    if spec.devices.rng {
+        let rng = Arc::new(RngDevice::attach(first.of(&devices, 0))?);
+        devices.rng = Some(Arc::clone(&rng));
+        devices.all.push(rng);
+    }
+    if spec.devices.balloon {
+        let balloon = Arc::new(BalloonDevice::attach(first.of(&devices, 0))?);
+        devices.balloon = Some(Arc::clone(&balloon));
+        devices.all.push(balloon);
     }
     Ok(devices)
 }

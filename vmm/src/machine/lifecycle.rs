@@ -128,7 +128,11 @@ impl Machine {
             lifecycle.restored = false;
             *self.platform.halt() = None;
             self.ram.zero()?;
+            let balloon = self.balloon().map_or(0, |balloon| balloon.target_pages);
             self.power_on()?;
+            if balloon > 0 {
+                self.set_balloon(balloon)?;
+            }
         }
         self.boot()
     }

@@ -1,7 +1,9 @@
 //! Counters of a machine.
 
 use super::{Machine, PauseTimes};
+use crate::devices::balloon::{BalloonDevice, BalloonMetrics};
 use crate::devices::net::NetMetrics;
+use crate::devices::rng::{RngDevice, RngMetrics};
 
 /// Counters since the machine was built.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -10,6 +12,10 @@ pub struct MachineMetrics {
     pub vcpu_exits: Vec<u64>,
     /// Per network card.
     pub net: Vec<NetMetrics>,
+    /// The entropy source, if there is one.
+    pub rng: Option<RngMetrics>,
+    /// The balloon, if there is one.
+    pub balloon: Option<BalloonMetrics>,
     /// Pauses.
     pub pauses: u64,
     /// The last of them.
@@ -24,6 +30,8 @@ pub(super) fn collect(machine: &Machine) -> MachineMetrics {
     MachineMetrics {
         vcpu_exits: machine.vcpus.iter().map(|vcpu| vcpu.exits()).collect(),
         net: machine.nics().iter().map(|nic| nic.metrics()).collect(),
+        rng: machine.platform.rng().map(RngDevice::metrics),
+        balloon: machine.platform.balloon().map(BalloonDevice::metrics),
         pauses,
         last_pause,
     }

@@ -12,6 +12,7 @@ mod metrics;
 mod nic_tests;
 mod platform;
 mod ports;
+mod requests;
 mod snapshot;
 
 use std::sync::{Arc, Mutex};

@@ -5,9 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::events::{EventReceiver, MachineEvent};
 use crate::arch::acpi::RESET_VALUE;
 use crate::arch::layout::port;
+use crate::devices::balloon::BalloonDevice;
 use crate::devices::cmos::Cmos;
 use crate::devices::net::Nic;
 use crate::devices::power::Power;
+use crate::devices::rng::RngDevice;
 use crate::devices::serial::SerialDevice;
 use crate::devices::watchdog::Watchdog;
 use crate::pci::{PciFunction, PciHost};
@@ -39,6 +41,8 @@ pub(super) struct Devices {
     /// All of them, in the order of their PCI slots.
     pub(super) all: Vec<Arc<dyn VirtioDevice>>,
     pub(super) nics: Vec<Arc<Nic>>,
+    pub(super) rng: Option<Arc<RngDevice>>,
+    pub(super) balloon: Option<Arc<BalloonDevice>>,
 }
 
 /// Why vCPUs stand still although nobody paused them.
@@ -81,6 +85,14 @@ impl Platform {
 
     pub(super) fn nics(&self) -> &[Arc<Nic>] {
         &self.devices.nics
+    }
+
+    pub(super) fn rng(&self) -> Option<&RngDevice> {
+        self.devices.rng.as_deref()
+    }
+
+    pub(super) fn balloon(&self) -> Option<&BalloonDevice> {
+        self.devices.balloon.as_deref()
     }
 
     pub(super) fn serial_input(&self, bytes: &[u8]) -> usize {
