@@ -6,6 +6,7 @@
 
 pub mod balloon;
 pub(crate) mod cmos;
+pub(crate) mod keyboard;
 pub mod net;
 pub(crate) mod power;
 pub mod rng;

@@ -6,12 +6,13 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::device_thread::DeviceThread;
 use super::lifecycle::Lifecycle;
-use super::platform::{Devices, Platform};
+use super::platform::{Board, Devices, Platform};
 use super::{Machine, MachineError, MachineFingerprint, MachinePorts, Processor};
-use crate::arch::layout::COM1_IRQ;
+use crate::arch::layout::{COM1_IRQ, RTC_IRQ, SCI_IRQ};
 use crate::arch::vcpu_state::VcpuBuffers;
 use crate::arch::{chips, cpuid, msrs, time};
 use crate::devices::balloon::BalloonDevice;
+use crate::devices::cmos::Clock;
 use crate::devices::net::{Nic, NicPort};
 use crate::devices::rng::RngDevice;
 use crate::devices::serial::SerialDevice;
@@ -96,10 +97,15 @@ fn build_platform(
     gate: &Arc<Gate>,
 ) -> Result<Platform, MachineError> {
     let router = Arc::new(IrqRouter::new(Arc::clone(vm))?);
-    let serial = SerialDevice::new(router.line(COM1_IRQ)?, ports.serial);
-    let watchdog = Watchdog::new().map_err(|source| MachineError::Host { action: "make a timer", source })?;
+    let timer = |source| MachineError::Host { action: "make a timer", source };
+    let board = Board {
+        serial: SerialDevice::new(router.line(COM1_IRQ)?, ports.serial),
+        cmos: Clock::new(router.line(RTC_IRQ)?).map_err(timer)?,
+        watchdog: Watchdog::new().map_err(timer)?,
+        sci: router.level_line(u32::from(SCI_IRQ)),
+    };
     let devices = build_devices(spec, ports.net, Place { slot: 0, number: 0, vm, router: &router, ram })?;
-    Ok(Platform::new(Arc::clone(gate), serial, watchdog, devices))
+    Ok(Platform::new(Arc::clone(gate), board, devices))
 }
 
 /// Puts every virtio device into the next PCI slot: cards, entropy source, balloon.

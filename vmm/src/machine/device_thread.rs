@@ -19,6 +19,7 @@ const BATCH: usize = 32;
 enum Source {
     Stop,
     Watchdog,
+    Clock,
     /// Queue `queue` of a device was notified.
     Doorbell {
         device: u16,
@@ -36,6 +37,7 @@ impl Source {
         let (kind, device, which) = match self {
             Source::Stop => (0, 0, 0),
             Source::Watchdog => (1, 0, 0),
+            Source::Clock => (4, 0, 0),
             Source::Doorbell { device, queue } => (2, device, queue),
             Source::Ready { device, source } => (3, device, source),
         };
@@ -48,6 +50,7 @@ impl Source {
             0 => Source::Stop,
             1 => Source::Watchdog,
             2 => Source::Doorbell { device: field(16), queue: field(32) },
+            4 => Source::Clock,
             _ => Source::Ready { device: field(16), source: field(32) },
         }
     }
@@ -93,6 +96,8 @@ fn poll_set(platform: &Platform, stop: RawFd) -> io::Result<Epoll> {
     // Edge-triggered throughout: an event is consumed by being seen, no read needed.
     let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
     add(timer, edge, Source::Watchdog)?;
+    let timer = super::platform::lock(&platform.cmos).timer_fd();
+    add(timer, edge, Source::Clock)?;
     for (number, device) in (0..).zip(platform.devices()) {
         for (queue, doorbell) in (0..).zip(device.doorbells()) {
             add(doorbell.as_raw_fd(), edge, Source::Doorbell { device: number, queue })?;
@@ -120,6 +125,7 @@ fn serve(epoll: &Epoll, platform: &Platform) {
             match Source::unpack(event.data()) {
                 Source::Stop => return,
                 Source::Watchdog => platform.watchdog_fired(),
+                Source::Clock => super::platform::lock(&platform.cmos).fired(),
                 Source::Doorbell { device, queue } => {
                     platform.devices()[usize::from(device)].serve(queue);
                 }
@@ -138,6 +144,7 @@ mod tests {
         for source in [
             Source::Stop,
             Source::Watchdog,
+            Source::Clock,
             Source::Doorbell { device: 3, queue: 2 },
             Source::Doorbell { device: 0, queue: 0 },
             Source::Ready { device: 1, source: 1 },

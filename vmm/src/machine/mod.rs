@@ -1,5 +1,7 @@
 //! A virtual machine: built once, then paused and resumed, saved and restored.
 
+#[cfg(test)]
+mod balloon_tests;
 mod build;
 mod device_thread;
 mod dirty;
@@ -13,6 +15,8 @@ mod nic_tests;
 mod platform;
 mod ports;
 mod requests;
+#[cfg(test)]
+mod rng_tests;
 mod snapshot;
 
 use std::sync::{Arc, Mutex};

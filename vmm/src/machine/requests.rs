@@ -2,6 +2,7 @@
 
 use super::{Machine, MachineError};
 use crate::devices::balloon::{BalloonDevice, BalloonInfo};
+use crate::devices::power::Power;
 
 impl Machine {
     /// Asks the guest to have given up `pages` pages of 4 KiB in all; what it gives up goes back to the host. A paused
@@ -16,6 +17,12 @@ impl Machine {
             Ok(target) if pages < ram => Ok(balloon.set_target(target)),
             _ => Err(MachineError::BalloonTooLarge { pages, ram }),
         }
+    }
+
+    /// Presses the power button: a guest that listens (Linux with systemd or acpid does) shuts down. A paused guest
+    /// feels it when it is resumed.
+    pub fn press_power_button(&self) {
+        self.platform.with_power(Power::press);
     }
 
     /// How the balloon stands; `None` without one. The guest is asked for fresh statistics, at most once a second: call

@@ -37,9 +37,9 @@ impl HoleMap {
         let mut page = first.0;
         let end = first.0.saturating_add(count);
         while let Some((word, _)) = self.word(PageIndex(page)).filter(|_| page < end) {
-            let (from, to) = (page % 64, (page % 64 + end - page).min(64));
-            word.fetch_or(u64::MAX >> (64 - (to - from)) << from, Ordering::Relaxed);
-            page += to - from;
+            let pages = (end - page).min(64 - page % 64);
+            word.fetch_or(u64::MAX >> (64 - pages) << (page % 64), Ordering::Relaxed);
+            page += pages;
         }
     }
 

@@ -298,7 +298,11 @@ mod tests {
         assert_eq!(words, [0b111 << 10]);
         let mut page = [7; PAGE_BYTES];
         ram.read_page(PageIndex(11), &mut page).unwrap();
-        assert_eq!((page, blocks(&ram)), ([0; PAGE_BYTES], 61 * 8), "reading for a replica allocates nothing");
+        assert_eq!(
+            (page, blocks(&ram)),
+            ([0; PAGE_BYTES], 61 * 8),
+            "reading for a replica allocates nothing"
+        );
         ram.read_page(PageIndex(13), &mut page).unwrap();
         assert_eq!(page, [9; PAGE_BYTES]);
         assert!(matches!(ram.give_back(PageIndex(63), 2), Err(MemoryError::NoSuchPage { page: 64, .. })));
@@ -311,7 +315,8 @@ mod tests {
         let low = layout::RAM_LOW_END / 4096;
         ram.give_back(PageIndex(low - 1), 2).unwrap();
         let mut marked = Vec::new();
-        ram.slots().for_each(|slot| slot.written.drain(|word, bits| marked.push((slot.first_page, word, bits))));
+        ram.slots()
+            .for_each(|slot| slot.written.drain(|word, bits| marked.push((slot.first_page, word, bits))));
         assert_eq!(marked, [(0, 12_287, 1 << 63), (low, 0, 1)]);
     }
 }

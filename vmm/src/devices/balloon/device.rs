@@ -256,14 +256,19 @@ impl Balloon {
     /// Returns the driver its buffer if statistics are wanted, and reads the one that is there, which stays queued:
     /// so no buffer has to be remembered over a pause.
     fn serve_stats(&mut self, io: &mut Io<'_>) -> Result<Turn, ChainError> {
-        if std::mem::take(&mut self.ask) && io.next(STATS)? {
+        while io.next(STATS)? {
+            if self.stats.is_none() || !self.ask {
+                self.read_stats(io)?;
+            }
+            if !std::mem::take(&mut self.ask) {
+                io.unpop(STATS);
+                return Ok(Turn::Idle);
+            }
             io.complete(STATS, 0)?;
             io.signal(STATS)?;
         }
-        if io.next(STATS)? {
-            self.read_stats(io)?;
-            io.unpop(STATS);
-        }
+        // The driver is about to bring news by itself.
+        self.ask = false;
         Ok(Turn::Idle)
     }
 

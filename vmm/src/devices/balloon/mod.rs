@@ -33,11 +33,11 @@ mod persist;
 mod reclaim;
 mod stats;
 
-#[cfg(test)]
-pub(crate) use device::{DEFLATE, INFLATE, REPORTING, STATS};
-#[cfg(feature = "fuzzing")]
-pub(crate) use device::{Balloon, QUEUES};
 pub(crate) use device::BalloonDevice;
 pub use device::BalloonInfo;
+#[cfg(feature = "fuzzing")]
+pub(crate) use device::{Balloon, QUEUES};
+#[cfg(test)]
+pub(crate) use device::{DEFLATE, INFLATE, REPORTING, STATS};
 pub use metrics::BalloonMetrics;
 pub use stats::BalloonStats;

@@ -1,6 +1,6 @@
 //! Which pages a request gives back: checked against RAM, then merged into as few runs as they make.
 
-use crate::memory::{GuestRam, Gpa, PAGE_BYTES, PageIndex};
+use crate::memory::{Gpa, GuestRam, PAGE_BYTES, PageIndex};
 use crate::virtio::ChainError;
 
 /// Neighbouring pages: the first, and how many.

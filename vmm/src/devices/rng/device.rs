@@ -32,7 +32,8 @@ impl RngDevice {
     /// # Errors
     /// [`KvmError`] when eventfds cannot be attached.
     pub(crate) fn attach(place: Place<'_>) -> Result<RngDevice, KvmError> {
-        let blueprint = Blueprint { device_type: DEVICE_TYPE, class: CLASS_OTHER, features: 0, queues: QUEUES };
+        let blueprint =
+            Blueprint { device_type: DEVICE_TYPE, class: CLASS_OTHER, features: 0, queues: QUEUES };
         let rng = Rng { buffer: Box::new([0; RNG_REQUEST_BYTES_MAX]), metrics: RngMetrics::default() };
         Function::new(place, &blueprint, rng)
     }
