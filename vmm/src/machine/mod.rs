@@ -2,6 +2,8 @@
 
 #[cfg(test)]
 mod balloon_tests;
+#[cfg(test)]
+mod board_tests;
 mod build;
 mod device_thread;
 mod dirty;
