@@ -1,48 +1,21 @@
 //! The balloon against a driver of our own.
 
-use std::sync::Arc;
-
 use mycelium_ram_core::{PageIndex, PageSet};
 use proptest::prelude::*;
 
-use super::{Machine, MachineError, MachinePorts, RestoreOptions};
+use super::small::{PAGES, machine_with};
+use super::{Machine, MachineError, RestoreOptions};
 use crate::devices::balloon::{BalloonMetrics, BalloonStats, DEFLATE, INFLATE, REPORTING, STATS};
-use crate::devices::serial::StreamPort;
 use crate::limits::BALLOON_NUMBERS_MAX;
-use crate::spec::{DeviceSpecs, Policies, SerialSpec, VmSpec};
+use crate::spec::DeviceSpecs;
 use crate::virtio::rig::{BUFFERS, CONFIG, NEEDS_RESET, NEXT, Rig, WRITE};
 
-/// Pages of RAM of a test machine.
-const PAGES: u64 = 4096;
 /// Where tests have pages to give away: from this page on.
 const SPARE: u64 = 2048;
 
 const STATS_VQ: u64 = 1 << 1;
 const PAGE_POISON: u64 = 1 << 4;
 const FREE_REPORTING: u64 = 1 << 5;
-
-/// A machine with the devices asked for; `None`, with a word about it, where there is no KVM.
-pub(super) fn machine_with(devices: DeviceSpecs) -> Option<Machine> {
-    if let Err(error) = crate::kvm::open() {
-        println!("SKIPPED: {error}");
-        return None;
-    }
-    let kernel = tempfile::NamedTempFile::new().unwrap();
-    let spec = VmSpec {
-        name: "small".to_owned(),
-        vcpus: 1,
-        ram_bytes: PAGES * 4096,
-        kernel: kernel.path().to_owned(),
-        initrd: None,
-        cmdline: String::new(),
-        net: Vec::new(),
-        devices,
-        serial: SerialSpec::Null,
-        policies: Policies::default(),
-    };
-    let ports = MachinePorts { net: Vec::new(), serial: Arc::new(StreamPort::new(std::io::sink())) };
-    Some(Machine::build(&spec, ports).unwrap())
-}
 
 /// Gives `to` the RAM of `from`.
 pub(super) fn copy_ram(from: &Machine, to: &Machine) {
@@ -171,6 +144,19 @@ fn free_pages_with_a_pattern_keep_it() {
     rig.chain(REPORTING, 1, &[(SPARE * 4096, 4096, true)]);
     assert!(rig.used(REPORTING) == 2 && holds(&rig, 0, 0), "a guest that zeroes free pages loses nothing");
     assert_eq!((metrics(&rig).kept_pages, metrics(&rig).reported_pages), (1, 1));
+}
+
+#[test]
+fn nothing_is_given_back_while_ram_is_being_filled() {
+    let Some(mut rig) = driver(FREE_REPORTING) else { return };
+    rig.ram().set_filling(true);
+    send(&mut rig, INFLATE, 0, &spare(0..2));
+    rig.chain(REPORTING, 0, &[(SPARE * 4096, 8192, true)]);
+    assert!(rig.used(INFLATE) == 1 && rig.used(REPORTING) == 1 && holds(&rig, 0, 7));
+    assert_eq!(metrics(&rig).kept_pages, 4);
+    rig.ram().set_filling(false);
+    rig.chain(REPORTING, 1, &[(SPARE * 4096, 8192, true)]);
+    assert!(holds(&rig, 0, 0));
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use kvm_bindings::{KVM_IRQCHIP_IOAPIC, kvm_irqchip};
 use zerocopy::IntoBytes;
 
-use super::balloon_tests::machine_with;
 use super::events::MachineEvent;
+use super::small::machine_with;
 use super::{Machine, RestoreOptions};
 use crate::arch::layout::{RTC_IRQ, SCI_IRQ, port};
 use crate::spec::DeviceSpecs;

@@ -19,6 +19,8 @@ mod ports;
 mod requests;
 #[cfg(test)]
 mod rng_tests;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod small;
 mod snapshot;
 
 use std::sync::{Arc, Mutex};

@@ -2,7 +2,7 @@
 
 use mycelium_ram_core::{PageIndex, PageSet};
 
-use super::balloon_tests::machine_with;
+use super::small::machine_with;
 use super::{Machine, RestoreOptions};
 use crate::devices::rng::RngMetrics;
 use crate::limits::{RNG_REQUEST_BYTES_MAX, RNG_TURN_REQUESTS};

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::FallocateFlags;
 use vm_memory::bitmap::Bitmap;
@@ -51,6 +52,7 @@ pub struct GuestRam {
     memfd: File,
     pages: u64,
     holes: HoleMap,
+    filling: AtomicBool,
 }
 
 impl GuestRam {
@@ -77,7 +79,7 @@ impl GuestRam {
         let memory =
             GuestMemoryMmap::from_regions(regions).map_err(|e| map_error("place")(io::Error::other(e)))?;
         let pages = bytes / PAGE_BYTES as u64;
-        Ok(GuestRam { memory, memfd, pages, holes: HoleMap::all(pages) })
+        Ok(GuestRam { memory, memfd, pages, holes: HoleMap::all(pages), filling: AtomicBool::new(false) })
     }
 
     /// Number of pages.
@@ -112,6 +114,17 @@ impl GuestRam {
         (page < self.pages).then_some(PageIndex(page))
     }
 
+    /// Says whether RAM is being filled as it is touched (userfaultfd). Until that is over a hole is no zero page but one
+    /// that has not arrived: pages are read through the mapping, and none may be given back.
+    pub fn set_filling(&self, filling: bool) {
+        self.filling.store(filling, Ordering::Release);
+    }
+
+    /// Whether a hole is a page that has not arrived.
+    pub fn is_filling(&self) -> bool {
+        self.filling.load(Ordering::Acquire)
+    }
+
     /// Copies one page out. With the VM running, each byte is one the page held at some moment of the call.
     ///
     /// A page the host has no memory for stays without: it is read as zero through the file, because looking at it
@@ -121,7 +134,8 @@ impl GuestRam {
     /// [`MemoryError::NoSuchPage`].
     pub fn read_page(&self, page: PageIndex, into: &mut Page) -> Result<(), MemoryError> {
         let from = self.page_ptr(page)?;
-        if self.holes.may_be(page) && self.memfd.read_exact_at(into, page.0 * PAGE_BYTES as u64).is_ok() {
+        let file_tells = self.holes.may_be(page) && !self.is_filling();
+        if file_tells && self.memfd.read_exact_at(into, page.0 * PAGE_BYTES as u64).is_ok() {
             if !mycelium_ram_core::page_codec::is_zero(into) {
                 self.holes.filled(page);
             }
@@ -165,7 +179,7 @@ impl GuestRam {
     }
 
     /// Gives the memory of `count` pages from `first` on back to the host. They read as zero from then on, and are
-    /// marked as written: what reads as zero here must read as zero in a replica.
+    /// marked as written: what reads as zero here must read as zero in a replica. Not while RAM is being filled.
     ///
     /// # Errors
     /// [`MemoryError::NoSuchPage`], or [`MemoryError::Map`] when the kernel refuses; the pages are then as before.

@@ -22,7 +22,7 @@ pub(crate) const STATS: u16 = 2;
 #[cfg(test)]
 pub(crate) const REPORTING: u16 = 4;
 /// Queues of a balloon.
-pub(crate) const QUEUES: u16 = 5;
+const QUEUES: u16 = 5;
 
 const DEVICE_TYPE: u16 = 5;
 /// No class of PCI's own fits.
@@ -239,7 +239,12 @@ impl Balloon {
     /// Gives the pages of the request in work back, as far as the host takes them; returns how many it took.
     fn give_back(&mut self, io: &Io<'_>) -> u64 {
         let mut given = 0;
+        let filling = io.ram.is_filling();
         for (first, count) in self.reclaim.merge() {
+            if filling {
+                self.metrics.kept_pages += count;
+                continue;
+            }
             self.metrics.runs += 1;
             match io.ram.give_back(PageIndex(*first), *count) {
                 Ok(()) => given += count,

@@ -9,8 +9,8 @@ pub struct BalloonMetrics {
     pub deflated_pages: u64,
     /// Free pages reported and given back to the host.
     pub reported_pages: u64,
-    /// Free pages reported that were kept: the guest fills them with a pattern, the request was too long, or the host
-    /// refused.
+    /// Pages that were kept although the guest does not need them: it fills free pages with a pattern, the request was
+    /// too long, RAM is still being filled from a snapshot, or the host refused.
     pub kept_pages: u64,
     /// Calls to the host's kernel that all of this took: one per run of neighbouring pages.
     pub runs: u64,

@@ -28,6 +28,8 @@
 //! offered, so that both meanings can be served without asking which one is meant.
 
 mod device;
+#[cfg(feature = "fuzzing")]
+mod fuzz;
 mod metrics;
 mod persist;
 mod reclaim;
@@ -35,9 +37,9 @@ mod stats;
 
 pub(crate) use device::BalloonDevice;
 pub use device::BalloonInfo;
-#[cfg(feature = "fuzzing")]
-pub(crate) use device::{Balloon, QUEUES};
 #[cfg(test)]
 pub(crate) use device::{DEFLATE, INFLATE, REPORTING, STATS};
+#[cfg(feature = "fuzzing")]
+pub use fuzz::fuzz_balloon;
 pub use metrics::BalloonMetrics;
 pub use stats::BalloonStats;

@@ -11,7 +11,7 @@ use crate::virtio::{Blueprint, ChainError, DeviceType, Function, Io, Place, Turn
 /// The only queue.
 pub(crate) const REQUESTS: u16 = 0;
 /// Queues of the device.
-pub(crate) const QUEUES: u16 = 1;
+const QUEUES: u16 = 1;
 
 const DEVICE_TYPE: u16 = 4;
 /// No class of PCI's own fits.

@@ -5,9 +5,11 @@
 //! queue, and nothing to hold back.
 
 mod device;
+#[cfg(feature = "fuzzing")]
+mod fuzz;
 mod metrics;
 
 pub(crate) use device::RngDevice;
 #[cfg(feature = "fuzzing")]
-pub(crate) use device::{QUEUES, Rng};
+pub use fuzz::fuzz_rng;
 pub use metrics::RngMetrics;
