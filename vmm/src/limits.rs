@@ -23,6 +23,16 @@ pub const DISK_QUEUES_MAX: u16 = 8;
 /// Longest serial number of a disk: the field of the request that asks for it.
 pub const DISK_SERIAL_BYTES_MAX: usize = 20;
 
+/// Requests of one disk under way at a time, over all its queues: keeps any device busy, and bounds what a pause
+/// waits for.
+pub const DISK_REQUESTS_MAX: u16 = 128;
+
+/// Requests taken per turn, so that completions are not kept waiting by submissions.
+pub const DISK_TURN_REQUESTS: usize = 64;
+
+/// Sectors one discard or write-zeroes request may cover (1 GiB): a longer one would keep a pause waiting.
+pub const DISK_CLEAR_SECTORS_MAX: u32 = 1 << 21;
+
 /// Ports of the paravirtual console; each has two queues.
 pub const CONSOLES_MAX: usize = 8;
 

@@ -26,6 +26,10 @@ pub(crate) const ALL: &[Target] = &[
     Target { name: "invitation", run: mycelium_identity::fuzz_invitation, seeds: seeds::invitations },
     Target { name: "spores", run: mycelium_spores::fuzz_frames, seeds: seeds::frames },
     Target { name: "ticket", run: rhizomorph_link::fuzz::fuzz_ticket, seeds: seeds::tickets },
+    Target { name: "partitions", run: endophyte_bootdisk::fuzz_table, seeds: seeds::partitions },
+    Target { name: "grub", run: endophyte_bootdisk::fuzz_grub, seeds: seeds::grub },
+    Target { name: "bls", run: endophyte_bootdisk::fuzz_bls, seeds: seeds::bls },
+    Target { name: "ext4", run: endophyte_bootdisk::fuzz_ext4, seeds: seeds::patches },
 ];
 
 mod seeds {
@@ -109,5 +113,47 @@ mod seeds {
 
     pub(super) fn tickets() -> Vec<Vec<u8>> {
         vec![format!("{}@10.0.0.1:7700,[::1]:9", "ab".repeat(32)).into_bytes()]
+    }
+
+    /// An MBR with an extended partition, and a GPT of one entry with its sums.
+    pub(super) fn partitions() -> Vec<Vec<u8>> {
+        let mut mbr = vec![0; 4096];
+        for (at, kind, start) in
+            [(446, 0x83, 1), (462, 0x05, 2), (1024 + 446, 0x83, 1), (1024 + 462, 0x05, 2)]
+        {
+            (mbr[at + 4], mbr[at + 8], mbr[at + 12]) = (kind, start, 2);
+        }
+        for at in [510, 1024 + 510] {
+            mbr[at..at + 2].copy_from_slice(&[0x55, 0xaa]);
+        }
+        let mut gpt = mbr.clone();
+        gpt[450] = 0xee;
+        gpt[512..604].copy_from_slice(include_bytes!("gpt-header.bin"));
+        gpt[1024..1040].fill(1);
+        (gpt[1024 + 32], gpt[1024 + 40]) = (4, 5);
+        vec![mbr, gpt]
+    }
+
+    pub(super) fn grub() -> Vec<Vec<u8>> {
+        let fixtures: [&[u8]; 2] = [
+            include_bytes!("../../../vmm/bootdisk/tests/fixtures/debian12.cfg"),
+            include_bytes!("../../../vmm/bootdisk/tests/fixtures/fedora.cfg"),
+        ];
+        let small = b"set default=1>0\nfunction f { a=$1; return 1; }\nfor i in a b; do f $i; done\nmenuentry 'A' { linux /k \
+            \"$a\" }\nsubmenu B --id b {\nmenuentry C { linux (hd0,gpt1)/k; initrd /i /j }\n}\nwhile [ -f /x -o ! a = b ]; do \
+            break; done";
+        fixtures.into_iter().chain([small.as_slice()]).map(<[u8]>::to_vec).collect()
+    }
+
+    pub(super) fn bls() -> Vec<Vec<u8>> {
+        let entry = b"title T\nversion 6.8.5-301.fc40\nmachine-id 4f\nsort-key fedora\nlinux /vmlinuz\ninitrd /initrd \
+            $tuned_initrd\noptions $kernelopts ${x} ro\n";
+        vec![entry.to_vec()]
+    }
+
+    /// Changes to a small image: none, some of its superblock, some further on.
+    pub(super) fn patches() -> Vec<Vec<u8>> {
+        let spread = (0..16u16).flat_map(|i| [i.to_le_bytes()[0], i.to_le_bytes()[1], 0xff].map(|b| b.wrapping_mul(7))).collect();
+        vec![Vec::new(), vec![8, 0, 2, 30, 0, 1, 60, 0, 0xff], spread]
     }
 }

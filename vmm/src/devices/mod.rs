@@ -5,6 +5,7 @@
 //! holding still; what arrives meanwhile (a notification, a frame) is owed and made up for at the resume.
 
 pub mod balloon;
+pub mod block;
 pub(crate) mod cmos;
 pub(crate) mod keyboard;
 pub mod net;

@@ -12,6 +12,7 @@ use crate::arch::layout::{COM1_IRQ, RTC_IRQ, SCI_IRQ};
 use crate::arch::vcpu_state::VcpuBuffers;
 use crate::arch::{chips, cpuid, msrs, time};
 use crate::devices::balloon::BalloonDevice;
+use crate::devices::block::{Disk, DiskImage};
 use crate::devices::cmos::Clock;
 use crate::devices::net::{Nic, NicPort};
 use crate::devices::rng::RngDevice;
@@ -51,7 +52,7 @@ impl Machine {
             vcpus: Vec::with_capacity(fds.len()),
             buffers: Mutex::new(buffers),
             power_on: Vec::new(),
-            device_thread: None,
+            device_threads: Vec::new(),
             platform,
             gate,
             vm,
@@ -73,9 +74,8 @@ impl Machine {
             self.vcpus.push(vcpu.map_err(host("start a vCPU thread"))?);
         }
         self.gate.wait_parked(count)?;
-        let thread =
-            DeviceThread::start(Arc::clone(&self.platform)).map_err(host("start the device thread"))?;
-        self.device_thread = Some(thread);
+        self.device_threads =
+            DeviceThread::start_all(&self.platform).map_err(host("start a device thread"))?;
         Ok(())
     }
 }
@@ -108,13 +108,19 @@ fn build_platform(
     Ok(Platform::new(Arc::clone(gate), board, devices))
 }
 
-/// Puts every virtio device into the next PCI slot: cards, entropy source, balloon.
+/// Puts every virtio device into the next PCI slot: cards, disks, entropy source, balloon.
 fn build_devices(spec: &VmSpec, net: Vec<NicPort>, first: Place<'_>) -> Result<Devices, MachineError> {
     let mut devices = Devices::default();
     for ((number, card), port) in (0..).zip(&spec.net).zip(net) {
         let nic = Arc::new(Nic::attach(first.of(&devices, number), card.mac, port)?);
         devices.nics.push(Arc::clone(&nic));
         devices.all.push(nic);
+    }
+    for (number, disk) in (0..).zip(&spec.devices.disks) {
+        let image = DiskImage::open(disk)?;
+        let disk = Arc::new(Disk::attach(first.of(&devices, number), disk, image)?);
+        devices.disks.push(Arc::clone(&disk));
+        devices.all.push(disk);
     }
     if spec.devices.rng {
         let rng = Arc::new(RngDevice::attach(first.of(&devices, 0))?);

@@ -1,4 +1,4 @@
-//! The one thread that does the devices' work: it waits for doorbells, frames and the watchdog.
+//! The threads that do the devices' work: one for all that never waits, and one for each that may.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -64,14 +64,33 @@ pub(super) struct DeviceThread {
 }
 
 impl DeviceThread {
-    /// Starts it.
+    /// Starts all that the devices of `platform` want.
     ///
     /// # Errors
     /// When the kernel grants no thread or poll set.
-    pub(super) fn start(platform: Arc<Platform>) -> io::Result<DeviceThread> {
+    pub(super) fn start_all(platform: &Arc<Platform>) -> io::Result<Vec<DeviceThread>> {
+        let numbered = || (0..).zip(platform.devices());
+        let (own, common): (Vec<_>, Vec<_>) = numbered().partition(|(_, device)| device.wants_own_thread());
+        let numbers = |devices: Vec<(u16, _)>| devices.into_iter().map(|(number, _)| number).collect();
+        let common: Vec<u16> = numbers(common);
+        let own: Vec<u16> = numbers(own);
+        let mut threads = vec![Self::start(Arc::clone(platform), "devices".to_owned(), &common, true)?];
+        for number in own {
+            let name = format!("device{number}");
+            threads.push(Self::start(Arc::clone(platform), name, &[number], false)?);
+        }
+        Ok(threads)
+    }
+
+    /// Serves `devices`, and the timers of the board if it is to.
+    fn start(
+        platform: Arc<Platform>,
+        name: String,
+        devices: &[u16],
+        board: bool,
+    ) -> io::Result<DeviceThread> {
         let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        let epoll = poll_set(&platform, stop.as_raw_fd())?;
-        let name = "devices".to_owned();
+        let epoll = poll_set(&platform, stop.as_raw_fd(), devices, board)?;
         let thread = std::thread::Builder::new().name(name).spawn(move || serve(&epoll, &platform))?;
         Ok(DeviceThread { stop, thread: Some(thread) })
     }
@@ -86,7 +105,7 @@ impl Drop for DeviceThread {
     }
 }
 
-fn poll_set(platform: &Platform, stop: RawFd) -> io::Result<Epoll> {
+fn poll_set(platform: &Platform, stop: RawFd, devices: &[u16], board: bool) -> io::Result<Epoll> {
     let epoll = Epoll::new()?;
     let add = |fd: RawFd, events, source: Source| {
         epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, source.pack()))
@@ -95,10 +114,13 @@ fn poll_set(platform: &Platform, stop: RawFd) -> io::Result<Epoll> {
     let timer = super::platform::lock(&platform.watchdog).timer_fd();
     // Edge-triggered throughout: an event is consumed by being seen, no read needed.
     let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
-    add(timer, edge, Source::Watchdog)?;
-    let timer = super::platform::lock(&platform.cmos).timer_fd();
-    add(timer, edge, Source::Clock)?;
-    for (number, device) in (0..).zip(platform.devices()) {
+    if board {
+        add(timer, edge, Source::Watchdog)?;
+        let timer = super::platform::lock(&platform.cmos).timer_fd();
+        add(timer, edge, Source::Clock)?;
+    }
+    for number in devices.iter().copied() {
+        let device = &platform.devices()[usize::from(number)];
         for (queue, doorbell) in (0..).zip(device.doorbells()) {
             add(doorbell.as_raw_fd(), edge, Source::Doorbell { device: number, queue })?;
         }

@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::arch::boot::BootError;
+use crate::devices::block::ImageError;
 use crate::kvm::{KvmError, KvmUnavailable};
 use crate::memory::MemoryError;
 use crate::spec::SpecError;
@@ -27,6 +28,9 @@ pub enum MachineError {
     /// A file named by the spec.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// A disk image that cannot be used.
+    #[error(transparent)]
+    Disk(#[from] ImageError),
     /// A state that cannot be restored.
     #[error("cannot restore the machine: {0}")]
     State(#[from] StateError),

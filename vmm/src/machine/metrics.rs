@@ -2,6 +2,7 @@
 
 use super::{Machine, PauseTimes};
 use crate::devices::balloon::{BalloonDevice, BalloonMetrics};
+use crate::devices::block::BlockMetrics;
 use crate::devices::net::NetMetrics;
 use crate::devices::rng::{RngDevice, RngMetrics};
 
@@ -12,6 +13,8 @@ pub struct MachineMetrics {
     pub vcpu_exits: Vec<u64>,
     /// Per network card.
     pub net: Vec<NetMetrics>,
+    /// Per disk.
+    pub disks: Vec<BlockMetrics>,
     /// The entropy source, if there is one.
     pub rng: Option<RngMetrics>,
     /// The balloon, if there is one.
@@ -30,6 +33,7 @@ pub(super) fn collect(machine: &Machine) -> MachineMetrics {
     MachineMetrics {
         vcpu_exits: machine.vcpus.iter().map(|vcpu| vcpu.exits()).collect(),
         net: machine.nics().iter().map(|nic| nic.metrics()).collect(),
+        disks: machine.platform.disks().iter().map(|disk| disk.metrics()).collect(),
         rng: machine.platform.rng().map(RngDevice::metrics),
         balloon: machine.platform.balloon().map(BalloonDevice::metrics),
         pauses,

@@ -7,6 +7,8 @@ mod board_tests;
 mod build;
 mod device_thread;
 mod dirty;
+#[cfg(test)]
+mod disk_tests;
 mod error;
 mod events;
 mod fingerprint;
@@ -63,7 +65,7 @@ pub struct Machine {
     buffers: Mutex<Vec<VcpuBuffers>>,
     /// The machine as built, for resets.
     power_on: Vec<u8>,
-    device_thread: Option<DeviceThread>,
+    device_threads: Vec<DeviceThread>,
     platform: Arc<Platform>,
     gate: Arc<Gate>,
     vm: Arc<VmFd>,
@@ -139,7 +141,7 @@ impl Drop for Machine {
     fn drop(&mut self) {
         self.gate.stop();
         self.vcpus.iter_mut().for_each(Vcpu::wait);
-        drop(self.device_thread.take());
+        self.device_threads.clear();
     }
 }
 

@@ -6,6 +6,7 @@ use super::events::{EventReceiver, MachineEvent};
 use crate::arch::acpi::RESET_VALUE;
 use crate::arch::layout::port;
 use crate::devices::balloon::BalloonDevice;
+use crate::devices::block::Disk;
 use crate::devices::cmos::Clock;
 use crate::devices::keyboard::Keyboard;
 use crate::devices::net::Nic;
@@ -45,6 +46,7 @@ pub(super) struct Devices {
     /// All of them, in the order of their PCI slots.
     pub(super) all: Vec<Arc<dyn VirtioDevice>>,
     pub(super) nics: Vec<Arc<Nic>>,
+    pub(super) disks: Vec<Arc<Disk>>,
     pub(super) rng: Option<Arc<RngDevice>>,
     pub(super) balloon: Option<Arc<BalloonDevice>>,
 }
@@ -103,6 +105,10 @@ impl Platform {
 
     pub(super) fn balloon(&self) -> Option<&BalloonDevice> {
         self.devices.balloon.as_deref()
+    }
+
+    pub(super) fn disks(&self) -> &[Arc<Disk>] {
+        &self.devices.disks
     }
 
     pub(super) fn serial_input(&self, bytes: &[u8]) -> usize {

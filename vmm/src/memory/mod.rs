@@ -16,6 +16,7 @@ mod ram;
 pub use dirty_map::DirtyMap;
 use hole_map::HoleMap;
 pub use mycelium_ram_core::{PageIndex, PageSet};
+pub(crate) use ram::HostRange;
 pub use ram::{GuestRam, MemoryError, PAGE_BYTES, Page};
 
 /// A guest physical address.

@@ -215,6 +215,48 @@ impl GuestRam {
         &self.memory
     }
 
+    /// Where `bytes` bytes from guest address `gpa` on are in this process; `None` if they are not all RAM, or not in
+    /// one piece.
+    pub(crate) fn host_range(&self, gpa: u64, bytes: u32) -> Option<HostRange> {
+        let bytes = usize::try_from(bytes).ok()?;
+        let slice = self.memory.get_slice(GuestAddress(gpa), bytes).ok()?;
+        Some(HostRange { host: slice.ptr_guard().as_ptr().expose_provenance(), bytes })
+    }
+
+    /// Marks guest memory as written by a device that wrote it past `vm-memory`.
+    pub(crate) fn mark_written(&self, gpa: u64, bytes: u32) {
+        if let Ok(slice) = self.memory.get_slice(GuestAddress(gpa), usize::try_from(bytes).unwrap_or(0)) {
+            slice.bitmap().mark_dirty(0, slice.len());
+        }
+    }
+
+    /// Copies `from` into RAM, unmarked.
+    pub(crate) fn copy_in(&self, from: &[u8], into: HostRange) {
+        assert!(self.holds(into) && from.len() == into.bytes, "ranges come from this RAM");
+        // SAFETY: `holds` has checked that the range lies in a mapping that lives as long as `self`; `from` is no
+        // guest memory, of which nobody hands out slices. The guest may write at the same time: it then has what
+        // it deserves, and no Rust reference to those bytes exists.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), into.as_ptr(), into.bytes) };
+    }
+
+    /// Copies RAM into `into`.
+    pub(crate) fn copy_out(&self, from: HostRange, into: &mut [u8]) {
+        assert!(self.holds(from) && into.len() == from.bytes, "ranges come from this RAM");
+        // SAFETY: as in `copy_in`, with the roles exchanged.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), into.as_mut_ptr(), from.bytes) };
+    }
+
+    fn holds(&self, range: HostRange) -> bool {
+        let inside = |slot: Slot<'_>| {
+            let start = usize::try_from(slot.host).unwrap_or(usize::MAX);
+            let offset = range.host.checked_sub(start);
+            offset
+                .and_then(|offset| offset.checked_add(range.bytes))
+                .is_some_and(|end| end as u64 <= slot.bytes)
+        };
+        self.slots().any(inside)
+    }
+
     /// The parts of RAM as (first page, guest address, host address, bytes), one KVM memory slot each.
     pub(crate) fn slots(&self) -> impl Iterator<Item = Slot<'_>> {
         let mut first = 0;
@@ -229,6 +271,36 @@ impl GuestRam {
             first += slot.bytes / PAGE_BYTES as u64;
             slot
         })
+    }
+}
+
+/// A piece of guest RAM as this process sees it. Only [`GuestRam::host_range`] makes one, and it is good for as long
+/// as that RAM.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HostRange {
+    host: usize,
+    pub(crate) bytes: usize,
+}
+
+impl HostRange {
+    fn as_ptr(self) -> *mut u8 {
+        std::ptr::with_exposed_provenance_mut(self.host)
+    }
+
+    /// For the kernel.
+    pub(crate) fn iovec(&self) -> libc::iovec {
+        libc::iovec { iov_base: self.as_ptr().cast(), iov_len: self.bytes }
+    }
+
+    /// Whether address and length are multiples of `align`.
+    pub(crate) fn is_aligned(&self, align: usize) -> bool {
+        self.host.is_multiple_of(align) && self.bytes.is_multiple_of(align)
+    }
+
+    /// Its parts of at most `most` bytes.
+    pub(crate) fn chunks(self, most: usize) -> impl Iterator<Item = HostRange> {
+        (0..self.bytes.div_ceil(most))
+            .map(move |n| HostRange { host: self.host + n * most, bytes: most.min(self.bytes - n * most) })
     }
 }
 

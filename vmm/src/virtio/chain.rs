@@ -124,6 +124,56 @@ impl Chain {
     }
 }
 
+impl Chain {
+    /// Guest memory of the readable part from byte `skip` on: (address, bytes).
+    pub(crate) fn readable_after(&self, skip: u64) -> Vec<(u64, u32)> {
+        cut(&self.buffers[..self.readable], skip, u64::MAX)
+    }
+
+    /// Guest memory of the first `bytes` bytes of the writable part.
+    pub(crate) fn writable_before(&self, bytes: u64) -> Vec<(u64, u32)> {
+        cut(&self.buffers[self.readable..self.count], 0, bytes)
+    }
+
+    /// Address of the last byte of the writable part.
+    pub(crate) fn last_writable_byte(&self) -> Option<u64> {
+        let writable = &self.buffers[self.readable..self.count];
+        let (address, bytes) = writable.iter().rev().find(|(_, bytes)| *bytes > 0)?;
+        address.checked_add(u64::from(*bytes) - 1)
+    }
+}
+
+/// The part of `buffers` that follows the first `skip` bytes and has at most `bytes` bytes.
+fn cut(buffers: &[(u64, u32)], mut skip: u64, mut bytes: u64) -> Vec<(u64, u32)> {
+    let mut parts = Vec::with_capacity(buffers.len());
+    for (address, length) in buffers {
+        let length = u64::from(*length);
+        let from = skip.min(length);
+        let take = (length - from).min(bytes);
+        (skip, bytes) = (skip - from, bytes - take);
+        if take > 0 {
+            // An address that wraps is no RAM either way.
+            parts.push((address.wrapping_add(from), u32::try_from(take).unwrap_or(u32::MAX)));
+        }
+    }
+    parts
+}
+
 fn total(buffers: &[(u64, u32)]) -> u64 {
     buffers.iter().map(|(_, length)| u64::from(*length)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_cut_across_buffers() {
+        let buffers = [(100, 10), (200, 0), (300, 20)];
+        assert_eq!(cut(&buffers, 0, u64::MAX), [(100, 10), (300, 20)]);
+        assert_eq!(cut(&buffers, 4, u64::MAX), [(104, 6), (300, 20)]);
+        assert_eq!(cut(&buffers, 12, 5), [(302, 5)]);
+        assert_eq!(cut(&buffers, 0, 11), [(100, 10), (300, 1)]);
+        assert_eq!(cut(&buffers, 30, 1), []);
+    }
 }

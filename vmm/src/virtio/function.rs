@@ -73,6 +73,11 @@ pub(crate) trait DeviceType: Send + 'static {
         Vec::new()
     }
 
+    /// Whether the device does work that may keep others waiting, and so gets a worker thread of its own.
+    fn wants_own_thread(&self) -> bool {
+        false
+    }
+
     /// The queue that is served when descriptor `source` is ready. `None`: [`DeviceType::event`] is called.
     fn queue_of_source(&self, _source: u16) -> Option<u16> {
         None
@@ -319,6 +324,8 @@ pub(crate) trait VirtioDevice: PciFunction + std::fmt::Debug {
     fn doorbells(&self) -> &[EventFd];
     /// Descriptors to watch besides.
     fn sources(&self) -> Vec<RawFd>;
+    /// Whether it gets a worker thread of its own.
+    fn wants_own_thread(&self) -> bool;
     /// Serves a queue once; called by the worker thread when its doorbell rang.
     fn serve(&self, index: u16);
     /// Descriptor `source` is ready; called by the worker thread.
@@ -379,6 +386,10 @@ impl<D: DeviceType> VirtioDevice for Function<D> {
 
     fn sources(&self) -> Vec<RawFd> {
         self.lock().device.sources()
+    }
+
+    fn wants_own_thread(&self) -> bool {
+        self.lock().device.wants_own_thread()
     }
 
     fn serve(&self, index: u16) {

@@ -306,6 +306,11 @@ impl DeviceType for Balloon {
         read_image(&self.registers.image(), offset, into);
     }
 
+    /// Freeing a gigabyte takes the host's kernel tens of milliseconds, which no card should wait for.
+    fn wants_own_thread(&self) -> bool {
+        true
+    }
+
     fn config_write(&mut self, offset: usize, data: &[u8], _: &mut Io<'_>) {
         self.registers.write(offset, data);
     }

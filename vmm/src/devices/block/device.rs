@@ -1,0 +1,209 @@
+//! The disk: its registers, and what is under way.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
+};
+use vmm_sys_util::timerfd::TimerFd;
+
+use super::engine::Engine;
+use super::image::{DiskImage, Geometry};
+use super::metrics::BlockMetrics;
+use super::persist::BlockSaved;
+use super::rate::{Bucket, Limits};
+use super::request::{Operation, SECTOR_BYTES};
+use crate::kvm::KvmError;
+use crate::limits::{DISK_CLEAR_SECTORS_MAX, DISK_REQUESTS_MAX, QUEUE_SIZE};
+use crate::memory::HostRange;
+use crate::spec::DiskSpec;
+use crate::state::{Fields, Payload, SectionId, StateError};
+use crate::virtio::{Blueprint, ChainError, DeviceType, Function, Io, Place, Turn, read_image};
+
+const DEVICE_TYPE: u16 = 2;
+const CLASS_STORAGE: [u8; 3] = [1, 0x80, 0];
+/// Bytes of `struct virtio_blk_config`.
+const CONFIG_BYTES: usize = 60;
+/// Queues of the disk a fuzzer plays with.
+#[cfg(feature = "fuzzing")]
+pub(crate) const QUEUES_OF_FUZZED: u16 = 2;
+
+/// A disk.
+pub(crate) type Disk = Function<Block>;
+
+/// What is behind the disk's transport.
+pub(crate) struct Block {
+    pub(super) geometry: Geometry,
+    pub(super) serial: String,
+    queues: u16,
+    pub(super) engine: Engine,
+    /// By slot; `None` is free.
+    pub(super) under_way: Vec<Option<Pending>>,
+    pub(super) free: Vec<u16>,
+    pub(super) limits: Limits,
+    /// Wakes queues that the rate limit holds.
+    timer: TimerFd,
+    /// Queues that could not be worked off for lack of slots or rate.
+    pub(super) waiting: Vec<bool>,
+    /// Queues with answers the driver has not been told of.
+    pub(super) answered: Vec<bool>,
+    pub(super) metrics: BlockMetrics,
+    /// Host addresses of the request in work.
+    pub(super) memory: Vec<HostRange>,
+}
+
+/// A request under way.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) queue: u16,
+    pub(super) head: u16,
+    pub(super) operation: Operation,
+    /// Guest address of the status byte.
+    pub(super) status_at: u64,
+    /// Guest memory it writes: (address, bytes).
+    pub(super) into: Vec<(u64, u32)>,
+}
+
+impl Disk {
+    /// A disk on an open image, paused.
+    ///
+    /// # Errors
+    /// [`KvmError`] when eventfds cannot be attached.
+    pub(crate) fn attach(place: Place<'_>, spec: &DiskSpec, image: DiskImage) -> Result<Disk, KvmError> {
+        let block = Block::new(spec, image, place).map_err(|e| {
+            let code = e.raw_os_error().unwrap_or(libc::EIO);
+            crate::kvm::refused("make an io_uring for a disk")(vmm_sys_util::errno::Error::new(code))
+        })?;
+        Function::new(place, &blueprint(spec), block)
+    }
+
+    /// Counters so far.
+    pub(crate) fn metrics(&self) -> BlockMetrics {
+        BlockMetrics { breakdowns: self.breakdowns(), ..self.lock().device.metrics }
+    }
+}
+
+impl Block {
+    fn new(spec: &DiskSpec, image: DiskImage, place: Place<'_>) -> io::Result<Block> {
+        let now = Instant::now();
+        let bucket = |rate: Option<u64>| rate.map(|per_s| Bucket::new(per_s, now));
+        Ok(Block {
+            geometry: image.geometry,
+            serial: spec.serial.clone(),
+            queues: spec.queues,
+            engine: Engine::new(image, Arc::clone(place.ram), DISK_REQUESTS_MAX)?,
+            under_way: std::iter::repeat_with(|| None).take(usize::from(DISK_REQUESTS_MAX)).collect(),
+            free: (0..DISK_REQUESTS_MAX).rev().collect(),
+            limits: Limits { requests: bucket(spec.iops), bytes: bucket(spec.bytes_per_s) },
+            timer: TimerFd::new()?,
+            waiting: vec![false; usize::from(spec.queues)],
+            answered: vec![false; usize::from(spec.queues)],
+            metrics: BlockMetrics::default(),
+            memory: Vec::with_capacity(usize::from(QUEUE_SIZE)),
+        })
+    }
+
+    pub(super) fn serial_field(&self) -> [u8; crate::limits::DISK_SERIAL_BYTES_MAX] {
+        let mut field = [0; crate::limits::DISK_SERIAL_BYTES_MAX];
+        field[..self.serial.len()].copy_from_slice(self.serial.as_bytes());
+        field
+    }
+
+    /// Has the waiting queues looked at again after `wait`.
+    pub(super) fn wake_after(&mut self, wait: std::time::Duration) {
+        if let Err(error) = self.timer.reset(wait, None) {
+            tracing::error!(%error, "a disk's timer cannot be set; its rate limit may hold the guest");
+        }
+    }
+
+    /// Waits for everything under way; with a driver that is still there, it gets its answers.
+    fn finish_all(&mut self, mut io: Option<&mut Io<'_>>) -> Result<(), ChainError> {
+        let mut outcome = Ok(());
+        while let Some(finished) = self.engine.wait() {
+            let answered = self.answer(finished, io.as_deref_mut());
+            outcome = outcome.and(answered);
+        }
+        match io {
+            Some(io) => outcome.and(self.signal(io)),
+            None => outcome,
+        }
+    }
+}
+
+impl DeviceType for Block {
+    type Saved = BlockSaved;
+    const SECTION: SectionId = SectionId::Block;
+
+    /// `struct virtio_blk_config`.
+    fn config_read(&self, offset: usize, into: &mut [u8]) {
+        let mut image = [0; CONFIG_BYTES];
+        let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, &(self.geometry.bytes / SECTOR_BYTES).to_le_bytes());
+        put(12, &u32::from(QUEUE_SIZE - 2).to_le_bytes());
+        put(20, &self.geometry.block_bytes.to_le_bytes());
+        put(34, &self.queues.to_le_bytes());
+        put(36, &DISK_CLEAR_SECTORS_MAX.to_le_bytes());
+        put(40, &1u32.to_le_bytes());
+        put(44, &(self.geometry.block_bytes / 512).to_le_bytes());
+        put(48, &DISK_CLEAR_SECTORS_MAX.to_le_bytes());
+        put(52, &1u32.to_le_bytes());
+        put(56, &[1]);
+        read_image(&image, offset, into);
+    }
+
+    fn serve(&mut self, index: u16, io: &mut Io<'_>) -> Result<Turn, ChainError> {
+        self.work(index, io)
+    }
+
+    fn wants_own_thread(&self) -> bool {
+        true
+    }
+
+    fn sources(&self) -> Vec<RawFd> {
+        self.engine.fd().into_iter().chain([self.timer.as_raw_fd()]).collect()
+    }
+
+    fn event(&mut self, _: u16, io: &mut Io<'_>) -> Result<Turn, ChainError> {
+        // Requests that finished, or the end of a wait: both are looked for.
+        self.reap(io)?;
+        self.work_waiting(io)
+    }
+
+    fn reset(&mut self, _: &mut Io<'_>) {
+        // Nobody is left to be answered.
+        let _ = self.finish_all(None);
+        self.waiting.fill(false);
+    }
+
+    fn settle(&mut self, io: &mut Io<'_>) -> Result<(), ChainError> {
+        self.finish_all(Some(io))
+    }
+
+    fn save(&self, out: &mut Payload<'_>) {
+        self.save_own(out);
+    }
+
+    fn decode(fields: &mut Fields<'_>) -> Result<BlockSaved, StateError> {
+        BlockSaved::decode(fields)
+    }
+
+    fn restore(&mut self, saved: &BlockSaved) {
+        self.restore_own(saved);
+    }
+}
+
+fn blueprint(spec: &DiskSpec) -> Blueprint {
+    let always = [VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ];
+    let by_mode: &[u32] =
+        if spec.readonly { &[VIRTIO_BLK_F_RO] } else { &[VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES] };
+    Blueprint {
+        device_type: DEVICE_TYPE,
+        class: CLASS_STORAGE,
+        features: always.iter().chain(by_mode).fold(0, |all, bit| all | 1 << bit),
+        queues: spec.queues,
+    }
+}

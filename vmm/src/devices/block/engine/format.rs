@@ -1,0 +1,80 @@
+//! Images with structures of their own, through `imago`: one request at a time, copied.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use imago::FormatAccess;
+use imago::file::File as ImagoFile;
+
+use super::Finished;
+use crate::devices::block::request::Operation;
+use crate::memory::{GuestRam, HostRange};
+
+/// Copies at most this much at a time.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Carries each request out at once, in the thread that starts it.
+pub(crate) struct FormatEngine {
+    image: FormatAccess<ImagoFile>,
+    chunk: Vec<u8>,
+    finished: VecDeque<Finished>,
+    ram: Arc<GuestRam>,
+    _lock: File,
+}
+
+impl std::fmt::Debug for FormatEngine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FormatEngine").finish_non_exhaustive()
+    }
+}
+
+impl FormatEngine {
+    pub(super) fn new(image: FormatAccess<ImagoFile>, lock: File, ram: Arc<GuestRam>) -> FormatEngine {
+        FormatEngine { image, chunk: Vec::new(), finished: VecDeque::new(), ram, _lock: lock }
+    }
+
+    pub(super) fn start(&mut self, slot: u16, operation: Operation, memory: &[HostRange]) {
+        let result = self.carry_out(operation, memory);
+        self.finished.push_back(Finished { slot, result });
+    }
+
+    pub(super) fn finished(&mut self) -> Option<Finished> {
+        self.finished.pop_front()
+    }
+
+    fn carry_out(&mut self, operation: Operation, memory: &[HostRange]) -> io::Result<()> {
+        match operation {
+            Operation::Read { offset, .. } => self.read(offset, memory),
+            Operation::Write { offset, .. } => self.write(offset, memory),
+            Operation::Flush => {
+                self.image.flush()?;
+                self.image.sync()
+            }
+            Operation::Discard { offset, bytes } => self.image.discard_to_any(offset, bytes),
+            Operation::WriteZeroes { offset, bytes, .. } => self.image.write_zeroes(offset, bytes),
+            Operation::GetId => Ok(()),
+        }
+    }
+
+    fn read(&mut self, mut offset: u64, memory: &[HostRange]) -> io::Result<()> {
+        for part in memory.iter().flat_map(|range| range.chunks(CHUNK_BYTES)) {
+            self.chunk.resize(part.bytes, 0);
+            self.image.read(&mut self.chunk[..], offset)?;
+            self.ram.copy_in(&self.chunk, part);
+            offset += part.bytes as u64;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, mut offset: u64, memory: &[HostRange]) -> io::Result<()> {
+        for part in memory.iter().flat_map(|range| range.chunks(CHUNK_BYTES)) {
+            self.chunk.resize(part.bytes, 0);
+            self.ram.copy_out(part, &mut self.chunk);
+            self.image.write(&self.chunk[..], offset)?;
+            offset += part.bytes as u64;
+        }
+        Ok(())
+    }
+}

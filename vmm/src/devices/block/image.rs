@@ -1,0 +1,266 @@
+//! Opening disk images, with the mistakes people make told apart.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use imago::file::File as ImagoFile;
+use imago::format::gate::ImplicitOpenGate;
+use imago::qcow2::Qcow2;
+use imago::{FormatAccess, FormatDriverBuilder, Storage, StorageOpenOptions};
+
+use super::request::SECTOR_BYTES;
+use crate::spec::{DiskCache, DiskFormat, DiskSpec};
+
+const QCOW2_MAGIC: &[u8; 4] = b"QFI\xfb";
+/// Largest block a guest is told of.
+const BLOCK_BYTES_MAX: u64 = 4096;
+
+/// Why a disk image cannot be used. It has not been changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// The file cannot be opened.
+    #[error("cannot open disk {}: {source}; check path and permissions{}", path.display(), hint(*readonly))]
+    Open {
+        /// Its path.
+        path: PathBuf,
+        /// It was to be read only.
+        readonly: bool,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Another process uses it.
+    #[error("disk {} is in use by another process; two writers would destroy it: stop the other VM, or make both readonly", path.display())]
+    Busy {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// Its content is of another format than was said.
+    #[error("disk {} {reason}; {remedy}", path.display())]
+    Format {
+        /// Its path.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The image's own structures are damaged, or name files that cannot be had.
+    #[error("disk {} cannot be used as qcow2: {source}; check it with a qcow2 tool, and that its backing files are there", path.display())]
+    Damaged {
+        /// Its path.
+        path: PathBuf,
+        /// What is wrong.
+        source: io::Error,
+    },
+}
+
+fn hint(readonly: bool) -> &'static str {
+    if readonly { "" } else { ", or set readonly = true" }
+}
+
+/// What a guest may do to a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Geometry {
+    /// Size, a multiple of 512.
+    pub(crate) bytes: u64,
+    /// Unit of reading and writing without a detour.
+    pub(crate) block_bytes: u32,
+    pub(crate) readonly: bool,
+}
+
+impl Geometry {
+    /// Offset of `sector` if `bytes` from there on lie inside the disk and are whole sectors.
+    pub(super) fn range(&self, sector: u64, bytes: u64) -> Option<u64> {
+        let offset = sector.checked_mul(SECTOR_BYTES)?;
+        let end = offset.checked_add(bytes)?;
+        (end <= self.bytes && bytes.is_multiple_of(SECTOR_BYTES)).then_some(offset)
+    }
+}
+
+/// An open disk image.
+#[derive(Debug)]
+pub struct DiskImage {
+    pub(super) store: Store,
+    pub(super) geometry: Geometry,
+    /// Alignment that buffers in memory must have, bytes; 1 if any will do.
+    pub(super) memory_align: usize,
+    /// Through the page cache; held for its lock.
+    pub(super) plain: File,
+}
+
+pub(super) enum Store {
+    Raw(File),
+    Format(Box<FormatAccess<ImagoFile>>),
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Store::Raw(_) => "Raw",
+            Store::Format(_) => "Format",
+        })
+    }
+}
+
+impl DiskImage {
+    /// Opens the image of a disk. A writable one is locked against other processes of this kind.
+    ///
+    /// # Errors
+    /// [`ImageError`].
+    pub fn open(spec: &DiskSpec) -> Result<DiskImage, ImageError> {
+        let path = &spec.path;
+        let fail = |source| ImageError::Open { path: path.clone(), readonly: spec.readonly, source };
+        let direct = spec.cache == DiskCache::Direct;
+        let plain = OpenOptions::new().read(true).write(!spec.readonly).open(path).map_err(fail)?;
+        lock(&plain, spec)?;
+        check_magic(&plain, spec)?;
+        match spec.format {
+            DiskFormat::Raw => {
+                let flags = if direct { libc::O_DIRECT } else { 0 };
+                let mut options = OpenOptions::new();
+                options.read(true).write(!spec.readonly).custom_flags(flags);
+                let file = options.open(path).map_err(fail)?;
+                let bytes = (&plain).seek(SeekFrom::End(0)).map_err(fail)?;
+                let (memory_align, block_bytes) = if direct { direct_alignment(&file) } else { (1, 512) };
+                let geometry = geometry(bytes, block_bytes, spec);
+                check_size(bytes, geometry, path)?;
+                Ok(DiskImage { store: Store::Raw(file), geometry, memory_align, plain })
+            }
+            DiskFormat::Qcow2 => {
+                let access = open_qcow2(path, !spec.readonly, direct)?;
+                let geometry = geometry(access.size(), 512, spec);
+                check_size(access.size(), geometry, path)?;
+                Ok(DiskImage { store: Store::Format(Box::new(access)), geometry, memory_align: 1, plain })
+            }
+        }
+    }
+
+    /// Size of the disk, bytes.
+    pub fn bytes(&self) -> u64 {
+        self.geometry.bytes
+    }
+
+    /// Reads from the disk, for who looks at it before it is given to a guest.
+    ///
+    /// # Errors
+    /// The host's or the image's; reading past the end is one.
+    pub fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        match &self.store {
+            Store::Raw(_) => std::os::unix::fs::FileExt::read_exact_at(&self.plain, into, offset),
+            Store::Format(access) => access.read(into, offset),
+        }
+    }
+}
+
+fn geometry(bytes: u64, block_bytes: u32, spec: &DiskSpec) -> Geometry {
+    Geometry { bytes: bytes - bytes % SECTOR_BYTES, block_bytes, readonly: spec.readonly }
+}
+
+fn check_size(bytes: u64, geometry: Geometry, path: &Path) -> Result<(), ImageError> {
+    if geometry.bytes > 0 {
+        return Ok(());
+    }
+    let reason = format!("has {bytes} bytes, less than one sector");
+    let remedy = "make it as large as the disk shall be: truncate -s 10G FILE";
+    Err(ImageError::Format { path: path.to_owned(), reason, remedy })
+}
+
+/// A writer shuts everybody else out, readers only writers. The lock is the open file's, and goes with it.
+fn lock(file: &File, spec: &DiskSpec) -> Result<(), ImageError> {
+    let taken = if spec.readonly { file.try_lock_shared() } else { file.try_lock() };
+    match taken {
+        Ok(()) => Ok(()),
+        Err(std::fs::TryLockError::WouldBlock) => Err(ImageError::Busy { path: spec.path.clone() }),
+        Err(std::fs::TryLockError::Error(source)) => {
+            Err(ImageError::Open { path: spec.path.clone(), readonly: spec.readonly, source })
+        }
+    }
+}
+
+fn check_magic(file: &File, spec: &DiskSpec) -> Result<(), ImageError> {
+    let fail = |source| ImageError::Open { path: spec.path.clone(), readonly: spec.readonly, source };
+    let metadata = file.metadata().map_err(fail)?;
+    if !metadata.is_file() && !metadata.file_type().is_block_device() {
+        let reason = "is neither a file nor a block device".to_owned();
+        return Err(ImageError::Format { path: spec.path.clone(), reason, remedy: "check the path" });
+    }
+    let mut magic = Vec::new();
+    file.take(QCOW2_MAGIC.len() as u64).read_to_end(&mut magic).map_err(fail)?;
+    let (reason, remedy) = match (spec.format, magic == QCOW2_MAGIC) {
+        (DiskFormat::Raw, false) | (DiskFormat::Qcow2, true) => return Ok(()),
+        (DiskFormat::Raw, true) => (
+            "is said to be raw but begins as a qcow2 image does",
+            "set format = \"qcow2\" if it is one that you made; a guest may have written this",
+        ),
+        (DiskFormat::Qcow2, false) => ("is said to be qcow2 but is not", "set format = \"raw\""),
+    };
+    Err(ImageError::Format { path: spec.path.clone(), reason: reason.to_owned(), remedy })
+}
+
+/// Opens a qcow2 image and what it is based on.
+fn open_qcow2(path: &Path, write: bool, direct: bool) -> Result<FormatAccess<ImagoFile>, ImageError> {
+    let damaged = |source| ImageError::Damaged { path: path.to_owned(), source };
+    let folder = path.parent().unwrap_or(Path::new("")).canonicalize().map_err(damaged)?;
+    let image = Qcow2::<ImagoFile>::builder_path(path)
+        .storage_open_options(StorageOpenOptions::new().direct(direct))
+        .write(write)
+        .open(SameFolder(folder))
+        .map_err(damaged)?;
+    Ok(FormatAccess::new(image))
+}
+
+/// Lets an image be based on files of its own folder only. An image from elsewhere could otherwise name any file of
+/// the host, and its guest would read it.
+#[derive(Clone, Debug)]
+struct SameFolder(PathBuf);
+
+impl SameFolder {
+    fn check(&self, path: Option<&Path>) -> io::Result<()> {
+        let named = path.ok_or_else(|| io::Error::other("names a file it is based on, but no path"))?;
+        if named.canonicalize()?.parent() == Some(&self.0) {
+            return Ok(());
+        }
+        let said =
+            format!("is based on {}, outside its own folder; put both into one folder", named.display());
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, said))
+    }
+}
+
+impl ImplicitOpenGate<ImagoFile> for SameFolder {
+    fn open_format<F: FormatDriverBuilder<ImagoFile>>(
+        &mut self,
+        builder: F,
+    ) -> io::Result<FormatAccess<ImagoFile>> {
+        self.check(builder.get_image_path().as_deref())?;
+        Ok(FormatAccess::new(builder.open(self.clone())?))
+    }
+
+    fn open_storage(&mut self, options: StorageOpenOptions) -> io::Result<ImagoFile> {
+        self.check(options.get_filename())?;
+        ImagoFile::open(options)
+    }
+}
+
+/// What direct I/O on `file` asks of memory addresses and of offsets.
+fn direct_alignment(file: &File) -> (usize, u32) {
+    // SAFETY: a zeroed statx is a valid one for the kernel to fill; the path is an empty NUL-terminated literal,
+    // and both live through the call.
+    let (result, found) = unsafe {
+        let mut found: libc::statx = std::mem::zeroed();
+        let flags = libc::AT_EMPTY_PATH;
+        let result = libc::statx(file.as_raw_fd(), c"".as_ptr(), flags, libc::STATX_DIOALIGN, &raw mut found);
+        (result, found)
+    };
+    let told = result == 0 && found.stx_mask & libc::STATX_DIOALIGN != 0 && found.stx_dio_offset_align != 0;
+    if !told {
+        // Before Linux 6.1. A page is right for every file system and disk there is; sectors smaller than the
+        // disk's own then fail, which the guest is spared by the block size it is told.
+        return (4096, 512);
+    }
+    let memory = usize::try_from(found.stx_dio_mem_align).unwrap_or(4096);
+    let block = u64::from(found.stx_dio_offset_align).clamp(SECTOR_BYTES, BLOCK_BYTES_MAX);
+    (memory, u32::try_from(block).unwrap_or(512))
+}

@@ -1,0 +1,28 @@
+//! Disk: virtio-blk on one side, an image file or block device on the other.
+//!
+//! ```text
+//!   guest queues ──> device ──> Request (checked) ──> Engine ──> image
+//!        ^                                              │
+//!        └──── status byte, used ring <── Finished <────┘
+//! ```
+//! A raw image is worked on by io_uring straight from and into guest memory ([`engine`]); other formats go through
+//! `imago`, one request at a time. Each disk has a thread of its own, so that a slow one holds up nobody else.
+//!
+//! A pause waits for what is in flight: then no request is half done in any saved state, and a restored guest
+//! finds every request either completed or still in its queue.
+
+mod device;
+mod engine;
+mod image;
+mod persist;
+mod queue;
+mod rate;
+mod request;
+
+mod metrics;
+
+pub(crate) use device::Disk;
+#[cfg(feature = "fuzzing")]
+pub(crate) use device::{Block, QUEUES_OF_FUZZED};
+pub use image::{DiskImage, ImageError};
+pub use metrics::BlockMetrics;
