@@ -8,7 +8,7 @@ use super::{Machine, MachineError, RestoreOptions};
 use crate::devices::balloon::{BalloonMetrics, BalloonStats, DEFLATE, INFLATE, REPORTING, STATS};
 use crate::limits::BALLOON_NUMBERS_MAX;
 use crate::spec::DeviceSpecs;
-use crate::virtio::rig::{BUFFERS, CONFIG, NEEDS_RESET, NEXT, Rig, WRITE};
+use crate::virtio::rig::{BUFFERS, CONFIG, Descriptor, NEEDS_RESET, NEXT, Rig, WRITE};
 
 /// Where tests have pages to give away: from this page on.
 const SPARE: u64 = 2048;
@@ -165,7 +165,7 @@ fn hostile_requests_change_no_page_and_stop_the_device_until_it_is_reset() {
     let (at, past) = (SPARE * 4096, 16 << 20);
     let numbers_bytes = u32::try_from(4 * BALLOON_NUMBERS_MAX).unwrap();
     rig.put(BUFFERS, &[spare(0..1)[0].to_le_bytes(), u32::MAX.to_le_bytes()].concat());
-    let cases: [(&str, u16, &[(u64, u32, u16, u16)]); 16] = [
+    let cases: [(&str, u16, &[Descriptor]); 16] = [
         ("a page outside RAM among good ones", INFLATE, &[(BUFFERS, 8, 0, 0)]),
         ("half a number", INFLATE, &[(BUFFERS, 6, 0, 0)]),
         ("no number", INFLATE, &[(BUFFERS, 0, 0, 0)]),

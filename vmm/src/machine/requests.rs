@@ -14,7 +14,10 @@ impl Machine {
         let balloon = self.platform.balloon().ok_or(MachineError::NoBalloon)?;
         let ram = self.ram.page_count();
         match u32::try_from(pages) {
-            Ok(target) if pages < ram => Ok(balloon.set_target(target)),
+            Ok(target) if pages < ram => {
+                balloon.set_target(target);
+                Ok(())
+            }
             _ => Err(MachineError::BalloonTooLarge { pages, ram }),
         }
     }

@@ -7,7 +7,7 @@ use super::{Machine, RestoreOptions};
 use crate::devices::rng::RngMetrics;
 use crate::limits::{RNG_REQUEST_BYTES_MAX, RNG_TURN_REQUESTS};
 use crate::spec::DeviceSpecs;
-use crate::virtio::rig::{BUFFERS, NEEDS_RESET, NEXT, Rig, WRITE};
+use crate::virtio::rig::{BUFFERS, Descriptor, NEEDS_RESET, NEXT, Rig, WRITE};
 
 fn machine() -> Option<Machine> {
     machine_with(DeviceSpecs { rng: true, ..DeviceSpecs::default() })
@@ -58,7 +58,7 @@ fn hostile_requests_stop_the_device_until_it_is_reset() {
     let Some(machine) = machine() else { return };
     let mut rig = Rig::new(machine, 0, 0);
     let past = 16 << 20;
-    let cases: [(&str, &[(u64, u32, u16, u16)]); 7] = [
+    let cases: [(&str, &[Descriptor]); 7] = [
         ("nothing to fill", &[(BUFFERS, 0, WRITE, 0)]),
         ("something to read", &[(BUFFERS, 64, 0, 0)]),
         ("something to read first", &[(BUFFERS, 64, NEXT, 1), (BUFFERS, 64, WRITE, 0)]),

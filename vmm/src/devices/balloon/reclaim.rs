@@ -37,7 +37,7 @@ impl Reclaim {
     /// [`ChainError::Unaligned`] unless it is whole pages, [`ChainError::OutsideRam`] unless all of it is RAM.
     pub(super) fn add_range(&mut self, ram: &GuestRam, address: u64, bytes: u32) -> Result<(), ChainError> {
         let (page, bytes) = (PAGE_BYTES as u64, u64::from(bytes));
-        if bytes == 0 || address % page != 0 || bytes % page != 0 {
+        if bytes == 0 || !address.is_multiple_of(page) || !bytes.is_multiple_of(page) {
             return Err(ChainError::Unaligned);
         }
         let last = address.checked_add(bytes - page).and_then(|last| ram.page_of(Gpa(last)));
