@@ -29,4 +29,6 @@ mod vcpu;
 mod virtio;
 
 #[cfg(feature = "fuzzing")]
+pub use devices::{balloon::fuzz_balloon, rng::fuzz_rng};
+#[cfg(feature = "fuzzing")]
 pub use machine::fuzz_state;

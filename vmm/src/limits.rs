@@ -65,6 +65,31 @@ pub const NIC_TURN_FRAMES: usize = 64;
 /// Frames that wait for guest receive buffers before further ones are dropped: the replay of one takeover.
 pub const RX_BACKLOG_FRAMES: usize = 1024;
 
+/// Random bytes given per request: what `getrandom` yields in well under a millisecond.
+pub const RNG_REQUEST_BYTES_MAX: usize = 64 << 10;
+
+/// Requests for entropy per turn, so that a flood cannot keep a pause waiting for the device's lock.
+pub const RNG_TURN_REQUESTS: usize = 4;
+
+/// Page numbers in one request to the balloon. Linux sends 256; others send a page full.
+pub const BALLOON_NUMBERS_MAX: usize = 1024;
+
+/// Requests per turn of the balloon, for the same reason as [`NIC_TURN_FRAMES`].
+pub const BALLOON_TURN_CHAINS: usize = 16;
+
+/// Pages after which a turn of the balloon ends: each may cost a system call that stops the vCPUs for a moment.
+pub const BALLOON_TURN_PAGES: u64 = 1024;
+
+/// Most pages one report of free pages may name before it is passed over: 1 GiB, eight times what Linux reports at
+/// once. Freeing them takes the host some 50 ms, which a pause may have to wait for.
+pub const BALLOON_REPORT_PAGES_MAX: u64 = 1 << 18;
+
+/// Entries of memory statistics that are read; drivers know 16.
+pub const BALLOON_STATS_MAX: usize = 32;
+
+/// How often a guest is asked for memory statistics at most: collecting them costs it a walk of its own counters.
+pub const BALLOON_STATS_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Serial input bytes that wait for the guest before further ones are refused.
 pub const SERIAL_INPUT_BYTES_MAX: usize = 64 << 10;
 

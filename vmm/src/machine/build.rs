@@ -6,13 +6,16 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::device_thread::DeviceThread;
 use super::lifecycle::Lifecycle;
-use super::platform::{Devices, Platform};
+use super::platform::{Board, Devices, Platform};
 use super::{Machine, MachineError, MachineFingerprint, MachinePorts, Processor};
-use crate::arch::layout::COM1_IRQ;
+use crate::arch::layout::{COM1_IRQ, RTC_IRQ, SCI_IRQ};
 use crate::arch::vcpu_state::VcpuBuffers;
 use crate::arch::{chips, cpuid, msrs, time};
+use crate::devices::balloon::BalloonDevice;
 use crate::devices::block::{Disk, DiskImage};
+use crate::devices::cmos::Clock;
 use crate::devices::net::{Nic, NicPort};
+use crate::devices::rng::RngDevice;
 use crate::devices::serial::SerialDevice;
 use crate::devices::watchdog::Watchdog;
 use crate::irq::IrqRouter;
@@ -94,13 +97,18 @@ fn build_platform(
     gate: &Arc<Gate>,
 ) -> Result<Platform, MachineError> {
     let router = Arc::new(IrqRouter::new(Arc::clone(vm))?);
-    let serial = SerialDevice::new(router.line(COM1_IRQ)?, ports.serial);
-    let watchdog = Watchdog::new().map_err(|source| MachineError::Host { action: "make a timer", source })?;
+    let timer = |source| MachineError::Host { action: "make a timer", source };
+    let board = Board {
+        serial: SerialDevice::new(router.line(COM1_IRQ)?, ports.serial),
+        cmos: Clock::new(router.line(RTC_IRQ)?).map_err(timer)?,
+        watchdog: Watchdog::new().map_err(timer)?,
+        sci: router.level_line(u32::from(SCI_IRQ)),
+    };
     let devices = build_devices(spec, ports.net, Place { slot: 0, number: 0, vm, router: &router, ram })?;
-    Ok(Platform::new(Arc::clone(gate), serial, watchdog, devices))
+    Ok(Platform::new(Arc::clone(gate), board, devices))
 }
 
-/// Puts every virtio device into the next PCI slot: the cards first.
+/// Puts every virtio device into the next PCI slot: cards, disks, entropy source, balloon.
 fn build_devices(spec: &VmSpec, net: Vec<NicPort>, first: Place<'_>) -> Result<Devices, MachineError> {
     let mut devices = Devices::default();
     for ((number, card), port) in (0..).zip(&spec.net).zip(net) {
@@ -113,6 +121,16 @@ fn build_devices(spec: &VmSpec, net: Vec<NicPort>, first: Place<'_>) -> Result<D
         let disk = Arc::new(Disk::attach(first.of(&devices, number), disk, image)?);
         devices.disks.push(Arc::clone(&disk));
         devices.all.push(disk);
+    }
+    if spec.devices.rng {
+        let rng = Arc::new(RngDevice::attach(first.of(&devices, 0))?);
+        devices.rng = Some(Arc::clone(&rng));
+        devices.all.push(rng);
+    }
+    if spec.devices.balloon {
+        let balloon = Arc::new(BalloonDevice::attach(first.of(&devices, 0))?);
+        devices.balloon = Some(Arc::clone(&balloon));
+        devices.all.push(balloon);
     }
     Ok(devices)
 }

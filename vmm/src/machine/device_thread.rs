@@ -19,6 +19,7 @@ const BATCH: usize = 32;
 enum Source {
     Stop,
     Watchdog,
+    Clock,
     /// Queue `queue` of a device was notified.
     Doorbell {
         device: u16,
@@ -36,6 +37,7 @@ impl Source {
         let (kind, device, which) = match self {
             Source::Stop => (0, 0, 0),
             Source::Watchdog => (1, 0, 0),
+            Source::Clock => (4, 0, 0),
             Source::Doorbell { device, queue } => (2, device, queue),
             Source::Ready { device, source } => (3, device, source),
         };
@@ -48,6 +50,7 @@ impl Source {
             0 => Source::Stop,
             1 => Source::Watchdog,
             2 => Source::Doorbell { device: field(16), queue: field(32) },
+            4 => Source::Clock,
             _ => Source::Ready { device: field(16), source: field(32) },
         }
     }
@@ -79,15 +82,15 @@ impl DeviceThread {
         Ok(threads)
     }
 
-    /// Serves `devices`, and the watchdog if it is to.
+    /// Serves `devices`, and the timers of the board if it is to.
     fn start(
         platform: Arc<Platform>,
         name: String,
         devices: &[u16],
-        watchdog: bool,
+        board: bool,
     ) -> io::Result<DeviceThread> {
         let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        let epoll = poll_set(&platform, stop.as_raw_fd(), devices, watchdog)?;
+        let epoll = poll_set(&platform, stop.as_raw_fd(), devices, board)?;
         let thread = std::thread::Builder::new().name(name).spawn(move || serve(&epoll, &platform))?;
         Ok(DeviceThread { stop, thread: Some(thread) })
     }
@@ -102,7 +105,7 @@ impl Drop for DeviceThread {
     }
 }
 
-fn poll_set(platform: &Platform, stop: RawFd, devices: &[u16], watchdog: bool) -> io::Result<Epoll> {
+fn poll_set(platform: &Platform, stop: RawFd, devices: &[u16], board: bool) -> io::Result<Epoll> {
     let epoll = Epoll::new()?;
     let add = |fd: RawFd, events, source: Source| {
         epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, source.pack()))
@@ -111,8 +114,10 @@ fn poll_set(platform: &Platform, stop: RawFd, devices: &[u16], watchdog: bool) -
     let timer = super::platform::lock(&platform.watchdog).timer_fd();
     // Edge-triggered throughout: an event is consumed by being seen, no read needed.
     let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
-    if watchdog {
+    if board {
         add(timer, edge, Source::Watchdog)?;
+        let timer = super::platform::lock(&platform.cmos).timer_fd();
+        add(timer, edge, Source::Clock)?;
     }
     for number in devices.iter().copied() {
         let device = &platform.devices()[usize::from(number)];
@@ -142,6 +147,7 @@ fn serve(epoll: &Epoll, platform: &Platform) {
             match Source::unpack(event.data()) {
                 Source::Stop => return,
                 Source::Watchdog => platform.watchdog_fired(),
+                Source::Clock => super::platform::lock(&platform.cmos).fired(),
                 Source::Doorbell { device, queue } => {
                     platform.devices()[usize::from(device)].serve(queue);
                 }
@@ -160,6 +166,7 @@ mod tests {
         for source in [
             Source::Stop,
             Source::Watchdog,
+            Source::Clock,
             Source::Doorbell { device: 3, queue: 2 },
             Source::Doorbell { device: 0, queue: 0 },
             Source::Ready { device: 1, source: 1 },

@@ -59,6 +59,17 @@ pub enum MachineError {
         /// What was asked.
         action: &'static str,
     },
+    /// The spec asks for no balloon.
+    #[error("the VM has no balloon; add `balloon = true` to its spec and start it again")]
+    NoBalloon,
+    /// A balloon that would leave nothing.
+    #[error("a balloon of {pages} pages was asked for, but the guest has {ram} pages of RAM; ask for fewer")]
+    BalloonTooLarge {
+        /// Pages asked for.
+        pages: u64,
+        /// Pages of RAM.
+        ram: u64,
+    },
     /// An operation that needs dirty tracking.
     #[error("dirty pages are not being tracked; call start_dirty_tracking first")]
     NotTracking,

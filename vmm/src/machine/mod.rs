@@ -1,6 +1,10 @@
 //! A virtual machine: built once, then paused and resumed, saved and restored.
 
 mod bootable;
+#[cfg(test)]
+mod balloon_tests;
+#[cfg(test)]
+mod board_tests;
 mod build;
 mod device_thread;
 mod dirty;
@@ -15,6 +19,11 @@ mod metrics;
 mod nic_tests;
 mod platform;
 mod ports;
+mod requests;
+#[cfg(test)]
+mod rng_tests;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod small;
 mod snapshot;
 
 use std::sync::{Arc, Mutex};

@@ -10,9 +10,11 @@
 //! ```
 
 mod dirty_map;
+mod hole_map;
 mod ram;
 
 pub use dirty_map::DirtyMap;
+use hole_map::HoleMap;
 pub use mycelium_ram_core::{PageIndex, PageSet};
 pub(crate) use ram::HostRange;
 pub use ram::{GuestRam, MemoryError, PAGE_BYTES, Page};

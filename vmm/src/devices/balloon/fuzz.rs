@@ -1,0 +1,21 @@
+//! The fuzzer's way in.
+
+use std::cell::RefCell;
+
+use crate::machine::small::{SMALL_DEVICES, machine_with};
+use crate::spec::DeviceSpecs;
+use crate::virtio::fuzz::drive;
+use crate::virtio::rig::Rig;
+
+/// Statistics, deflating by itself, pattern, reporting.
+const FEATURES: u64 = 0b11_0110;
+thread_local! {
+    static RIG: RefCell<Option<Rig>> = RefCell::new(
+        machine_with(DeviceSpecs { rng: false, ..SMALL_DEVICES }).map(|machine| Rig::new(machine, 0, FEATURES)),
+    );
+}
+
+/// Does to a balloon what `data` says; nothing where there is no KVM.
+pub fn fuzz_balloon(data: &[u8]) {
+    RIG.with_borrow_mut(|rig| rig.iter_mut().for_each(|rig| drive(rig, data)));
+}
