@@ -24,6 +24,38 @@ pub const DISK_SERIAL_BYTES_MAX: usize = 20;
 /// Ports of the paravirtual console; each has two queues.
 pub const CONSOLES_MAX: usize = 8;
 
+/// Longest path of a Unix socket (`sun_path` without its terminator).
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Programs that may wait to be accepted at a device's socket.
+pub const SOCKET_BACKLOG: i32 = 128;
+
+/// Connections through the socket device, and as many programs that have not said what they want. Each takes a
+/// descriptor, of which a process commonly has 1024.
+pub const VSOCK_CONNECTIONS_MAX: usize = 384;
+
+/// Bytes the guest may send on one connection ahead of the host program, as Linux has it for its own side.
+pub const VSOCK_BUFFER_BYTES: u32 = 256 << 10;
+
+/// Longest payload of a packet for the guest, as Linux has it for its own.
+pub const VSOCK_PACKET_BYTES_MAX: usize = 64 << 10;
+
+/// Refusals that wait for the guest to take them before nothing more is taken from it.
+pub const VSOCK_RESETS_MAX: usize = 256;
+
+/// Bytes of what the guest did that wait to be carried out before nothing more is taken from it: a quarter of the output
+/// gate, so that a flood leaves room for frames and console.
+pub const VSOCK_WAITING_BYTES_MAX: usize = 2 << 20;
+
+/// What a thing the guest did counts for while it waits, besides its bytes.
+pub const VSOCK_ORDER_BYTES: usize = 64;
+
+/// Longest line that a program of the host begins with.
+pub const VSOCK_GREETING_BYTES_MAX: usize = 32;
+
+/// Packets the socket device works off per turn in each direction, so that a flood cannot keep a pause waiting.
+pub const VSOCK_TURN_PACKETS: usize = 64;
+
 /// Longest kernel command line, terminator included: what Linux accepts on x86_64 (`COMMAND_LINE_SIZE`).
 pub const CMDLINE_BYTES_MAX: usize = 2048;
 

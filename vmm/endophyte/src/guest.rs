@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use endophyte_vmm::devices::net::{NicPort, Tap};
+use endophyte_vmm::devices::vsock::VsockLink;
 use endophyte_vmm::machine::{Machine, MachineEvent, MachinePorts, RestoreOptions};
 use endophyte_vmm::spec::VmSpec;
 use mycelium_ram::gate::Gate;
@@ -17,7 +18,7 @@ use mycelium_ram_core::{EpochId, PageIndex, PageSet};
 
 use crate::announce::Announcer;
 use crate::console::Tape;
-use crate::outlet::{Door, NicDoor, Outlet, SerialDoor};
+use crate::outlet::{Door, NicDoor, Outlet, SerialDoor, VsockDoor};
 
 /// Bytes after the machine's state in an epoch: the console's offset.
 const SUFFIX: usize = 8;
@@ -56,9 +57,11 @@ impl Guest {
                 announcer: announcer.clone(),
             }),
         };
+        let vsock = |spec| VsockLink::bind(spec, Arc::new(VsockDoor(door.clone())));
         let ports = MachinePorts {
             net: (0..).zip(macs.into_iter().zip(taps)).map(nic).collect(),
             serial: Arc::new(SerialDoor::new(door.clone(), serial_written.clone())),
+            vsock: spec.devices.vsock.as_ref().map(vsock).transpose()?,
         };
         let machine = Arc::new(Machine::build(spec, ports)?);
         outlet.attach(&machine);

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use endophyte_vmm::devices::net::{NetPort, Tap, Transmit};
 use endophyte_vmm::devices::serial::SerialPort;
+use endophyte_vmm::devices::vsock::{Deed, VsockPort};
 use endophyte_vmm::machine::Machine;
 use mycelium_ram::active::Inbox;
 use mycelium_ram::gate::{Gate, Offer};
@@ -57,6 +58,7 @@ impl OutputPort for Outlet {
     fn room(&self) {
         if let Some(machine) = self.machine.get().and_then(Weak::upgrade) {
             (0..self.taps.len()).for_each(|nic| machine.kick_tx(nic));
+            machine.kick_vsock();
         }
     }
 }
@@ -79,7 +81,10 @@ impl Door {
     }
 
     pub(crate) fn offer(&self, port: Port, offset: u64, data: &[u8]) -> Offer {
-        let (offer, first) = self.gate.offer(port, offset, data);
+        self.report(self.gate.offer(port, offset, data))
+    }
+
+    fn report(&self, (offer, first): (Offer, bool)) -> Offer {
         if first && let Some(inbox) = &*self.bell.lock().unwrap_or_else(PoisonError::into_inner) {
             let _ = inbox.send(Inbox::OutputPending);
         }
@@ -110,6 +115,20 @@ impl NetPort for NicDoor {
             self.announcer.again();
         }
         self.ingress.deliver(self.nic, frame);
+    }
+}
+
+/// The socket device's door: connections are made and fed when the epoch in which the guest did so is committed.
+#[derive(Debug)]
+pub(crate) struct VsockDoor(pub(crate) Door);
+
+impl VsockPort for VsockDoor {
+    fn offer(&self, deed: Deed) -> Transmit {
+        let Self(door) = self;
+        match door.report(door.gate.offer_deed(deed.weight(), Box::new(move || deed.carry_out()))) {
+            Offer::Taken => Transmit::Taken,
+            Offer::Full => Transmit::Full,
+        }
     }
 }
 

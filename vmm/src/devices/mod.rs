@@ -5,7 +5,9 @@
 //! holding still; what arrives meanwhile (a notification, a frame) is owed and made up for at the resume.
 
 pub(crate) mod cmos;
+pub mod listener;
 pub mod net;
 pub(crate) mod power;
 pub mod serial;
+pub mod vsock;
 pub(crate) mod watchdog;

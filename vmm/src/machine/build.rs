@@ -11,8 +11,9 @@ use super::{Machine, MachineError, MachineFingerprint, MachinePorts, Processor};
 use crate::arch::layout::COM1_IRQ;
 use crate::arch::vcpu_state::VcpuBuffers;
 use crate::arch::{chips, cpuid, msrs, time};
-use crate::devices::net::{Nic, NicPort};
+use crate::devices::net::Nic;
 use crate::devices::serial::SerialDevice;
+use crate::devices::vsock::{Vsock, VsockDevice};
 use crate::devices::watchdog::Watchdog;
 use crate::irq::IrqRouter;
 use crate::kvm::{self, DirtyLog, refused};
@@ -29,6 +30,9 @@ impl Machine {
     pub fn build(spec: &VmSpec, ports: MachinePorts) -> Result<Machine, MachineError> {
         if ports.net.len() != spec.net.len() {
             return Err(MachineError::Ports { spec: spec.net.len(), ports: ports.net.len() });
+        }
+        if ports.vsock.is_some() != spec.devices.vsock.is_some() {
+            return Err(MachineError::Port { device: "vsock" });
         }
         let kvm = kvm::open()?;
         let vm = Arc::new(kvm.create_vm().map_err(refused("create a VM"))?);
@@ -94,19 +98,26 @@ fn build_platform(
     gate: &Arc<Gate>,
 ) -> Result<Platform, MachineError> {
     let router = Arc::new(IrqRouter::new(Arc::clone(vm))?);
-    let serial = SerialDevice::new(router.line(COM1_IRQ)?, ports.serial);
+    let serial = SerialDevice::new(router.line(COM1_IRQ)?, Arc::clone(&ports.serial));
     let watchdog = Watchdog::new().map_err(|source| MachineError::Host { action: "make a timer", source })?;
-    let devices = build_devices(spec, ports.net, Place { slot: 0, number: 0, vm, router: &router, ram })?;
+    let devices = build_devices(spec, ports, Place { slot: 0, number: 0, vm, router: &router, ram })?;
     Ok(Platform::new(Arc::clone(gate), serial, watchdog, devices))
 }
 
-/// Puts every virtio device into the next PCI slot: the cards first.
-fn build_devices(spec: &VmSpec, net: Vec<NicPort>, first: Place<'_>) -> Result<Devices, MachineError> {
+/// Puts every virtio device into the next PCI slot: cards, disks, vsock, console, entropy source, balloon.
+fn build_devices(spec: &VmSpec, ports: MachinePorts, first: Place<'_>) -> Result<Devices, MachineError> {
     let mut devices = Devices::default();
-    for ((number, card), port) in (0..).zip(&spec.net).zip(net) {
+    for ((number, card), port) in (0..).zip(&spec.net).zip(ports.net) {
         let nic = Arc::new(Nic::attach(first.of(&devices, number), card.mac, port)?);
         devices.nics.push(Arc::clone(&nic));
         devices.all.push(nic);
+    }
+    if let (Some(spec), Some(link)) = (&spec.devices.vsock, ports.vsock) {
+        let vsock = Vsock::new(spec.cid, link)
+            .map_err(|source| MachineError::Host { action: "make a poll set", source })?;
+        let vsock = Arc::new(VsockDevice::attach(first.of(&devices, 0), vsock)?);
+        devices.vsock = Some(Arc::clone(&vsock));
+        devices.all.push(vsock);
     }
     Ok(devices)
 }

@@ -2,6 +2,7 @@
 
 use super::{Machine, PauseTimes};
 use crate::devices::net::NetMetrics;
+use crate::devices::vsock::VsockMetrics;
 
 /// Counters since the machine was built.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -10,6 +11,8 @@ pub struct MachineMetrics {
     pub vcpu_exits: Vec<u64>,
     /// Per network card.
     pub net: Vec<NetMetrics>,
+    /// The socket device, if there is one.
+    pub vsock: Option<VsockMetrics>,
     /// Pauses.
     pub pauses: u64,
     /// The last of them.
@@ -24,6 +27,7 @@ pub(super) fn collect(machine: &Machine) -> MachineMetrics {
     MachineMetrics {
         vcpu_exits: machine.vcpus.iter().map(|vcpu| vcpu.exits()).collect(),
         net: machine.nics().iter().map(|nic| nic.metrics()).collect(),
+        vsock: machine.platform.vsock().map(|vsock| vsock.metrics()),
         pauses,
         last_pause,
     }

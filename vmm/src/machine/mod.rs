@@ -13,6 +13,8 @@ mod nic_tests;
 mod platform;
 mod ports;
 mod snapshot;
+#[cfg(test)]
+mod vsock_tests;
 
 use std::sync::{Arc, Mutex};
 
@@ -103,6 +105,13 @@ impl Machine {
     pub fn kick_tx(&self, nic: usize) {
         if let Some(nic) = self.nics().get(nic) {
             nic.ring(crate::devices::net::TX);
+        }
+    }
+
+    /// The socket device's port, once `Full`, has room again.
+    pub fn kick_vsock(&self) {
+        if let Some(vsock) = self.platform.vsock() {
+            vsock.ring(crate::devices::vsock::TX);
         }
     }
 

@@ -9,6 +9,7 @@ use crate::devices::cmos::Cmos;
 use crate::devices::net::Nic;
 use crate::devices::power::Power;
 use crate::devices::serial::SerialDevice;
+use crate::devices::vsock::VsockDevice;
 use crate::devices::watchdog::Watchdog;
 use crate::pci::{PciFunction, PciHost};
 use crate::vcpu::{Bus, Exit, Gate};
@@ -39,6 +40,7 @@ pub(super) struct Devices {
     /// All of them, in the order of their PCI slots.
     pub(super) all: Vec<Arc<dyn VirtioDevice>>,
     pub(super) nics: Vec<Arc<Nic>>,
+    pub(super) vsock: Option<Arc<VsockDevice>>,
 }
 
 /// Why vCPUs stand still although nobody paused them.
@@ -81,6 +83,10 @@ impl Platform {
 
     pub(super) fn nics(&self) -> &[Arc<Nic>] {
         &self.devices.nics
+    }
+
+    pub(super) fn vsock(&self) -> Option<&Arc<VsockDevice>> {
+        self.devices.vsock.as_ref()
     }
 
     pub(super) fn serial_input(&self, bytes: &[u8]) -> usize {

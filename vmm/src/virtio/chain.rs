@@ -26,6 +26,8 @@ pub(crate) enum ChainError {
     OutsideRam,
     #[error("a buffer has the wrong direction")]
     Direction,
+    #[error("a buffer is too short for what it must hold")]
+    Short,
 }
 
 /// A whole, finite chain.
