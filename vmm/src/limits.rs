@@ -56,6 +56,21 @@ pub const VSOCK_GREETING_BYTES_MAX: usize = 32;
 /// Packets the socket device works off per turn in each direction, so that a flood cannot keep a pause waiting.
 pub const VSOCK_TURN_PACKETS: usize = 64;
 
+/// Output of a console port that waits for a client, bytes; the newest is kept.
+pub const CONSOLE_RING_BYTES: usize = 64 << 10;
+
+/// Bytes of one chain of a console port; drivers send pages, or 32 KiB.
+pub const CONSOLE_CHAIN_BYTES_MAX: usize = 256 << 10;
+
+/// Bytes handed to a console port's way out at a time, which must fit an output of the gate.
+pub const CONSOLE_WRITE_BYTES: usize = 32 << 10;
+
+/// Chains a console queue is worked off per turn, so that a flood cannot keep a pause waiting.
+pub const CONSOLE_TURN_CHAINS: usize = 64;
+
+/// Programs taken in at a console's socket per turn.
+pub const CONSOLE_TURN_CLIENTS: usize = 8;
+
 /// Longest kernel command line, terminator included: what Linux accepts on x86_64 (`COMMAND_LINE_SIZE`).
 pub const CMDLINE_BYTES_MAX: usize = 2048;
 

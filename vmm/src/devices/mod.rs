@@ -5,6 +5,7 @@
 //! holding still; what arrives meanwhile (a notification, a frame) is owed and made up for at the resume.
 
 pub(crate) mod cmos;
+pub mod console;
 pub mod listener;
 pub mod net;
 pub(crate) mod power;

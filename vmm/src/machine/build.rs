@@ -11,6 +11,7 @@ use super::{Machine, MachineError, MachineFingerprint, MachinePorts, Processor};
 use crate::arch::layout::COM1_IRQ;
 use crate::arch::vcpu_state::VcpuBuffers;
 use crate::arch::{chips, cpuid, msrs, time};
+use crate::devices::console::{Console, ConsoleDevice};
 use crate::devices::net::Nic;
 use crate::devices::serial::SerialDevice;
 use crate::devices::vsock::{Vsock, VsockDevice};
@@ -33,6 +34,9 @@ impl Machine {
         }
         if ports.vsock.is_some() != spec.devices.vsock.is_some() {
             return Err(MachineError::Port { device: "vsock" });
+        }
+        if ports.consoles.len() != spec.devices.consoles.len() {
+            return Err(MachineError::Port { device: "console" });
         }
         let kvm = kvm::open()?;
         let vm = Arc::new(kvm.create_vm().map_err(refused("create a VM"))?);
@@ -106,6 +110,7 @@ fn build_platform(
 
 /// Puts every virtio device into the next PCI slot: cards, disks, vsock, console, entropy source, balloon.
 fn build_devices(spec: &VmSpec, ports: MachinePorts, first: Place<'_>) -> Result<Devices, MachineError> {
+    let poll_set = |source| MachineError::Host { action: "make a poll set", source };
     let mut devices = Devices::default();
     for ((number, card), port) in (0..).zip(&spec.net).zip(ports.net) {
         let nic = Arc::new(Nic::attach(first.of(&devices, number), card.mac, port)?);
@@ -113,11 +118,16 @@ fn build_devices(spec: &VmSpec, ports: MachinePorts, first: Place<'_>) -> Result
         devices.all.push(nic);
     }
     if let (Some(spec), Some(link)) = (&spec.devices.vsock, ports.vsock) {
-        let vsock = Vsock::new(spec.cid, link)
-            .map_err(|source| MachineError::Host { action: "make a poll set", source })?;
+        let vsock = Vsock::new(spec.cid, link).map_err(poll_set)?;
         let vsock = Arc::new(VsockDevice::attach(first.of(&devices, 0), vsock)?);
         devices.vsock = Some(Arc::clone(&vsock));
         devices.all.push(vsock);
+    }
+    if !spec.devices.consoles.is_empty() {
+        let console = Console::new(&spec.devices.consoles, ports.consoles).map_err(poll_set)?;
+        let console = Arc::new(ConsoleDevice::attach(first.of(&devices, 0), console)?);
+        devices.console = Some(Arc::clone(&console));
+        devices.all.push(console);
     }
     Ok(devices)
 }

@@ -1,6 +1,7 @@
 //! Counters of a machine.
 
 use super::{Machine, PauseTimes};
+use crate::devices::console::ConsoleMetrics;
 use crate::devices::net::NetMetrics;
 use crate::devices::vsock::VsockMetrics;
 
@@ -13,6 +14,8 @@ pub struct MachineMetrics {
     pub net: Vec<NetMetrics>,
     /// The socket device, if there is one.
     pub vsock: Option<VsockMetrics>,
+    /// The paravirtual console, if there is one.
+    pub console: Option<ConsoleMetrics>,
     /// Pauses.
     pub pauses: u64,
     /// The last of them.
@@ -28,6 +31,7 @@ pub(super) fn collect(machine: &Machine) -> MachineMetrics {
         vcpu_exits: machine.vcpus.iter().map(|vcpu| vcpu.exits()).collect(),
         net: machine.nics().iter().map(|nic| nic.metrics()).collect(),
         vsock: machine.platform.vsock().map(|vsock| vsock.metrics()),
+        console: machine.platform.console().map(|console| console.metrics()),
         pauses,
         last_pause,
     }

@@ -1,6 +1,8 @@
 //! A virtual machine: built once, then paused and resumed, saved and restored.
 
 mod build;
+#[cfg(test)]
+mod console_tests;
 mod device_thread;
 mod dirty;
 mod error;
@@ -113,6 +115,18 @@ impl Machine {
         if let Some(vsock) = self.platform.vsock() {
             vsock.ring(crate::devices::vsock::TX);
         }
+    }
+
+    /// The console ports' ways out, once `Full`, have room again.
+    pub fn kick_console(&self) {
+        if let Some(console) = self.platform.console() {
+            console.kick();
+        }
+    }
+
+    /// Gives port `port` of the paravirtual console a window of that size. False if there is no such port.
+    pub fn resize(&self, port: usize, columns: u16, rows: u16) -> bool {
+        self.platform.console().is_some_and(|console| console.resize(port, columns, rows))
     }
 
     /// Asks guest drivers that know how to announce their addresses (VIRTIO_NET_F_GUEST_ANNOUNCE).

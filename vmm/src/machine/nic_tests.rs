@@ -98,6 +98,7 @@ impl Driver {
             net: vec![attached],
             serial: Arc::new(StreamPort::new(std::io::sink())),
             vsock: None,
+            consoles: Vec::new(),
         };
         let machine = Machine::build(&spec, ports).unwrap();
         Some(Driver { rig: Rig::new(machine, 0, FEATURES), port, wire, _kernel: kernel })

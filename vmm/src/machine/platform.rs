@@ -6,6 +6,7 @@ use super::events::{EventReceiver, MachineEvent};
 use crate::arch::acpi::RESET_VALUE;
 use crate::arch::layout::port;
 use crate::devices::cmos::Cmos;
+use crate::devices::console::ConsoleDevice;
 use crate::devices::net::Nic;
 use crate::devices::power::Power;
 use crate::devices::serial::SerialDevice;
@@ -41,6 +42,7 @@ pub(super) struct Devices {
     pub(super) all: Vec<Arc<dyn VirtioDevice>>,
     pub(super) nics: Vec<Arc<Nic>>,
     pub(super) vsock: Option<Arc<VsockDevice>>,
+    pub(super) console: Option<Arc<ConsoleDevice>>,
 }
 
 /// Why vCPUs stand still although nobody paused them.
@@ -87,6 +89,10 @@ impl Platform {
 
     pub(super) fn vsock(&self) -> Option<&Arc<VsockDevice>> {
         self.devices.vsock.as_ref()
+    }
+
+    pub(super) fn console(&self) -> Option<&Arc<ConsoleDevice>> {
+        self.devices.console.as_ref()
     }
 
     pub(super) fn serial_input(&self, bytes: &[u8]) -> usize {

@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::devices::console::ConsoleLink;
 use crate::devices::listener::SocketError;
 use crate::devices::net::{NicPort, Tap, TapError, TapPort};
 use crate::devices::serial::{SerialPort, StreamPort};
@@ -20,6 +21,8 @@ pub struct MachinePorts {
     pub serial: Arc<dyn SerialPort>,
     /// Of the socket device, if the spec has one.
     pub vsock: Option<VsockLink>,
+    /// One per port of the paravirtual console.
+    pub consoles: Vec<ConsoleLink>,
 }
 
 impl std::fmt::Debug for MachinePorts {
@@ -66,6 +69,7 @@ impl MachinePorts {
                 .as_ref()
                 .map(|v| VsockLink::bind(v, Arc::new(DirectPort)))
                 .transpose()?,
+            consoles: spec.devices.consoles.iter().map(ConsoleLink::direct).collect::<Result<_, _>>()?,
         })
     }
 }
