@@ -40,6 +40,53 @@ pub const CONSOLES_MAX: usize = 8;
 /// can lead its reader in circles for ever.
 pub const DISK_BOOT_DEADLINE: Duration = Duration::from_secs(60);
 
+/// Longest path of a Unix socket (`sun_path` without its terminator).
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Programs that may wait to be accepted at a device's socket.
+pub const SOCKET_BACKLOG: i32 = 128;
+
+/// Connections through the socket device, and as many programs that have not said what they want. Each takes a
+/// descriptor, of which a process commonly has 1024.
+pub const VSOCK_CONNECTIONS_MAX: usize = 384;
+
+/// Bytes the guest may send on one connection ahead of the host program, as Linux has it for its own side.
+pub const VSOCK_BUFFER_BYTES: u32 = 256 << 10;
+
+/// Longest payload of a packet for the guest, as Linux has it for its own.
+pub const VSOCK_PACKET_BYTES_MAX: usize = 64 << 10;
+
+/// Refusals that wait for the guest to take them before nothing more is taken from it.
+pub const VSOCK_RESETS_MAX: usize = 256;
+
+/// Bytes of what the guest did that wait to be carried out before nothing more is taken from it: a quarter of the output
+/// gate, so that a flood leaves room for frames and console.
+pub const VSOCK_WAITING_BYTES_MAX: usize = 2 << 20;
+
+/// What a thing the guest did counts for while it waits, besides its bytes.
+pub const VSOCK_ORDER_BYTES: usize = 64;
+
+/// Longest line that a program of the host begins with.
+pub const VSOCK_GREETING_BYTES_MAX: usize = 32;
+
+/// Packets the socket device works off per turn in each direction, so that a flood cannot keep a pause waiting.
+pub const VSOCK_TURN_PACKETS: usize = 64;
+
+/// Output of a console port that waits for a client, bytes; the newest is kept.
+pub const CONSOLE_RING_BYTES: usize = 64 << 10;
+
+/// Bytes of one chain of a console port; drivers send pages, or 32 KiB.
+pub const CONSOLE_CHAIN_BYTES_MAX: usize = 256 << 10;
+
+/// Bytes handed to a console port's way out at a time, which must fit an output of the gate.
+pub const CONSOLE_WRITE_BYTES: usize = 32 << 10;
+
+/// Chains a console queue is worked off per turn, so that a flood cannot keep a pause waiting.
+pub const CONSOLE_TURN_CHAINS: usize = 64;
+
+/// Programs taken in at a console's socket per turn.
+pub const CONSOLE_TURN_CLIENTS: usize = 8;
+
 /// Longest kernel command line, terminator included: what Linux accepts on x86_64 (`COMMAND_LINE_SIZE`).
 pub const CMDLINE_BYTES_MAX: usize = 2048;
 

@@ -53,6 +53,12 @@ pub enum MachineError {
         /// Ports given.
         ports: usize,
     },
+    /// A device of the spec has no port, or a port no device.
+    #[error("spec and ports do not agree on {device}; open ports for what the spec has, no more and no less")]
+    Port {
+        /// The device.
+        device: &'static str,
+    },
     /// An operation that needs the machine to stand still.
     #[error("cannot {action} while the machine runs; pause it first")]
     Running {

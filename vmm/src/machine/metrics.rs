@@ -5,6 +5,8 @@ use crate::devices::balloon::{BalloonDevice, BalloonMetrics};
 use crate::devices::block::BlockMetrics;
 use crate::devices::net::NetMetrics;
 use crate::devices::rng::{RngDevice, RngMetrics};
+use crate::devices::console::ConsoleMetrics;
+use crate::devices::vsock::VsockMetrics;
 
 /// Counters since the machine was built.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,6 +21,10 @@ pub struct MachineMetrics {
     pub rng: Option<RngMetrics>,
     /// The balloon, if there is one.
     pub balloon: Option<BalloonMetrics>,
+    /// The socket device, if there is one.
+    pub vsock: Option<VsockMetrics>,
+    /// The paravirtual console, if there is one.
+    pub console: Option<ConsoleMetrics>,
     /// Pauses.
     pub pauses: u64,
     /// The last of them.
@@ -36,6 +42,8 @@ pub(super) fn collect(machine: &Machine) -> MachineMetrics {
         disks: machine.platform.disks().iter().map(|disk| disk.metrics()).collect(),
         rng: machine.platform.rng().map(RngDevice::metrics),
         balloon: machine.platform.balloon().map(BalloonDevice::metrics),
+        vsock: machine.platform.vsock().map(|vsock| vsock.metrics()),
+        console: machine.platform.console().map(|console| console.metrics()),
         pauses,
         last_pause,
     }

@@ -6,6 +6,8 @@ mod balloon_tests;
 #[cfg(test)]
 mod board_tests;
 mod build;
+#[cfg(test)]
+mod console_tests;
 mod device_thread;
 mod dirty;
 #[cfg(test)]
@@ -25,6 +27,8 @@ mod rng_tests;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod small;
 mod snapshot;
+#[cfg(test)]
+mod vsock_tests;
 
 use std::sync::{Arc, Mutex};
 
@@ -116,6 +120,25 @@ impl Machine {
         if let Some(nic) = self.nics().get(nic) {
             nic.ring(crate::devices::net::TX);
         }
+    }
+
+    /// The socket device's port, once `Full`, has room again.
+    pub fn kick_vsock(&self) {
+        if let Some(vsock) = self.platform.vsock() {
+            vsock.ring(crate::devices::vsock::TX);
+        }
+    }
+
+    /// The console ports' ways out, once `Full`, have room again.
+    pub fn kick_console(&self) {
+        if let Some(console) = self.platform.console() {
+            console.kick();
+        }
+    }
+
+    /// Gives port `port` of the paravirtual console a window of that size. False if there is no such port.
+    pub fn resize(&self, port: usize, columns: u16, rows: u16) -> bool {
+        self.platform.console().is_some_and(|console| console.resize(port, columns, rows))
     }
 
     /// Asks guest drivers that know how to announce their addresses (VIRTIO_NET_F_GUEST_ANNOUNCE).

@@ -93,7 +93,12 @@ impl Driver {
             tap: Arc::new(Tap::from_fd(OwnedFd::from(tap), "wire")),
             port: Arc::clone(&port) as Arc<dyn NetPort>,
         };
-        let ports = MachinePorts { net: vec![attached], serial: Arc::new(StreamPort::new(std::io::sink())) };
+        let ports = MachinePorts {
+            net: vec![attached],
+            serial: Arc::new(StreamPort::new(std::io::sink())),
+            vsock: None,
+            consoles: Vec::new(),
+        };
         let machine = Machine::build(&spec, ports).unwrap();
         Some(Driver { rig: Rig::new(machine, 0, FEATURES), port, wire, _kernel: kernel })
     }

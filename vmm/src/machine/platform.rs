@@ -9,10 +9,12 @@ use crate::devices::balloon::BalloonDevice;
 use crate::devices::block::Disk;
 use crate::devices::cmos::Clock;
 use crate::devices::keyboard::Keyboard;
+use crate::devices::console::ConsoleDevice;
 use crate::devices::net::Nic;
 use crate::devices::power::Power;
 use crate::devices::rng::RngDevice;
 use crate::devices::serial::SerialDevice;
+use crate::devices::vsock::VsockDevice;
 use crate::devices::watchdog::Watchdog;
 use crate::irq::LevelLine;
 use crate::pci::{PciFunction, PciHost};
@@ -47,6 +49,8 @@ pub(super) struct Devices {
     pub(super) all: Vec<Arc<dyn VirtioDevice>>,
     pub(super) nics: Vec<Arc<Nic>>,
     pub(super) disks: Vec<Arc<Disk>>,
+    pub(super) vsock: Option<Arc<VsockDevice>>,
+    pub(super) console: Option<Arc<ConsoleDevice>>,
     pub(super) rng: Option<Arc<RngDevice>>,
     pub(super) balloon: Option<Arc<BalloonDevice>>,
 }
@@ -97,6 +101,14 @@ impl Platform {
 
     pub(super) fn nics(&self) -> &[Arc<Nic>] {
         &self.devices.nics
+    }
+
+    pub(super) fn vsock(&self) -> Option<&Arc<VsockDevice>> {
+        self.devices.vsock.as_ref()
+    }
+
+    pub(super) fn console(&self) -> Option<&Arc<ConsoleDevice>> {
+        self.devices.console.as_ref()
     }
 
     pub(super) fn rng(&self) -> Option<&RngDevice> {

@@ -5,8 +5,11 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::devices::console::ConsoleLink;
+use crate::devices::listener::SocketError;
 use crate::devices::net::{NicPort, Tap, TapError, TapPort};
 use crate::devices::serial::{SerialPort, StreamPort};
+use crate::devices::vsock::{DirectPort, VsockLink};
 use crate::spec::{SerialSpec, VmSpec};
 
 /// Everything that leads out of a machine.
@@ -16,6 +19,10 @@ pub struct MachinePorts {
     pub net: Vec<NicPort>,
     /// Console output.
     pub serial: Arc<dyn SerialPort>,
+    /// Of the socket device, if the spec has one.
+    pub vsock: Option<VsockLink>,
+    /// One per port of the paravirtual console.
+    pub consoles: Vec<ConsoleLink>,
 }
 
 impl std::fmt::Debug for MachinePorts {
@@ -30,6 +37,9 @@ pub enum PortsError {
     /// A tap.
     #[error(transparent)]
     Tap(#[from] TapError),
+    /// A Unix socket of a device.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// The console's file.
     #[error("cannot open serial = {}: {source}; check that its folder exists and can be written", path.display())]
     Serial {
@@ -53,6 +63,13 @@ impl MachinePorts {
         Ok(MachinePorts {
             net: spec.net.iter().map(|card| open(&card.tap)).collect::<Result<_, _>>()?,
             serial: Arc::new(open_console(&spec.serial)?),
+            vsock: spec
+                .devices
+                .vsock
+                .as_ref()
+                .map(|v| VsockLink::bind(v, Arc::new(DirectPort)))
+                .transpose()?,
+            consoles: spec.devices.consoles.iter().map(ConsoleLink::direct).collect::<Result<_, _>>()?,
         })
     }
 }

@@ -30,6 +30,8 @@ pub(crate) enum ChainError {
     Length,
     #[error("a buffer does not begin or end with a page")]
     Unaligned,
+    #[error("a buffer is too short for what it must hold")]
+    Short,
 }
 
 /// A whole, finite chain.

@@ -88,6 +88,11 @@ impl Rig {
         self.write(STATUS, &[15]);
     }
 
+    /// Goes on where another driver stood, in a machine that has taken its state.
+    pub(crate) fn take_over(&mut self, other: &Rig) {
+        self.available.clone_from(&other.available);
+    }
+
     /// Writes guest memory, as the guest does: without marking it.
     pub(crate) fn put(&self, at: u64, bytes: &[u8]) {
         self.ram().memory().write_slice(bytes, GuestAddress(at)).expect("tests write inside RAM");
