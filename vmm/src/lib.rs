@@ -29,4 +29,4 @@ mod vcpu;
 mod virtio;
 
 #[cfg(feature = "fuzzing")]
-pub use machine::fuzz_state;
+pub use machine::{fuzz_console, fuzz_state, fuzz_vsock, seeds_console, seeds_vsock};

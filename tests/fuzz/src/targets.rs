@@ -13,6 +13,8 @@ pub(crate) const ALL: &[Target] = &[
     Target { name: "pages", run: mycelium_ram_core::page_codec::fuzz_part, seeds: seeds::parts },
     Target { name: "arbiter", run: mycelium_arbiter::wire::fuzz_wire, seeds: seeds::questions },
     Target { name: "state", run: endophyte_vmm::fuzz_state, seeds: seeds::none },
+    Target { name: "vsock", run: endophyte_vmm::fuzz_vsock, seeds: endophyte_vmm::seeds_vsock },
+    Target { name: "console", run: endophyte_vmm::fuzz_console, seeds: endophyte_vmm::seeds_console },
     Target { name: "resp", run: resp_kv::fuzz_resp, seeds: seeds::resp },
     Target { name: "hello", run: rhizomorph_proto::fuzz::fuzz_hello, seeds: seeds::none },
     Target { name: "welcome", run: rhizomorph_proto::fuzz::fuzz_welcome, seeds: seeds::none },

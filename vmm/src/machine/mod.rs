@@ -8,6 +8,8 @@ mod dirty;
 mod error;
 mod events;
 mod fingerprint;
+#[cfg(any(test, feature = "fuzzing"))]
+mod fuzz;
 mod lifecycle;
 mod metrics;
 #[cfg(test)]
@@ -26,6 +28,8 @@ use kvm_ioctls::VmFd;
 pub use error::MachineError;
 pub use events::{EventReceiver, MachineEvent};
 pub use fingerprint::MachineFingerprint;
+#[cfg(feature = "fuzzing")]
+pub use fuzz::{fuzz_console, fuzz_vsock, seeds_console, seeds_vsock};
 pub use lifecycle::PauseTimes;
 pub use metrics::MachineMetrics;
 pub use ports::{MachinePorts, PortsError};
