@@ -153,6 +153,34 @@ const _: () = assert!(RAM_BYTES_MIN >= 16 << 20, "scripts and rings lie in the f
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    fn mutated(seeds: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
+        let changes = proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..3u8), 0..12);
+        (prop::sample::select(seeds), changes).prop_map(|(mut bytes, changes)| {
+            for (at, byte, how) in changes {
+                let at = at.index(bytes.len());
+                match how {
+                    0 => bytes[at] = byte,
+                    1 => bytes.insert(at, byte),
+                    _ => bytes[at] ^= 1 << (byte % 8),
+                }
+            }
+            bytes
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_script_makes_the_socket_device_panic(script in mutated(seeds_vsock())) {
+            fuzz_vsock(&script);
+        }
+
+        #[test]
+        fn no_script_makes_the_console_panic(script in mutated(seeds_console())) {
+            fuzz_console(&script);
+        }
+    }
 
     #[test]
     fn seeds_reach_the_devices() {

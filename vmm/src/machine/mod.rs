@@ -28,7 +28,7 @@ use kvm_ioctls::VmFd;
 pub use error::MachineError;
 pub use events::{EventReceiver, MachineEvent};
 pub use fingerprint::MachineFingerprint;
-#[cfg(feature = "fuzzing")]
+#[cfg(any(test, feature = "fuzzing"))]
 pub use fuzz::{fuzz_console, fuzz_vsock, seeds_console, seeds_vsock};
 pub use lifecycle::PauseTimes;
 pub use metrics::MachineMetrics;
