@@ -14,8 +14,12 @@ pub(crate) const ALL: &[Target] = &[
     Target { name: "arbiter", run: mycelium_arbiter::wire::fuzz_wire, seeds: seeds::questions },
     Target { name: "state", run: endophyte_vmm::fuzz_state, seeds: seeds::none },
     Target { name: "snapshot", run: endophyte_snapshot::fuzz_snapshot, seeds: seeds::snapshots },
-    Target { name: "rng", run: endophyte_vmm::fuzz_rng, seeds: seeds::rng },
-    Target { name: "balloon", run: endophyte_vmm::fuzz_balloon, seeds: seeds::balloon },
+    Target { name: "net", run: endophyte_vmm::fuzz_net, seeds: endophyte_vmm::seeds_net },
+    Target { name: "block", run: endophyte_vmm::fuzz_block, seeds: endophyte_vmm::seeds_block },
+    Target { name: "vsock", run: endophyte_vmm::fuzz_vsock, seeds: endophyte_vmm::seeds_vsock },
+    Target { name: "console", run: endophyte_vmm::fuzz_console, seeds: endophyte_vmm::seeds_console },
+    Target { name: "rng", run: endophyte_vmm::fuzz_rng, seeds: endophyte_vmm::seeds_rng },
+    Target { name: "balloon", run: endophyte_vmm::fuzz_balloon, seeds: endophyte_vmm::seeds_balloon },
     Target { name: "resp", run: resp_kv::fuzz_resp, seeds: seeds::resp },
     Target { name: "hello", run: rhizomorph_proto::fuzz::fuzz_hello, seeds: seeds::none },
     Target { name: "welcome", run: rhizomorph_proto::fuzz::fuzz_welcome, seeds: seeds::none },
@@ -43,25 +47,6 @@ mod seeds {
 
     pub(super) fn none() -> Vec<Vec<u8>> {
         vec![Vec::new(), vec![0; 64]]
-    }
-
-    /// One action of a driver: what, which queue, index, flags, and two words.
-    fn action(what: u8, queue: u8, index: u8, flags: u8, low: u32, high: u32) -> Vec<u8> {
-        [&[what, queue, index, flags][..], &low.to_le_bytes(), &high.to_le_bytes()].concat()
-    }
-
-    /// A buffer to fill, offered.
-    pub(super) fn rng() -> Vec<Vec<u8>> {
-        vec![[action(0, 0, 0, 2, 0x20_0000, 64), action(2, 0, 0, 0, 0, 0)].concat()]
-    }
-
-    /// Two pages into the balloon, a report, statistics.
-    pub(super) fn balloon() -> Vec<Vec<u8>> {
-        let inflate =
-            [action(4, 0, 0, 0, 0x800, 0x801), action(0, 0, 0, 0, 0x10_0000, 8), action(2, 0, 0, 0, 0, 0)];
-        let report = [action(0, 4, 0, 2, 0x80_0000, 0x4000), action(2, 4, 0, 0, 0, 0)];
-        let stats = [action(0, 2, 0, 0, 0x10_0000, 20), action(2, 2, 0, 0, 0, 0)];
-        vec![inflate.concat(), report.concat(), stats.concat()]
     }
 
     /// An invitation's text; its binary form is reached through it.

@@ -7,8 +7,8 @@
 pub mod balloon;
 pub mod block;
 pub(crate) mod cmos;
-pub(crate) mod keyboard;
 pub mod console;
+pub(crate) mod keyboard;
 pub mod listener;
 pub mod net;
 pub(crate) mod power;

@@ -50,7 +50,11 @@ fn from_disk(
         let _ = tell.send(entry);
     };
     let thread = std::thread::Builder::new().name("boot".to_owned()).spawn(read);
-    thread.map_err(|source| BootError::Read { what: "boot files", name: "of the disk".to_owned(), source })?;
+    thread.map_err(|source| BootError::Read {
+        what: "boot files",
+        name: "of the disk".to_owned(),
+        source,
+    })?;
     told.recv_timeout(DISK_BOOT_DEADLINE).unwrap_or(Err(BootError::Endless))
 }
 

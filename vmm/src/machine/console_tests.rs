@@ -11,8 +11,8 @@ use crate::devices::console::{ConsoleLink, ConsolePort, Terminal};
 use crate::devices::net::Transmit;
 use crate::devices::serial::StreamPort;
 use crate::limits::CONSOLE_CHAIN_BYTES_MAX;
-use crate::spec::{ConsoleSpec, DeviceSpecs, Policies, SerialSpec, VmSpec};
-use crate::virtio::rig::{BUFFERS, CONFIG, NEEDS_RESET, Rig, used};
+use crate::spec::{ConsoleSpec, DeviceSpecs};
+use crate::virtio::rig::{self, BUFFERS, CONFIG, NEEDS_RESET, Rig, used};
 
 const SIZE: u64 = 1;
 const MULTIPORT: u64 = 2;
@@ -70,20 +70,8 @@ impl Driver {
         let folder = tempfile::tempdir().unwrap();
         let port = |name: &str| ConsoleSpec { name: name.to_owned(), socket: folder.path().join(name) };
         let consoles = vec![port("hvc"), port("agent")];
-        let kernel = folder.path().join("kernel");
-        std::fs::write(&kernel, "").unwrap();
-        let spec = VmSpec {
-            name: "console".to_owned(),
-            vcpus: 1,
-            ram_bytes: 16 << 20,
-            kernel,
-            initrd: None,
-            cmdline: String::new(),
-            net: Vec::new(),
-            devices: DeviceSpecs { consoles: consoles.clone(), ..DeviceSpecs::default() },
-            serial: SerialSpec::Null,
-            policies: Policies::default(),
-        };
+        let devices = DeviceSpecs { consoles: consoles.clone(), ..DeviceSpecs::default() };
+        let spec = rig::spec(folder.path(), devices);
         let sluice = |spec: &ConsoleSpec| {
             let terminal = Arc::new(Terminal::bind(&spec.socket).unwrap());
             let (open, full) = (AtomicBool::new(true), AtomicBool::new(false));

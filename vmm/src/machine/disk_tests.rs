@@ -71,7 +71,7 @@ fn spec(kernel: &Path, disks: Vec<DiskSpec>) -> VmSpec {
 fn build(folder: &Path, disk: DiskSpec) -> Result<Machine, MachineError> {
     let kernel = folder.join("kernel");
     File::create(&kernel).unwrap();
-    let ports = MachinePorts { net: Vec::new(), serial: Arc::new(StreamPort::new(std::io::sink())) };
+    let ports = MachinePorts::none(Arc::new(StreamPort::new(std::io::sink())));
     Machine::build(&spec(&kernel, vec![disk]), ports)
 }
 

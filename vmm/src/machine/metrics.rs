@@ -3,9 +3,9 @@
 use super::{Machine, PauseTimes};
 use crate::devices::balloon::{BalloonDevice, BalloonMetrics};
 use crate::devices::block::BlockMetrics;
+use crate::devices::console::ConsoleMetrics;
 use crate::devices::net::NetMetrics;
 use crate::devices::rng::{RngDevice, RngMetrics};
-use crate::devices::console::ConsoleMetrics;
 use crate::devices::vsock::VsockMetrics;
 
 /// Counters since the machine was built.

@@ -1,10 +1,10 @@
 //! A virtual machine: built once, then paused and resumed, saved and restored.
 
-mod bootable;
 #[cfg(test)]
 mod balloon_tests;
 #[cfg(test)]
 mod board_tests;
+mod bootable;
 mod build;
 #[cfg(test)]
 mod console_tests;
@@ -15,6 +15,8 @@ mod disk_tests;
 mod error;
 mod events;
 mod fingerprint;
+#[cfg(any(test, feature = "fuzzing"))]
+mod fuzz;
 mod lifecycle;
 mod metrics;
 #[cfg(test)]
@@ -24,7 +26,7 @@ mod ports;
 mod requests;
 #[cfg(test)]
 mod rng_tests;
-#[cfg(any(test, feature = "fuzzing"))]
+#[cfg(test)]
 pub(crate) mod small;
 mod snapshot;
 #[cfg(test)]
@@ -38,6 +40,11 @@ use kvm_ioctls::VmFd;
 pub use error::MachineError;
 pub use events::{EventReceiver, MachineEvent};
 pub use fingerprint::MachineFingerprint;
+#[cfg(any(test, feature = "fuzzing"))]
+pub use fuzz::{
+    fuzz_balloon, fuzz_block, fuzz_console, fuzz_net, fuzz_rng, fuzz_vsock, seeds_balloon, seeds_block,
+    seeds_console, seeds_net, seeds_rng, seeds_vsock,
+};
 pub use lifecycle::PauseTimes;
 pub use metrics::MachineMetrics;
 pub use ports::{MachinePorts, PortsError};

@@ -51,6 +51,11 @@ pub enum PortsError {
 }
 
 impl MachinePorts {
+    /// The ports of a machine that has nothing but a console.
+    pub fn none(serial: Arc<dyn SerialPort>) -> MachinePorts {
+        MachinePorts { net: Vec::new(), serial, vsock: None, consoles: Vec::new() }
+    }
+
     /// The ports of an unprotected VM: frames go straight to the taps, output straight to the console.
     ///
     /// # Errors

@@ -10,10 +10,6 @@ use crate::spec::{BootSpec, DeviceSpecs, Policies, SerialSpec, VmSpec};
 /// Pages of its RAM.
 pub(crate) const PAGES: u64 = 4096;
 
-/// Devices that need nothing of the host.
-pub(crate) const SMALL_DEVICES: DeviceSpecs =
-    DeviceSpecs { disks: Vec::new(), vsock: None, consoles: Vec::new(), rng: true, balloon: true };
-
 /// A machine with the devices asked for; `None`, with a word about it, where there is no KVM.
 pub(crate) fn machine_with(devices: DeviceSpecs) -> Option<Machine> {
     if let Err(error) = crate::kvm::open() {
@@ -31,6 +27,6 @@ pub(crate) fn machine_with(devices: DeviceSpecs) -> Option<Machine> {
         serial: SerialSpec::Null,
         policies: Policies::default(),
     };
-    let ports = MachinePorts { net: Vec::new(), serial: Arc::new(StreamPort::new(std::io::sink())) };
+    let ports = MachinePorts::none(Arc::new(StreamPort::new(std::io::sink())));
     Some(Machine::build(&spec, ports).expect("a machine with nothing outside it can be built"))
 }

@@ -13,8 +13,8 @@ use crate::devices::net::Transmit;
 use crate::devices::serial::StreamPort;
 use crate::devices::vsock::{Deed, EVENT, RX, TX, VsockLink, VsockPort};
 use crate::limits::{VSOCK_BUFFER_BYTES, VSOCK_CONNECTIONS_MAX, VSOCK_RESETS_MAX, VSOCK_WAITING_BYTES_MAX};
-use crate::spec::{DeviceSpecs, Policies, SerialSpec, VmSpec, VsockSpec};
-use crate::virtio::rig::{BUFFERS, CONFIG, NEEDS_RESET, Rig, used};
+use crate::spec::{DeviceSpecs, VsockSpec};
+use crate::virtio::rig::{self, BUFFERS, CONFIG, NEEDS_RESET, Rig, used};
 
 const CID: u64 = 7;
 const HEADER: usize = 44;
@@ -143,20 +143,8 @@ impl Driver {
         }
         let folder = tempfile::tempdir().unwrap();
         let vsock = VsockSpec { cid: u32::try_from(CID).unwrap(), socket: folder.path().join("v.sock") };
-        let kernel = folder.path().join("kernel");
-        std::fs::write(&kernel, "").unwrap();
-        let spec = VmSpec {
-            name: "sockets".to_owned(),
-            vcpus: 1,
-            ram_bytes: 16 << 20,
-            kernel,
-            initrd: None,
-            cmdline: String::new(),
-            net: Vec::new(),
-            devices: DeviceSpecs { vsock: Some(vsock.clone()), ..DeviceSpecs::default() },
-            serial: SerialSpec::Null,
-            policies: Policies::default(),
-        };
+        let devices = DeviceSpecs { vsock: Some(vsock.clone()), ..DeviceSpecs::default() };
+        let spec = rig::spec(folder.path(), devices);
         let sluice = Arc::new(Sluice { open: AtomicBool::new(true), ..Sluice::default() });
         let link = VsockLink::bind(&vsock, Arc::clone(&sluice) as Arc<dyn VsockPort>).unwrap();
         let serial = Arc::new(StreamPort::new(std::io::sink()));
@@ -716,7 +704,7 @@ fn after_a_restore_the_driver_is_told_and_old_connections_are_refused() {
 #[test]
 fn programs_that_come_too_early_are_sent_away() {
     let Some(mut driver) = Driver::new() else { return };
-    driver.rig.write(crate::virtio::rig::STATUS, &[0]);
+    driver.rig.write(rig::STATUS, &[0]);
     let mut program = driver.ask(80);
     driver.assert_ends(&mut program);
 }

@@ -28,8 +28,6 @@
 //! offered, so that both meanings can be served without asking which one is meant.
 
 mod device;
-#[cfg(feature = "fuzzing")]
-mod fuzz;
 mod metrics;
 mod persist;
 mod reclaim;
@@ -39,7 +37,5 @@ pub(crate) use device::BalloonDevice;
 pub use device::BalloonInfo;
 #[cfg(test)]
 pub(crate) use device::{DEFLATE, INFLATE, REPORTING, STATS};
-#[cfg(feature = "fuzzing")]
-pub use fuzz::fuzz_balloon;
 pub use metrics::BalloonMetrics;
 pub use stats::BalloonStats;

@@ -5,11 +5,7 @@
 //! queue, and nothing to hold back.
 
 mod device;
-#[cfg(feature = "fuzzing")]
-mod fuzz;
 mod metrics;
 
 pub(crate) use device::RngDevice;
-#[cfg(feature = "fuzzing")]
-pub use fuzz::fuzz_rng;
 pub use metrics::RngMetrics;
