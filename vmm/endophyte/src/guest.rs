@@ -113,6 +113,7 @@ fn notice(event: &MachineEvent) -> String {
         MachineEvent::TripleFault { .. } => "triple-fault".to_owned(),
         MachineEvent::WatchdogExpired => "watchdog".to_owned(),
         MachineEvent::VcpuError { vcpu, reason } => format!("vcpu-error {vcpu}: {reason}"),
+        MachineEvent::MemoryLost { reason } => format!("memory-lost: {reason}"),
     }
 }
 

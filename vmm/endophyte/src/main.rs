@@ -9,6 +9,7 @@ mod desk;
 mod exit;
 mod guest;
 mod limits;
+mod metrics;
 mod node;
 mod outlet;
 mod parent;
@@ -18,6 +19,7 @@ mod replicas;
 mod rundir;
 mod session;
 mod signals;
+mod snapshot;
 mod status;
 mod wire;
 

@@ -57,6 +57,7 @@ impl Machine {
             fingerprint,
             lifecycle: Mutex::new(Lifecycle::default()),
             dirty: Mutex::new(dirty),
+            lazy: Mutex::new(None),
             vcpus: Vec::with_capacity(fds.len()),
             buffers: Mutex::new(buffers),
             power_on: Vec::new(),

@@ -122,6 +122,7 @@ impl Machine {
             let mut lifecycle = self.parked("reset")?;
             lifecycle.restored = false;
             *self.platform.halt() = None;
+            self.forget_restore();
             self.ram.zero()?;
             let balloon = self.balloon().map_or(0, |balloon| balloon.target_pages);
             let ahead_s = lock(&self.platform.cmos).offset_s();

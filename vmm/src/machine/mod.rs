@@ -24,6 +24,7 @@ mod nic_tests;
 mod platform;
 mod ports;
 mod requests;
+mod restore;
 #[cfg(test)]
 mod rng_tests;
 #[cfg(test)]
@@ -34,6 +35,7 @@ mod vsock_tests;
 
 use std::sync::{Arc, Mutex};
 
+use endophyte_snapshot::lazy::LazyMemory;
 use kvm_bindings::CpuId;
 use kvm_ioctls::VmFd;
 
@@ -48,6 +50,7 @@ pub use fuzz::{
 pub use lifecycle::PauseTimes;
 pub use metrics::MachineMetrics;
 pub use ports::{MachinePorts, PortsError};
+pub use restore::{DiskThen, FileError, Restored, SnapshotInfo};
 pub use snapshot::RestoreOptions;
 #[cfg(feature = "fuzzing")]
 pub use snapshot::fuzz_state;
@@ -73,6 +76,8 @@ pub struct Machine {
     fingerprint: MachineFingerprint,
     lifecycle: Mutex<Lifecycle>,
     dirty: Mutex<DirtyLog>,
+    /// RAM that is still being restored. Goes after all who touch it, and before RAM itself.
+    lazy: Mutex<Option<LazyMemory>>,
     vcpus: Vec<Vcpu>,
     buffers: Mutex<Vec<VcpuBuffers>>,
     /// The machine as built, for resets.
@@ -173,6 +178,7 @@ impl Drop for Machine {
         self.gate.stop();
         self.vcpus.iter_mut().for_each(Vcpu::wait);
         self.device_threads.clear();
+        drop(platform::lock(&self.lazy).take());
     }
 }
 

@@ -178,7 +178,7 @@ impl Platform {
     }
 
     /// Ends the run for all vCPUs. The first cause counts.
-    fn end(&self, cause: MachineEvent) {
+    pub(super) fn end(&self, cause: MachineEvent) {
         let mut halt = self.halt();
         if halt.is_none() {
             *halt = Some(Halt { cause: cause.clone(), reported: true });

@@ -107,7 +107,13 @@ impl Machine {
             Some(MachineEvent::GuestReset) => (2, 0, ""),
             Some(MachineEvent::TripleFault { vcpu }) => (3, *vcpu, ""),
             Some(MachineEvent::VcpuError { vcpu, reason }) => (4, *vcpu, reason.as_str()),
-            None | Some(MachineEvent::GuestPanic { .. } | MachineEvent::WatchdogExpired) => (0, 0, ""),
+            // Reported without halting, or of a machine that is not worth saving.
+            None
+            | Some(
+                MachineEvent::GuestPanic { .. }
+                | MachineEvent::WatchdogExpired
+                | MachineEvent::MemoryLost { .. },
+            ) => (0, 0, ""),
         };
         out.u8(code);
         out.u8(vcpu);

@@ -36,7 +36,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 pub use error::{LazyError, StartError};
-pub use service::OnError;
+pub use service::{OnDone, OnError};
 pub use userfault::{Region, Userfault, UserfaultError};
 
 use crate::fetch::PageFetch;
@@ -51,6 +51,8 @@ pub struct LazyOptions {
     /// Told of what cannot be restored, from a thread of the restore. It must not drop the [`LazyMemory`], which
     /// waits for that thread: let it tell another one.
     pub on_error: OnError,
+    /// Called once when all pages are there, from a thread of the restore or from [`LazyMemory::start`].
+    pub on_done: OnDone,
 }
 
 impl fmt::Debug for LazyOptions {
@@ -112,7 +114,7 @@ impl LazyMemory {
         filler.discard().map_err(refused("empty"))?;
         filler.register().map_err(refused("register"))?;
         let failed = |source| StartError::Service { source };
-        let service = Arc::new(Service::new(filler, options.on_error).map_err(failed)?);
+        let service = Arc::new(Service::new(filler, options.on_error, options.on_done).map_err(failed)?);
         // Until it has begun, failing leaves memory that can be restored eagerly.
         let mut lazy = LazyMemory { service, threads: Mutex::default(), close_at_end: false };
         for _ in 0..options.fault_threads.clamp(1, FAULT_THREADS_MAX) {

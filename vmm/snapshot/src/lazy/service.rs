@@ -25,6 +25,9 @@ use crate::limits::{ERRORS_REPORTED_MAX, FAULT_US_MAX, PAGE_BYTES, ZERO_PAGES_PE
 /// Called from the threads of the restore with what it cannot do.
 pub type OnError = Box<dyn Fn(LazyError) + Send + Sync>;
 
+/// Called when nothing is left to restore.
+pub type OnDone = Box<dyn Fn() + Send + Sync>;
+
 /// How far things are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Phase {
@@ -50,11 +53,12 @@ pub(super) struct Service {
     end: OwnedFd,
     latency_us: Mutex<Histogram<u64>>,
     on_error: OnError,
+    on_done: OnDone,
     reported: Mutex<BTreeSet<u64>>,
 }
 
 impl Service {
-    pub(super) fn new(filler: Filler, on_error: OnError) -> std::io::Result<Service> {
+    pub(super) fn new(filler: Filler, on_error: OnError, on_done: OnDone) -> std::io::Result<Service> {
         let end = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let latency_us = Histogram::new_with_max(FAULT_US_MAX, 2).map_err(std::io::Error::other)?;
         Ok(Service {
@@ -64,6 +68,7 @@ impl Service {
             end,
             latency_us: Mutex::new(latency_us),
             on_error,
+            on_done,
             reported: Mutex::default(),
         })
     }
@@ -191,6 +196,7 @@ impl Service {
                 tracing::warn!(?region, %error, "memory that was restored lazily could not be unregistered");
             }
         }
+        (self.on_done)();
         self.wake_all();
     }
 
