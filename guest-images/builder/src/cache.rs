@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::LabError;
+use crate::ImageError;
 
 /// SHA-256 in lower-case hex.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -29,30 +29,30 @@ impl Cache {
     /// Opens the cache, creating its folder.
     ///
     /// # Errors
-    /// [`LabError::File`] when the folder cannot be created.
-    pub fn open() -> Result<Self, LabError> {
+    /// [`ImageError::File`] when the folder cannot be created.
+    pub fn open() -> Result<Self, ImageError> {
         Self::at(default_folder())
     }
 
     /// Opens a cache elsewhere.
     ///
     /// # Errors
-    /// [`LabError::File`] when the folder cannot be created.
-    pub fn at(folder: impl Into<PathBuf>) -> Result<Self, LabError> {
+    /// [`ImageError::File`] when the folder cannot be created.
+    pub fn at(folder: impl Into<PathBuf>) -> Result<Self, ImageError> {
         let folder = folder.into();
-        fs::create_dir_all(&folder).map_err(LabError::file("create the cache folder", &folder))?;
+        fs::create_dir_all(&folder).map_err(ImageError::file("create the cache folder", &folder))?;
         Ok(Self { folder })
     }
 
     /// A folder of the cache, created when absent.
-    pub(crate) fn subfolder(&self, name: &str) -> Result<PathBuf, LabError> {
+    pub(crate) fn subfolder(&self, name: &str) -> Result<PathBuf, ImageError> {
         let folder = self.folder.join(name);
-        fs::create_dir_all(&folder).map_err(LabError::file("create", &folder))?;
+        fs::create_dir_all(&folder).map_err(ImageError::file("create", &folder))?;
         Ok(folder)
     }
 
     /// A file named after its content, written unless it is there already.
-    pub(crate) fn store(&self, kind: &str, extension: &str, bytes: &[u8]) -> Result<PathBuf, LabError> {
+    pub(crate) fn store(&self, kind: &str, extension: &str, bytes: &[u8]) -> Result<PathBuf, ImageError> {
         let Sha256Hex(hash) = Sha256Hex::of(bytes);
         let path = self.subfolder(kind)?.join(format!("{hash}.{extension}"));
         // Files appear whole under their final name, so one of the right length is the right one.
@@ -65,11 +65,12 @@ impl Cache {
 }
 
 /// Writes beside the destination and renames: readers see the old file or the new one, whole.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), LabError> {
+pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), ImageError> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    let mut staged = tempfile::NamedTempFile::new_in(folder).map_err(LabError::file("write into", folder))?;
-    staged.write_all(bytes).map_err(LabError::file("write", path))?;
-    staged.persist(path).map_err(|error| LabError::file("write", path)(error.error))?;
+    let mut staged =
+        tempfile::NamedTempFile::new_in(folder).map_err(ImageError::file("write into", folder))?;
+    staged.write_all(bytes).map_err(ImageError::file("write", path))?;
+    staged.persist(path).map_err(|error| ImageError::file("write", path)(error.error))?;
     Ok(())
 }
 
