@@ -5,10 +5,14 @@
 //! made from.
 
 pub mod cache;
+pub mod debian;
+pub mod disk;
 pub mod error;
 pub mod limits;
 pub mod linux;
-mod tool;
+pub mod observer;
+pub mod tool;
 
 pub use cache::Cache;
 pub use error::ImageError;
+pub use observer::{Observer, Unwatched};

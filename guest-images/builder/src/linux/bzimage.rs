@@ -74,6 +74,12 @@ fn word_at(bytes: &[u8], at: usize) -> Option<usize> {
     usize::try_from(u32::from_le_bytes(raw)).ok()
 }
 
+/// Reads `data` as a bzImage.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_bzimage(data: &[u8]) {
+    let _ = vmlinux_from_bzimage(data);
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -16,6 +16,7 @@ const METAPACKAGE: &str = "linux-image-cloud-amd64";
 const PACKAGE_PREFIX: &str = "linux-image-";
 const MANIFEST: &str = "manifest.json";
 const VMLINUX: &str = "vmlinux";
+const BZIMAGE: &str = "bzImage";
 const REMEDY: &str = "remove the kernel's folder from the cache to fetch it again";
 
 /// An unpacked kernel package.
@@ -30,6 +31,9 @@ struct Manifest {
     package: String,
     version: String,
     vmlinux_sha256: Sha256Hex,
+    /// Kernels fetched by older versions lack it.
+    #[serde(default)]
+    bzimage_sha256: Option<Sha256Hex>,
     modules: ModuleIndex,
 }
 
@@ -50,6 +54,18 @@ impl Kernel {
     /// Path of the uncompressed kernel, an ELF file with a PVH entry.
     pub fn vmlinux(&self) -> PathBuf {
         self.folder.join(VMLINUX)
+    }
+
+    /// Path of the kernel as Debian packs it, for boot loaders.
+    ///
+    /// # Errors
+    /// [`ImageError::Unusable`] when it is not as it was unpacked, or was not kept.
+    pub fn bzimage(&self) -> Result<PathBuf, ImageError> {
+        let path = self.folder.join(BZIMAGE);
+        let not_kept =
+            || ImageError::unusable(path.display().to_string(), "not kept by an older version", REMEDY);
+        read_checked(&path, self.manifest.bzimage_sha256.as_ref().ok_or_else(not_kept)?)?;
+        Ok(path)
     }
 
     /// Debian package and version, for reports.
@@ -112,10 +128,12 @@ fn fetch(kernels: &Path) -> Result<PathBuf, ImageError> {
     let deb = apt::download(&package, staging.path())?;
     apt::unpack(&deb, &unpacked)?;
     fs::create_dir(&kept).map_err(ImageError::file("create", &kept))?;
-    let vmlinux_sha256 = keep_vmlinux(&unpacked.join("boot"), &kept)?;
+    let (vmlinux_sha256, bzimage_sha256) = keep_kernel(&unpacked.join("boot"), &kept)?;
     let modules = keep_modules(&unpacked.join("lib/modules"), &kept)?;
     let folder = kernels.join(format!("{}_{}", package.name, package.version.replace(':', "_")));
-    let manifest = Manifest { package: package.name, version: package.version, vmlinux_sha256, modules };
+    let bzimage_sha256 = Some(bzimage_sha256);
+    let manifest =
+        Manifest { package: package.name, version: package.version, vmlinux_sha256, bzimage_sha256, modules };
     let raw = serde_json::to_vec_pretty(&manifest)
         .map_err(|error| ImageError::unusable(MANIFEST, error, REMEDY))?;
     write_atomically(&kept.join(MANIFEST), &raw)?;
@@ -128,13 +146,16 @@ fn fetch(kernels: &Path) -> Result<PathBuf, ImageError> {
     }
 }
 
-fn keep_vmlinux(boot: &Path, kept: &Path) -> Result<Sha256Hex, ImageError> {
-    let bzimage = files_below(boot)?.into_iter().find(|path| file_name(path).starts_with("vmlinuz-"));
-    let bzimage = bzimage
+/// Keeps the kernel unpacked and packed; returns the hash of each.
+fn keep_kernel(boot: &Path, kept: &Path) -> Result<(Sha256Hex, Sha256Hex), ImageError> {
+    let found = files_below(boot)?.into_iter().find(|path| file_name(path).starts_with("vmlinuz-"));
+    let found = found
         .ok_or_else(|| ImageError::unusable(METAPACKAGE, "the package has no /boot/vmlinuz-*", REMEDY))?;
-    let vmlinux = vmlinux_from_bzimage(&fs::read(&bzimage).map_err(ImageError::file("read", &bzimage))?)?;
+    let bzimage = fs::read(&found).map_err(ImageError::file("read", &found))?;
+    let vmlinux = vmlinux_from_bzimage(&bzimage)?;
     write_atomically(&kept.join(VMLINUX), &vmlinux)?;
-    Ok(Sha256Hex::of(&vmlinux))
+    write_atomically(&kept.join(BZIMAGE), &bzimage)?;
+    Ok((Sha256Hex::of(&vmlinux), Sha256Hex::of(&bzimage)))
 }
 
 fn keep_modules(tree: &Path, kept: &Path) -> Result<ModuleIndex, ImageError> {
@@ -200,6 +221,7 @@ pub(super) mod tests {
             package: name.into(),
             version: "1".into(),
             vmlinux_sha256: Sha256Hex::of(b"vmlinux"),
+            bzimage_sha256: None,
             modules: modules.iter().map(lay).collect(),
         };
         fs::write(folder.join(MANIFEST), serde_json::to_vec(&manifest).unwrap()).unwrap();

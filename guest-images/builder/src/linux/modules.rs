@@ -88,6 +88,12 @@ fn number(bytes: &[u8], at: usize, len: usize) -> Option<usize> {
     usize::try_from(u64::from_le_bytes(raw)).ok()
 }
 
+/// Reads `data` as a module's file.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_module(data: &[u8]) {
+    let _ = dependencies(data);
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
