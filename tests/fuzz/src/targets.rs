@@ -30,6 +30,9 @@ pub(crate) const ALL: &[Target] = &[
     Target { name: "key", run: rhizomorph_link::fuzz::fuzz_spki, seeds: seeds::none },
     Target { name: "invitation", run: mycelium_identity::fuzz_invitation, seeds: seeds::invitations },
     Target { name: "spores", run: mycelium_spores::fuzz_frames, seeds: seeds::frames },
+    Target { name: "gpt", run: mycelium_images::disk::gpt::fuzz_gpt, seeds: seeds::disks },
+    Target { name: "bzimage", run: mycelium_images::linux::fuzz_bzimage, seeds: seeds::kernels },
+    Target { name: "module", run: mycelium_images::linux::fuzz_module, seeds: seeds::none },
     Target { name: "ticket", run: rhizomorph_link::fuzz::fuzz_ticket, seeds: seeds::tickets },
     Target { name: "partitions", run: endophyte_bootdisk::fuzz_table, seeds: seeds::partitions },
     Target { name: "grub", run: endophyte_bootdisk::fuzz_grub, seeds: seeds::grub },
@@ -55,6 +58,33 @@ mod seeds {
         let addrs = vec![([10, 0, 0, 2], 7946).into()];
         let issued = Invitation::issue(&inviter, network, addrs, 1_000, 600);
         issued.map_or_else(|_| none(), |invitation| vec![invitation.to_string().into_bytes()])
+    }
+
+    /// The front of a disk with two partitions.
+    pub(super) fn disks() -> Vec<Vec<u8>> {
+        use mycelium_images::disk::gpt::{BIOS_BOOT, Guid, LINUX, Partition, table};
+        let partition = |number, kind, start, bytes| Partition {
+            number,
+            kind,
+            id: Guid([3; 16]),
+            start,
+            bytes,
+            name: "root".to_owned(),
+        };
+        let partitions = [partition(1, LINUX, 2 << 20, 1 << 20), partition(14, BIOS_BOOT, 1 << 20, 1 << 20)];
+        let [(_, front), ..] = table(4 << 20, Guid([4; 16]), &partitions);
+        vec![front]
+    }
+
+    /// A bzImage's header with an LZ4 payload that claims four bytes.
+    pub(super) fn kernels() -> Vec<Vec<u8>> {
+        let mut image = vec![0; 5 * 512];
+        image[0x1f1] = 4;
+        image[0x202..0x206].copy_from_slice(b"HdrS");
+        let payload = [2, 0x21, 0x4c, 0x18, 5, 0, 0, 0, 0x40, 0x7f, b'E', b'L', b'F', 4, 0, 0, 0];
+        image[0x24c..0x250].copy_from_slice(&17_u32.to_le_bytes());
+        image.extend_from_slice(&payload);
+        vec![image]
     }
 
     pub(super) fn frames() -> Vec<Vec<u8>> {

@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Archive, Cache, Kernel};
-use crate::LabError;
+use super::{Archive, Kernel};
+use crate::Cache;
+use crate::ImageError;
 
 /// Where the guest agent finds the modules to load: one absolute path a line, in load order.
 pub const MODULE_LIST_PATH: &str = "/modules.list";
@@ -24,14 +25,14 @@ pub struct GuestImage {
 /// Builds the guest from the cached kernel and a static binary that becomes its `/init`.
 ///
 /// # Errors
-/// As [`Kernel::modules`]; [`LabError::File`] when the binary cannot be read or the cache not written.
+/// As [`Kernel::modules`]; [`ImageError::File`] when the binary cannot be read or the cache not written.
 pub fn linux_guest_image(
     cache: &Cache,
     kernel: &Kernel,
     agent_binary: &Path,
-) -> Result<GuestImage, LabError> {
+) -> Result<GuestImage, ImageError> {
     let mut archive = Archive::new();
-    let init = fs::read(agent_binary).map_err(LabError::file("read", agent_binary))?;
+    let init = fs::read(agent_binary).map_err(ImageError::file("read", agent_binary))?;
     archive.file("/init", 0o755, init);
     // The kernel opens the init's console before devtmpfs is mounted over this folder.
     for folder in ["/dev", "/proc", "/sys", "/run", "/tmp"] {
@@ -51,7 +52,7 @@ pub fn linux_guest_image(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::images::kernel::tests::lay_kernel;
+    use crate::linux::kernel::tests::lay_kernel;
 
     #[test]
     fn the_initramfs_holds_init_and_modules_in_load_order() {

@@ -8,14 +8,15 @@ use serde::{Deserialize, Serialize};
 
 use super::apt;
 use super::bzimage::vmlinux_from_bzimage;
-use super::cache::{Cache, Sha256Hex, write_atomically};
 use super::modules::{self, Module, ModuleIndex};
-use crate::LabError;
+use crate::ImageError;
+use crate::cache::{Cache, Sha256Hex, write_atomically};
 
 const METAPACKAGE: &str = "linux-image-cloud-amd64";
 const PACKAGE_PREFIX: &str = "linux-image-";
 const MANIFEST: &str = "manifest.json";
 const VMLINUX: &str = "vmlinux";
+const BZIMAGE: &str = "bzImage";
 const REMEDY: &str = "remove the kernel's folder from the cache to fetch it again";
 
 /// An unpacked kernel package.
@@ -30,6 +31,9 @@ struct Manifest {
     package: String,
     version: String,
     vmlinux_sha256: Sha256Hex,
+    /// Kernels fetched by older versions lack it.
+    #[serde(default)]
+    bzimage_sha256: Option<Sha256Hex>,
     modules: ModuleIndex,
 }
 
@@ -38,8 +42,8 @@ impl Kernel {
     /// that runs compare.
     ///
     /// # Errors
-    /// [`LabError::Image`] and [`LabError::Command`] when it cannot be fetched or is damaged.
-    pub fn ensure(cache: &Cache) -> Result<Self, LabError> {
+    /// [`ImageError::Unusable`] and [`ImageError::Command`] when it cannot be fetched or is damaged.
+    pub fn ensure(cache: &Cache) -> Result<Self, ImageError> {
         let kernels = cache.subfolder("kernel")?;
         match newest_folder(&kernels)? {
             Some(folder) => Self::open(folder),
@@ -52,6 +56,18 @@ impl Kernel {
         self.folder.join(VMLINUX)
     }
 
+    /// Path of the kernel as Debian packs it, for boot loaders.
+    ///
+    /// # Errors
+    /// [`ImageError::Unusable`] when it is not as it was unpacked, or was not kept.
+    pub fn bzimage(&self) -> Result<PathBuf, ImageError> {
+        let path = self.folder.join(BZIMAGE);
+        let not_kept =
+            || ImageError::unusable(path.display().to_string(), "not kept by an older version", REMEDY);
+        read_checked(&path, self.manifest.bzimage_sha256.as_ref().ok_or_else(not_kept)?)?;
+        Ok(path)
+    }
+
     /// Debian package and version, for reports.
     pub fn version(&self) -> String {
         format!("{} {}", self.manifest.package, self.manifest.version)
@@ -60,38 +76,38 @@ impl Kernel {
     /// The modules asked for and all they need, in load order, as (name, file content).
     ///
     /// # Errors
-    /// [`LabError::Image`] for a module the kernel lacks or a file that is not as it was unpacked.
-    pub fn modules(&self, wanted: &[&str]) -> Result<Vec<(String, Vec<u8>)>, LabError> {
+    /// [`ImageError::Unusable`] for a module the kernel lacks or a file that is not as it was unpacked.
+    pub fn modules(&self, wanted: &[&str]) -> Result<Vec<(String, Vec<u8>)>, ImageError> {
         let order = modules::load_order(&self.manifest.modules, wanted)?;
         order.into_iter().map(|name| self.read_module(&name).map(|content| (name, content))).collect()
     }
 
-    fn read_module(&self, name: &str) -> Result<Vec<u8>, LabError> {
+    fn read_module(&self, name: &str) -> Result<Vec<u8>, ImageError> {
         let module = &self.manifest.modules[name];
         read_checked(&self.folder.join(&module.path), &module.sha256)
     }
 
-    fn open(folder: PathBuf) -> Result<Self, LabError> {
+    fn open(folder: PathBuf) -> Result<Self, ImageError> {
         let path = folder.join(MANIFEST);
-        let raw = fs::read(&path).map_err(LabError::file("read", &path))?;
-        let damaged = |error| LabError::image(path.display().to_string(), error, REMEDY);
+        let raw = fs::read(&path).map_err(ImageError::file("read", &path))?;
+        let damaged = |error| ImageError::unusable(path.display().to_string(), error, REMEDY);
         let manifest: Manifest = serde_json::from_slice(&raw).map_err(damaged)?;
         read_checked(&folder.join(VMLINUX), &manifest.vmlinux_sha256)?;
         Ok(Self { folder, manifest })
     }
 }
 
-fn read_checked(path: &Path, sha256: &Sha256Hex) -> Result<Vec<u8>, LabError> {
-    let content = fs::read(path).map_err(LabError::file("read", path))?;
+fn read_checked(path: &Path, sha256: &Sha256Hex) -> Result<Vec<u8>, ImageError> {
+    let content = fs::read(path).map_err(ImageError::file("read", path))?;
     if Sha256Hex::of(&content) == *sha256 {
         return Ok(content);
     }
-    Err(LabError::image(path.display().to_string(), "changed since it was unpacked", REMEDY))
+    Err(ImageError::unusable(path.display().to_string(), "changed since it was unpacked", REMEDY))
 }
 
 /// Folders are complete when they have their final name; of several the highest version wins.
-fn newest_folder(kernels: &Path) -> Result<Option<PathBuf>, LabError> {
-    let entries = fs::read_dir(kernels).map_err(LabError::file("list", kernels))?;
+fn newest_folder(kernels: &Path) -> Result<Option<PathBuf>, ImageError> {
+    let entries = fs::read_dir(kernels).map_err(ImageError::file("list", kernels))?;
     let complete = entries.flatten().map(|entry| entry.path()).filter(|path| path.join(MANIFEST).is_file());
     // A folder still being filled begins with a dot.
     Ok(complete
@@ -104,42 +120,47 @@ fn version_key(name: &str) -> Vec<u64> {
     name.split(|symbol: char| !symbol.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }
 
-fn fetch(kernels: &Path) -> Result<PathBuf, LabError> {
+fn fetch(kernels: &Path) -> Result<PathBuf, ImageError> {
     let package = apt::resolve(METAPACKAGE, PACKAGE_PREFIX)?;
     let staging = tempfile::Builder::new().prefix(".fetch-").tempdir_in(kernels);
-    let staging = staging.map_err(LabError::file("write into", kernels))?;
+    let staging = staging.map_err(ImageError::file("write into", kernels))?;
     let (unpacked, kept) = (staging.path().join("unpacked"), staging.path().join("kept"));
     let deb = apt::download(&package, staging.path())?;
     apt::unpack(&deb, &unpacked)?;
-    fs::create_dir(&kept).map_err(LabError::file("create", &kept))?;
-    let vmlinux_sha256 = keep_vmlinux(&unpacked.join("boot"), &kept)?;
+    fs::create_dir(&kept).map_err(ImageError::file("create", &kept))?;
+    let (vmlinux_sha256, bzimage_sha256) = keep_kernel(&unpacked.join("boot"), &kept)?;
     let modules = keep_modules(&unpacked.join("lib/modules"), &kept)?;
     let folder = kernels.join(format!("{}_{}", package.name, package.version.replace(':', "_")));
-    let manifest = Manifest { package: package.name, version: package.version, vmlinux_sha256, modules };
-    let raw =
-        serde_json::to_vec_pretty(&manifest).map_err(|error| LabError::image(MANIFEST, error, REMEDY))?;
+    let bzimage_sha256 = Some(bzimage_sha256);
+    let manifest =
+        Manifest { package: package.name, version: package.version, vmlinux_sha256, bzimage_sha256, modules };
+    let raw = serde_json::to_vec_pretty(&manifest)
+        .map_err(|error| ImageError::unusable(MANIFEST, error, REMEDY))?;
     write_atomically(&kept.join(MANIFEST), &raw)?;
     match fs::rename(&kept, &folder) {
         // Another process may have fetched the same kernel meanwhile; its folder is as good.
         Err(_) if folder.join(MANIFEST).is_file() => Ok(folder),
         renamed => {
-            renamed.map(|()| folder.clone()).map_err(LabError::file("move the unpacked kernel to", folder))
+            renamed.map(|()| folder.clone()).map_err(ImageError::file("move the unpacked kernel to", folder))
         }
     }
 }
 
-fn keep_vmlinux(boot: &Path, kept: &Path) -> Result<Sha256Hex, LabError> {
-    let bzimage = files_below(boot)?.into_iter().find(|path| file_name(path).starts_with("vmlinuz-"));
-    let bzimage =
-        bzimage.ok_or_else(|| LabError::image(METAPACKAGE, "the package has no /boot/vmlinuz-*", REMEDY))?;
-    let vmlinux = vmlinux_from_bzimage(&fs::read(&bzimage).map_err(LabError::file("read", &bzimage))?)?;
+/// Keeps the kernel unpacked and packed; returns the hash of each.
+fn keep_kernel(boot: &Path, kept: &Path) -> Result<(Sha256Hex, Sha256Hex), ImageError> {
+    let found = files_below(boot)?.into_iter().find(|path| file_name(path).starts_with("vmlinuz-"));
+    let found = found
+        .ok_or_else(|| ImageError::unusable(METAPACKAGE, "the package has no /boot/vmlinuz-*", REMEDY))?;
+    let bzimage = fs::read(&found).map_err(ImageError::file("read", &found))?;
+    let vmlinux = vmlinux_from_bzimage(&bzimage)?;
     write_atomically(&kept.join(VMLINUX), &vmlinux)?;
-    Ok(Sha256Hex::of(&vmlinux))
+    write_atomically(&kept.join(BZIMAGE), &bzimage)?;
+    Ok((Sha256Hex::of(&vmlinux), Sha256Hex::of(&bzimage)))
 }
 
-fn keep_modules(tree: &Path, kept: &Path) -> Result<ModuleIndex, LabError> {
+fn keep_modules(tree: &Path, kept: &Path) -> Result<ModuleIndex, ImageError> {
     let folder = kept.join("modules");
-    fs::create_dir(&folder).map_err(LabError::file("create", &folder))?;
+    fs::create_dir(&folder).map_err(ImageError::file("create", &folder))?;
     let files = files_below(tree)?;
     files
         .iter()
@@ -148,20 +169,20 @@ fn keep_modules(tree: &Path, kept: &Path) -> Result<ModuleIndex, LabError> {
         .collect()
 }
 
-fn keep_module(file: &Path, folder: &Path) -> Result<(String, Module), LabError> {
-    let content = fs::read(file).map_err(LabError::file("read", file))?;
-    let unusable = |reason| LabError::image(file.display().to_string(), reason, REMEDY);
+fn keep_module(file: &Path, folder: &Path) -> Result<(String, Module), ImageError> {
+    let content = fs::read(file).map_err(ImageError::file("read", file))?;
+    let unusable = |reason| ImageError::unusable(file.display().to_string(), reason, REMEDY);
     let depends = modules::dependencies(&content).map_err(unusable)?;
     let name = modules::normal_name(file_name(file).trim_end_matches(".ko"));
     let path = format!("modules/{name}.ko");
-    fs::rename(file, folder.join(format!("{name}.ko"))).map_err(LabError::file("move", file))?;
+    fs::rename(file, folder.join(format!("{name}.ko"))).map_err(ImageError::file("move", file))?;
     Ok((name, Module { path, depends, sha256: Sha256Hex::of(&content) }))
 }
 
-fn files_below(folder: &Path) -> Result<Vec<PathBuf>, LabError> {
+fn files_below(folder: &Path) -> Result<Vec<PathBuf>, ImageError> {
     let mut files = Vec::new();
-    for entry in fs::read_dir(folder).map_err(LabError::file("list", folder))? {
-        let path = entry.map_err(LabError::file("list", folder))?.path();
+    for entry in fs::read_dir(folder).map_err(ImageError::file("list", folder))? {
+        let path = entry.map_err(ImageError::file("list", folder))?.path();
         // A link may lead out of the package; none of what is wanted is one.
         if path.is_dir() && !path.is_symlink() {
             files.extend(files_below(&path)?);
@@ -181,7 +202,7 @@ pub(super) mod tests {
     use super::*;
 
     /// Lays a kernel into the cache whose modules contain their own names.
-    pub(in crate::images) fn lay_kernel(
+    pub(in crate::linux) fn lay_kernel(
         cache: &Cache,
         name: &str,
         vmlinux: &[u8],
@@ -200,6 +221,7 @@ pub(super) mod tests {
             package: name.into(),
             version: "1".into(),
             vmlinux_sha256: Sha256Hex::of(b"vmlinux"),
+            bzimage_sha256: None,
             modules: modules.iter().map(lay).collect(),
         };
         fs::write(folder.join(MANIFEST), serde_json::to_vec(&manifest).unwrap()).unwrap();

@@ -3,7 +3,7 @@
 //! The boot protocol's setup header says where the compressed payload lies (Documentation/arch/x86/boot.rst). Debian 12
 //! compresses it with LZ4's legacy format: a magic number, then blocks with their compressed length before each.
 
-use crate::LabError;
+use crate::ImageError;
 use crate::limits::{LZ4_LEGACY_BLOCK_BYTES, VMLINUX_BYTES_MAX};
 
 const SETUP_SECTS: usize = 0x1f1;
@@ -18,15 +18,15 @@ const REMEDY: &str = "use Debian 12's linux-image-cloud-amd64";
 /// Unpacks the kernel's ELF file.
 ///
 /// # Errors
-/// [`LabError::Image`] when the file is no bzImage, is compressed in another way, or is damaged.
-pub fn vmlinux_from_bzimage(bzimage: &[u8]) -> Result<Vec<u8>, LabError> {
-    let payload = payload(bzimage).map_err(|reason| LabError::image("bzImage", reason, REMEDY))?;
-    let vmlinux =
-        unpack_lz4_legacy(payload).map_err(|reason| LabError::image("bzImage's payload", reason, REMEDY))?;
+/// [`ImageError::Unusable`] when the file is no bzImage, is compressed in another way, or is damaged.
+pub fn vmlinux_from_bzimage(bzimage: &[u8]) -> Result<Vec<u8>, ImageError> {
+    let payload = payload(bzimage).map_err(|reason| ImageError::unusable("bzImage", reason, REMEDY))?;
+    let vmlinux = unpack_lz4_legacy(payload)
+        .map_err(|reason| ImageError::unusable("bzImage's payload", reason, REMEDY))?;
     if vmlinux.starts_with(ELF_MAGIC) {
         return Ok(vmlinux);
     }
-    Err(LabError::image("bzImage's payload", "unpacks to something that is no ELF file", REMEDY))
+    Err(ImageError::unusable("bzImage's payload", "unpacks to something that is no ELF file", REMEDY))
 }
 
 fn payload(bzimage: &[u8]) -> Result<&[u8], String> {
@@ -72,6 +72,12 @@ fn unpack_lz4_legacy(payload: &[u8]) -> Result<Vec<u8>, String> {
 fn word_at(bytes: &[u8], at: usize) -> Option<usize> {
     let raw: [u8; 4] = bytes.get(at..at + 4)?.try_into().ok()?;
     usize::try_from(u32::from_le_bytes(raw)).ok()
+}
+
+/// Reads `data` as a bzImage.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_bzimage(data: &[u8]) {
+    let _ = vmlinux_from_bzimage(data);
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::cache::Sha256Hex;
-use crate::LabError;
+use crate::ImageError;
+use crate::cache::Sha256Hex;
 
 const REMEDY: &str = "run apt-get update and look at apt's sources";
 
@@ -18,7 +18,7 @@ pub(crate) struct Package {
 
 /// The package that `metapackage` depends on and whose name begins with `prefix`. Brings apt's lists up to date when they
 /// do not know it, as on a fresh machine.
-pub(crate) fn resolve(metapackage: &str, prefix: &str) -> Result<Package, LabError> {
+pub(crate) fn resolve(metapackage: &str, prefix: &str) -> Result<Package, ImageError> {
     if let Ok(package) = look_up(metapackage, prefix) {
         return Ok(package);
     }
@@ -27,33 +27,33 @@ pub(crate) fn resolve(metapackage: &str, prefix: &str) -> Result<Package, LabErr
 }
 
 /// Downloads the package's file into `folder` and checks it against the hash in apt's lists.
-pub(crate) fn download(package: &Package, folder: &Path) -> Result<PathBuf, LabError> {
+pub(crate) fn download(package: &Package, folder: &Path) -> Result<PathBuf, ImageError> {
     let exact = format!("{}={}", package.name, package.version);
     // As root apt would drop to a user of its own, who cannot write here.
     run(Command::new("apt-get")
         .args(["download", "-qq", "-o", "APT::Sandbox::User=root", &exact])
         .current_dir(folder))?;
-    let missing = || LabError::image(&exact, "apt-get download left no .deb file", REMEDY);
+    let missing = || ImageError::unusable(&exact, "apt-get download left no .deb file", REMEDY);
     let file = deb_in(folder).ok_or_else(missing)?;
-    let content = std::fs::read(&file).map_err(LabError::file("read", &file))?;
+    let content = std::fs::read(&file).map_err(ImageError::file("read", &file))?;
     if Sha256Hex::of(&content) == package.sha256 {
         return Ok(file);
     }
-    Err(LabError::image(&exact, "the file does not have the hash that apt's lists give", REMEDY))
+    Err(ImageError::unusable(&exact, "the file does not have the hash that apt's lists give", REMEDY))
 }
 
 /// Unpacks a package's files into `folder`.
-pub(crate) fn unpack(deb: &Path, folder: &Path) -> Result<(), LabError> {
+pub(crate) fn unpack(deb: &Path, folder: &Path) -> Result<(), ImageError> {
     run(Command::new("dpkg-deb").arg("-x").arg(deb).arg(folder)).map(drop)
 }
 
-fn look_up(metapackage: &str, prefix: &str) -> Result<Package, LabError> {
+fn look_up(metapackage: &str, prefix: &str) -> Result<Package, ImageError> {
     let depends = run(Command::new("apt-cache").args(["depends", metapackage]))?;
-    let unknown = || LabError::image(metapackage, format!("apt knows no {prefix}* behind it"), REMEDY);
+    let unknown = || ImageError::unusable(metapackage, format!("apt knows no {prefix}* behind it"), REMEDY);
     let name = dependency(&depends, prefix).ok_or_else(unknown)?;
     let shown = run(Command::new("apt-cache").args(["show", "--no-all-versions", name]))?;
     let field = |field: &str| {
-        let missing = || LabError::image(name, format!("apt's lists give no {field}"), REMEDY);
+        let missing = || ImageError::unusable(name, format!("apt's lists give no {field}"), REMEDY);
         record_field(&shown, field).map(str::to_owned).ok_or_else(missing)
     };
     Ok(Package { name: name.to_owned(), version: field("Version")?, sha256: Sha256Hex(field("SHA256")?) })
@@ -78,7 +78,7 @@ fn deb_in(folder: &Path) -> Option<PathBuf> {
         .find(|path| path.extension().is_some_and(|found| found == "deb"))
 }
 
-fn run(command: &mut Command) -> Result<String, LabError> {
+fn run(command: &mut Command) -> Result<String, ImageError> {
     // Parsing needs apt's untranslated words.
     crate::tool::run(command.env("LC_ALL", "C"))
 }

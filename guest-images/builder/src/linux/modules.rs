@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::cache::Sha256Hex;
-use crate::LabError;
+use crate::ImageError;
+use crate::cache::Sha256Hex;
 
 const REMEDY: &str = "check the module's name against the kernel package";
 
@@ -32,7 +32,7 @@ pub(crate) fn normal_name(name: &str) -> String {
 }
 
 /// The modules wanted and all they need, each after what it needs, none twice.
-pub(crate) fn load_order(index: &ModuleIndex, wanted: &[&str]) -> Result<Vec<String>, LabError> {
+pub(crate) fn load_order(index: &ModuleIndex, wanted: &[&str]) -> Result<Vec<String>, ImageError> {
     let mut walk = Walk { index, order: Vec::new(), seen: BTreeSet::new() };
     wanted.iter().try_for_each(|name| walk.visit(&normal_name(name)))?;
     Ok(walk.order)
@@ -45,11 +45,11 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn visit(&mut self, name: &str) -> Result<(), LabError> {
+    fn visit(&mut self, name: &str) -> Result<(), ImageError> {
         if !self.seen.insert(name.to_owned()) {
             return Ok(());
         }
-        let unknown = || LabError::image(format!("kernel module {name}"), "not in the package", REMEDY);
+        let unknown = || ImageError::unusable(format!("kernel module {name}"), "not in the package", REMEDY);
         let module = self.index.get(name).ok_or_else(unknown)?;
         module.depends.iter().try_for_each(|needed| self.visit(&normal_name(needed)))?;
         self.order.push(name.to_owned());
@@ -86,6 +86,12 @@ fn number(bytes: &[u8], at: usize, len: usize) -> Option<usize> {
     let mut raw = [0_u8; 8];
     raw[..len].copy_from_slice(bytes.get(at..at.checked_add(len)?)?);
     usize::try_from(u64::from_le_bytes(raw)).ok()
+}
+
+/// Reads `data` as a module's file.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_module(data: &[u8]) {
+    let _ = dependencies(data);
 }
 
 #[cfg(test)]

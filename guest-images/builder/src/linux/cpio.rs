@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::LabError;
+use crate::ImageError;
 
 const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
@@ -48,8 +48,8 @@ impl Archive {
     /// The archive's bytes.
     ///
     /// # Errors
-    /// [`LabError::Image`] for an entry of 4 GiB or more, which the format cannot say.
-    pub fn finish(&self) -> Result<Vec<u8>, LabError> {
+    /// [`ImageError::Unusable`] for an entry of 4 GiB or more, which the format cannot say.
+    pub fn finish(&self) -> Result<Vec<u8>, ImageError> {
         let mut out = Vec::new();
         // Sorted by path, a folder precedes what it holds, as the kernel needs it.
         for (number, (path, entry)) in (1_u32..).zip(&self.entries) {
@@ -70,8 +70,8 @@ impl Archive {
     }
 }
 
-fn append(out: &mut Vec<u8>, number: u32, path: &str, entry: &Entry) -> Result<(), LabError> {
-    let too_big = |_| LabError::image(path, "4 GiB or more", "leave it out of the initramfs");
+fn append(out: &mut Vec<u8>, number: u32, path: &str, entry: &Entry) -> Result<(), ImageError> {
+    let too_big = |_| ImageError::unusable(path, "4 GiB or more", "leave it out of the initramfs");
     let size = u32::try_from(entry.content.len()).map_err(too_big)?;
     let name_size = u32::try_from(path.len() + 1).map_err(too_big)?;
     let links = 1;
