@@ -186,7 +186,7 @@ fn debian(args: DebianArgs) -> Result<()> {
     let image = debian_image(&Cache::open()?, &args.options(), args.no_cache, &watch)?;
     let built = image.file(format, &watch)?;
     watch.step("copying the image out of the cache");
-    disk::convert(&built, &args.out, format, &watch)?;
+    disk::copy(&built, &args.out, &watch)?;
     watch.finish();
     let files = vec![args.out];
     let (key, cached) = (Some(image.key), image.cached);
