@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::DebianOptions;
+use crate::cache::{Sha256Hex, write_atomically};
 use crate::tool::{run, run_watched};
 use crate::{Cache, ImageError, Observer};
 
@@ -66,21 +67,7 @@ impl Archive {
         let settings = fetch_settings()?;
         let apt = Apt::lay(cache.subfolder("apt")?.join(&options.release), &sources, &settings)?;
         run_watched(apt.get().args(["update", "-qq"]), observer, |_| {})?;
-        let mut simulation = apt.get();
-        simulation.args([
-            "install",
-            "--simulate",
-            "-qq",
-            "--no-install-recommends",
-            "?essential",
-            "?priority(required)",
-            "apt",
-        ]);
-        let said = run_watched(simulation.args(wanted(options)), observer, |_| {})?;
-        let packages: Packages = said.stdout.lines().filter_map(installed).collect();
-        if packages.is_empty() {
-            return Err(ImageError::unusable("apt's answer", "it would install nothing", REMEDY));
-        }
+        let packages = apt.packages(&wanted(options).collect::<Vec<_>>(), observer)?;
         Ok(Self { sources, settings, packages, date: apt.date(&options.release)? })
     }
 }
@@ -98,7 +85,7 @@ struct Apt {
 
 impl Apt {
     fn lay(root: PathBuf, sources: &[String], settings: &[String]) -> Result<Self, ImageError> {
-        for folder in ["lists/partial", "archives/partial"] {
+        for folder in ["lists/partial", "archives/partial", "resolved"] {
             let folder = root.join(folder);
             fs::create_dir_all(&folder).map_err(ImageError::file("create", &folder))?;
         }
@@ -114,6 +101,7 @@ impl Apt {
             ("Dir::State::status", root.join("status")),
             ("Dir::State::extended_states", root.join("extended_states")),
             ("Dir::Cache", root.clone()),
+            ("Dir::Cache::srcpkgcache", PathBuf::new()),
             ("APT::Architecture", "amd64".into()),
             ("APT::Architectures", "amd64".into()),
             // As root apt would drop to a user of its own, who cannot write here.
@@ -128,7 +116,10 @@ impl Apt {
             ("status", String::new()),
         ] {
             let path = root.join(name);
-            fs::write(&path, text).map_err(ImageError::file("write", &path))?;
+            // apt makes its index anew for files that look changed.
+            if fs::read_to_string(&path).ok().as_ref() != Some(&text) {
+                fs::write(&path, text).map_err(ImageError::file("write", &path))?;
+            }
         }
         Ok(Self { root, config })
     }
@@ -139,15 +130,51 @@ impl Apt {
         command
     }
 
-    /// When the main suite was published: the other suites change daily without changing a package of ours.
-    fn date(&self, release: &str) -> Result<u64, ImageError> {
+    /// What apt would install. Its answer is kept for as long as the lists are the same: it thinks for seconds.
+    fn packages(&self, wanted: &[&str], observer: &dyn Observer) -> Result<Packages, ImageError> {
+        let mut question = wanted.join(" ");
+        for list in self.releases()? {
+            question += &fs::read_to_string(&list).map_err(ImageError::file("read", &list))?;
+        }
+        let kept = self.root.join("resolved").join(Sha256Hex::of(question.as_bytes()).0);
+        let known = fs::read(&kept).ok().and_then(|raw| serde_json::from_slice(&raw).ok());
+        if let Some(packages) = known {
+            return Ok(packages);
+        }
+        let mut simulation = self.get();
+        simulation.args(["install", "--simulate", "-qq", "--no-install-recommends"]);
+        simulation.args(["?essential", "?priority(required)", "apt"]).args(wanted);
+        let said = run_watched(&mut simulation, observer, |_| {})?;
+        let packages: Packages = said.stdout.lines().filter_map(installed).collect();
+        if packages.is_empty() {
+            return Err(ImageError::unusable("apt's answer", "it would install nothing", REMEDY));
+        }
+        if let Ok(raw) = serde_json::to_vec(&packages) {
+            write_atomically(&kept, &raw)?;
+        }
+        Ok(packages)
+    }
+
+    /// The Release files of all suites, in order. They hold the hashes of all other lists.
+    fn releases(&self) -> Result<Vec<PathBuf>, ImageError> {
         let lists = self.root.join("lists");
         let entries = fs::read_dir(&lists).map_err(ImageError::file("list", &lists))?;
-        let found = entries.flatten().map(|entry| entry.path()).find(|path| {
-            ["InRelease", "Release"]
-                .iter()
-                .any(|end| path.to_string_lossy().ends_with(&format!("_{release}_{end}")))
-        });
+        let mut found: Vec<_> = entries
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.to_string_lossy().ends_with("Release"))
+            .collect();
+        found.sort();
+        Ok(found)
+    }
+
+    /// When the main suite was published: the other suites change daily without changing a package of ours.
+    fn date(&self, release: &str) -> Result<u64, ImageError> {
+        let is_main = |path: &PathBuf| {
+            let path = path.to_string_lossy();
+            ["InRelease", "Release"].iter().any(|end| path.ends_with(&format!("_{release}_{end}")))
+        };
+        let found = self.releases()?.into_iter().find(is_main);
         let unusable = |reason: &str| ImageError::unusable(format!("Debian {release}"), reason, REMEDY);
         let text = found
             .and_then(|path| fs::read_to_string(path).ok())

@@ -6,7 +6,7 @@ use super::{RootLogin, StaticAddress};
 use crate::{ImageError, Observer};
 
 /// Units that a guest has no use for: they would only make its start longer, or its disk busy later.
-const MASKED: [&str; 9] = [
+const MASKED: [&str; 13] = [
     "apt-daily-upgrade.timer",
     "apt-daily.timer",
     "dpkg-db-backup.timer",
@@ -16,6 +16,11 @@ const MASKED: [&str; 9] = [
     "man-db.timer",
     // Asks questions on the console when a system has no identity yet, which ours has not before its first start.
     "systemd-firstboot.service",
+    // Formats of programs for other machines, crash dumps in firmware, and a screen: nothing of it is there.
+    "proc-sys-fs-binfmt_misc.automount",
+    "systemd-binfmt.service",
+    "systemd-pstore.service",
+    "modprobe@drm.service",
     // There is a serial console and no screen.
     "getty@tty1.service",
 ];
@@ -45,6 +50,7 @@ pub(crate) fn configure(tree: &Tree, recipe: &Recipe<'_>, observer: &dyn Observe
     let hosts = format!("127.0.0.1 localhost\n127.0.1.1 {name}\n::1 localhost ip6-localhost ip6-loopback\n");
     tree.write("/etc/hosts", &hosts)?;
     tree.write("/etc/systemd/network/20-virtio.network", &network(options.address.as_ref()))?;
+    tree.write("/etc/default/locale", "LANG=C.UTF-8\n")?;
     tree.write("/etc/default/grub", GRUB)?;
     let enable =
         "systemctl enable systemd-networkd && systemctl disable systemd-networkd-wait-online.service";

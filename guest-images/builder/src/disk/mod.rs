@@ -76,14 +76,29 @@ pub fn convert(
     format: Format,
     observer: &dyn Observer,
 ) -> Result<(), ImageError> {
+    place(target, |staged, folder| match (Format::of(source)?, format) {
+        (Format::Raw, Format::Raw) => copy_raw(source, staged.as_file(), observer),
+        (Format::Raw, Format::Qcow2) => qcow2::from_raw(source, staged.path(), observer),
+        (Format::Qcow2, Format::Raw) => qcow2::to_raw(source, staged.as_file(), observer),
+        (Format::Qcow2, Format::Qcow2) => repack(source, staged.path(), folder, observer),
+    })
+}
+
+/// Copies an image as it is; holes stay holes. `target` appears whole or not at all, replacing what was there.
+///
+/// # Errors
+/// As [`convert`].
+pub fn copy(source: &Path, target: &Path, observer: &dyn Observer) -> Result<(), ImageError> {
+    place(target, |staged, _| copy_raw(source, staged.as_file(), observer))
+}
+
+fn place(
+    target: &Path,
+    fill: impl FnOnce(&tempfile::NamedTempFile, &Path) -> Result<(), ImageError>,
+) -> Result<(), ImageError> {
     let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let staged = tempfile::NamedTempFile::new_in(folder).map_err(ImageError::file("write into", folder))?;
-    match (Format::of(source)?, format) {
-        (Format::Raw, Format::Raw) => copy_raw(source, staged.as_file(), observer)?,
-        (Format::Raw, Format::Qcow2) => qcow2::from_raw(source, staged.path(), observer)?,
-        (Format::Qcow2, Format::Raw) => qcow2::to_raw(source, staged.as_file(), observer)?,
-        (Format::Qcow2, Format::Qcow2) => repack(source, staged.path(), folder, observer)?,
-    }
+    fill(&staged, folder)?;
     readable_by_all(staged.path())?;
     staged.persist(target).map_err(|error| ImageError::file("write", target)(error.error))?;
     Ok(())

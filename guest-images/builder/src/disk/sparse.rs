@@ -60,7 +60,8 @@ fn next_data(file: &File, at: u64) -> std::io::Result<Option<u64>> {
 }
 
 pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    bytes.iter().all(|byte| *byte == 0)
+    // Folding has no way out in the middle, so that the compiler can take many bytes at once.
+    bytes.chunks(256).all(|chunk| chunk.iter().fold(0, |seen, byte| seen | byte) == 0)
 }
 
 #[cfg(test)]

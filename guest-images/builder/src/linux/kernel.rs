@@ -17,7 +17,7 @@ const PACKAGE_PREFIX: &str = "linux-image-";
 const MANIFEST: &str = "manifest.json";
 const VMLINUX: &str = "vmlinux";
 const BZIMAGE: &str = "bzImage";
-const REMEDY: &str = "remove the kernel's folder from the cache to fetch it again";
+const REMEDY: &str = "remove the kernel from the cache (mycelium image rm) to fetch it again";
 
 /// An unpacked kernel package.
 #[derive(Debug, Clone, PartialEq, Eq)]
