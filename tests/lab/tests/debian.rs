@@ -178,8 +178,8 @@ impl Debian<'_> {
 
     /// Logs in on the console.
     fn log_in(&self) {
-        // A prompt is no whole line; the kernel's own last words before it are.
-        self.wait("Debian GNU/Linux", BOOT_PATIENCE);
+        // The line before the prompt, which is no whole line.
+        self.wait("Debian GNU/Linux 12 debian ttyS0", BOOT_PATIENCE);
         self.type_line("root");
         self.run("stty -echo; PS1=; PS2=; dmesg -n 1");
     }
