@@ -242,7 +242,7 @@ fn redis_answers(debian: &Debian<'_>) {
 
 /// fio reads back and compares all it wrote to the second disk, flushes between.
 fn disk_writes_are_verified(debian: &Debian<'_>) {
-    assert_eq!(debian.run("cat /sys/block/vdb/serial"), "scratch\n");
+    assert_eq!(debian.run("cat /sys/block/vdb/serial").trim(), "scratch");
     let said = debian.run(
         "fio --name=verify --filename=/dev/vdb --direct=1 --rw=randwrite --bsrange=512-128k --size=32m --verify=crc32c \
          --do_verify=1 --verify_fatal=1 --ioengine=libaio --iodepth=16 --fdatasync=64 --minimal >/tmp/fio && echo verified",
