@@ -71,7 +71,7 @@ impl Driver {
         let port = |name: &str| ConsoleSpec { name: name.to_owned(), socket: folder.path().join(name) };
         let consoles = vec![port("hvc"), port("agent")];
         let devices = DeviceSpecs { consoles: consoles.clone(), ..DeviceSpecs::default() };
-        let spec = rig::spec(folder.path(), devices);
+        let spec = rig::spec(devices);
         let sluice = |spec: &ConsoleSpec| {
             let terminal = Arc::new(Terminal::bind(&spec.socket).unwrap());
             let (open, full) = (AtomicBool::new(true), AtomicBool::new(false));

@@ -72,7 +72,7 @@ impl Bench {
         devices: impl FnOnce(&Path) -> DeviceSpecs,
     ) -> Option<Bench> {
         let folder = Folder::new(name)?;
-        let mut spec = spec(&folder.0, devices(&folder.0));
+        let mut spec = spec(devices(&folder.0));
         if card {
             spec.net = vec![NetSpec { tap: "wire".to_owned(), mac: MacAddress([2, 0, 0, 0, 0, 1]) }];
         }

@@ -144,7 +144,7 @@ impl Driver {
         let folder = tempfile::tempdir().unwrap();
         let vsock = VsockSpec { cid: u32::try_from(CID).unwrap(), socket: folder.path().join("v.sock") };
         let devices = DeviceSpecs { vsock: Some(vsock.clone()), ..DeviceSpecs::default() };
-        let spec = rig::spec(folder.path(), devices);
+        let spec = rig::spec(devices);
         let sluice = Arc::new(Sluice { open: AtomicBool::new(true), ..Sluice::default() });
         let link = VsockLink::bind(&vsock, Arc::clone(&sluice) as Arc<dyn VsockPort>).unwrap();
         let serial = Arc::new(StreamPort::new(std::io::sink()));

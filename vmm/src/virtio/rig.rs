@@ -1,6 +1,6 @@
 //! A driver of our own that does as it pleases, for tests and the fuzzer: real KVM objects, no guest.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use vm_memory::{Bytes, GuestAddress};
@@ -9,7 +9,7 @@ use super::VirtioDevice;
 use crate::limits::{QUEUE_SIZE, RAM_BYTES_MIN};
 use crate::machine::Machine;
 use crate::memory::GuestRam;
-use crate::spec::{DeviceSpecs, Policies, SerialSpec, VmSpec};
+use crate::spec::{BootSpec, DeviceSpecs, Policies, SerialSpec, VmSpec};
 
 /// Offset of the status register.
 pub(crate) const STATUS: u64 = 0x14;
@@ -158,15 +158,13 @@ impl Rig {
     }
 }
 
-/// The spec of a small machine with `devices`, whose files are in `folder`.
-pub(crate) fn spec(folder: &Path, devices: DeviceSpecs) -> VmSpec {
-    let kernel = folder.join("kernel");
-    std::fs::write(&kernel, "").expect("tests have a folder they can write to");
+/// The spec of a small machine with `devices`, which never boots.
+pub(crate) fn spec(devices: DeviceSpecs) -> VmSpec {
     VmSpec {
         name: "rig".to_owned(),
         vcpus: 1,
         ram_bytes: RAM_BYTES_MIN,
-        boot: crate::spec::BootSpec::Kernel { kernel, initrd: None },
+        boot: BootSpec::Kernel { kernel: PathBuf::from("/dev/null"), initrd: None },
         cmdline: String::new(),
         net: Vec::new(),
         devices,
