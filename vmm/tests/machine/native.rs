@@ -119,7 +119,7 @@ impl Running {
         let socket = &self.spec.devices.vsock.as_ref().unwrap().socket;
         let mut stream = BufReader::new(UnixStream::connect(socket).unwrap());
         stream.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
-        write!(stream.get_mut(), "CONNECT {port}\n").unwrap();
+        writeln!(stream.get_mut(), "CONNECT {port}").unwrap();
         let mut answer = String::new();
         stream.read_line(&mut answer).unwrap();
         assert!(answer.starts_with("OK "), "{answer:?}; the guest wrote {}", self.console.text());

@@ -14,6 +14,7 @@ use native_guest::work::Bench;
 pub(super) struct BenchJob {
     work: Bench,
     random: Random,
+    #[expect(clippy::vec_box, reason = "a request is handed to the device by its box, without moving")]
     idle: Vec<Box<Request>>,
     latencies: Latencies,
     started_ns: u64,

@@ -23,7 +23,7 @@ pub(super) fn run(disk: &mut Disk) {
         Ok(None) => {}
         Ok(Some(wrong)) => serial::line(format_args!("blk: misc FAILED: {wrong}")),
         Err(Failed(status)) => {
-            serial::line(format_args!("blk: misc FAILED: a request ended with status {status}"))
+            serial::line(format_args!("blk: misc FAILED: a request ended with status {status}"));
         }
     }
 }

@@ -28,6 +28,7 @@ pub(super) struct Verify {
     random: Random,
     phase: Phase,
     left: Vec<Extent>,
+    #[expect(clippy::vec_box, reason = "a request is handed to the device by its box, without moving")]
     idle: Vec<Box<Request>>,
     started_ns: u64,
 }
