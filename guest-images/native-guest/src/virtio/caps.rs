@@ -1,8 +1,10 @@
 //! Registers of a virtio PCI device that virtio-drivers keeps to itself: the interrupt vector of a queue and the
 //! address of its doorbell. virtio-drivers has no MSI-X, and reads two registers before each doorbell it rings.
 
+use super::function::Queue;
 use super::pci::Config;
 use core::ptr;
+use core::sync::atomic::{Ordering, fence};
 use virtio_drivers::transport::pci::bus::{ConfigurationAccess, DeviceFunction, PciRoot};
 use virtio_drivers::transport::pci::{VIRTIO_PCI_CAP_COMMON_CFG, VIRTIO_PCI_CAP_NOTIFY_CFG};
 
@@ -10,6 +12,7 @@ use virtio_drivers::transport::pci::{VIRTIO_PCI_CAP_COMMON_CFG, VIRTIO_PCI_CAP_N
 const CAP_VENDOR: u8 = 0x09;
 
 // Offsets in virtio_pci_common_cfg (virtio 1.2, 4.1.4.3).
+const CONFIG_MSIX_VECTOR: usize = 0x10;
 const QUEUE_SELECT: usize = 0x16;
 const QUEUE_MSIX_VECTOR: usize = 0x1a;
 const QUEUE_NOTIFY_OFF: usize = 0x1e;
@@ -60,6 +63,12 @@ impl Registers {
         }
     }
 
+    /// Routes the interrupt for changes of the device's configuration. To be called after a reset of the device.
+    pub(crate) fn route_config(&self, table_entry: u16) {
+        // SAFETY: as in `route`.
+        unsafe { self.common_u16(CONFIG_MSIX_VECTOR).write_volatile(table_entry) }
+    }
+
     /// The doorbell of `queue`.
     pub(crate) fn doorbell(&self, queue: u16) -> Doorbell {
         // SAFETY: as in `route`.
@@ -79,6 +88,15 @@ pub(crate) struct Doorbell {
 }
 
 impl Doorbell {
+    /// Rings unless the device said that it is looking anyway. The fence orders our publishing of buffers before our
+    /// reading of its wish.
+    pub(crate) fn ring_if_wanted<const SIZE: usize>(&mut self, queue: &Queue<SIZE>) {
+        fence(Ordering::SeqCst);
+        if queue.should_notify() {
+            self.ring();
+        }
+    }
+
     /// Rings it.
     pub(crate) fn ring(&mut self) {
         // SAFETY: the register lies in the device's notification structure; writing the queue's number there is

@@ -1,37 +1,30 @@
 //! MSI-X: interrupts as memory writes to the local APIC.
 
 use super::caps::bar_address;
-use super::pci::Config;
+use super::pci::Bus;
 use crate::apic;
 use core::ptr;
-use virtio_drivers::transport::pci::bus::{ConfigurationAccess, DeviceFunction, PciRoot};
+use virtio_drivers::transport::pci::bus::{ConfigurationAccess, DeviceFunction};
 
 const CAP_MSIX: u8 = 0x11;
 const ENABLE: u32 = 1 << 31;
 const FUNCTION_MASK: u32 = 1 << 30;
 
-/// Switches MSI-X on with one table entry per vector, in this order. `None` if the device lacks it or has fewer
-/// entries.
-pub(crate) fn enable(
-    root: &mut PciRoot<Config>,
-    mut config: Config,
-    function: DeviceFunction,
-    vectors: &[u8],
-) -> Option<()> {
-    let capability = root.capabilities(function).find(|cap| cap.id == CAP_MSIX)?.offset;
+/// Switches MSI-X on with `wanted` table entries or as many as there are, each with a vector of its own; how many.
+/// `None` if the device lacks it.
+pub(super) fn enable(bus: &mut Bus, function: DeviceFunction, wanted: u16) -> Option<u16> {
+    let mut config = bus.config;
+    let capability = bus.root.capabilities(function).find(|cap| cap.id == CAP_MSIX)?.offset;
     let control = config.read_word(function, capability);
-    let entries = usize::try_from(control >> 16 & 0x7ff).ok()? + 1;
-    if entries < vectors.len() {
-        return None;
-    }
+    let entries = wanted.min(u16::try_from(control >> 16 & 0x7ff).ok()? + 1);
     let location = config.read_word(function, capability.checked_add(4)?);
-    let table = bar_address(root, function, location.to_le_bytes()[0] & 7, location & !7)?;
+    let table = bar_address(&mut bus.root, function, location.to_le_bytes()[0] & 7, location & !7)?;
     config.write_word(function, capability, control | ENABLE | FUNCTION_MASK);
-    for (entry, vector) in vectors.iter().enumerate() {
-        write_entry(table + 16 * entry, *vector);
+    for entry in 0..entries {
+        write_entry(table + 16 * usize::from(entry), bus.vector());
     }
     config.write_word(function, capability, (control | ENABLE) & !FUNCTION_MASK);
-    Some(())
+    Some(entries)
 }
 
 /// Fills a table entry: address (two words), data, and a control word whose bit 0 masks.
