@@ -7,7 +7,7 @@ use crate::limits::SERIAL_INPUT_BYTES_MAX;
 use crate::state::{Fields, Payload, StateError};
 
 /// Bytes of the UART's receive FIFO.
-const FIFO_BYTES: usize = 64;
+pub(super) const FIFO_BYTES: usize = 64;
 
 /// The device as read from a state.
 #[derive(Debug)]
