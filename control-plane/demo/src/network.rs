@@ -81,7 +81,12 @@ impl NetworkWorld {
         let keys = daemons::form(&asking, &daemons, story)?;
         let sockets = daemons.iter().map(|daemon| daemon.socket());
         self.watch = Some(Watch::start(Chronicle::new(&NAMES, keys), sockets)?);
-        let ask = RunVmRequest { spec: node::spec(programs), protect: true, on_loss: "degrade".to_owned() };
+        let ask = RunVmRequest {
+            spec: node::spec(programs),
+            protect: true,
+            on_loss: "degrade".to_owned(),
+            ..RunVmRequest::default()
+        };
         let run =
             asking.of(daemons[0], "to run the VM", async |mut daemon| daemon.run_vm(ask.clone()).await)?;
         story.mark(clock::now().0, &format!("node {} runs VM {}, to be protected", run.node_name, run.name));

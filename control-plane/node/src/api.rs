@@ -39,6 +39,7 @@ impl From<VmError> for Status {
             | VmError::Unprotected(..)
             | VmError::OfPods(..)
             | VmError::Awaited(..)
+            | VmError::Alone(..)
             | VmError::Unseen(_) => Self::failed_precondition(text),
             VmError::Full | VmError::NoRoom { .. } => Self::resource_exhausted(text),
             VmError::Process(_) | VmError::Files(_) | VmError::Network(_) | VmError::GroupWaits(..) => {
@@ -222,14 +223,18 @@ impl Node for NodeService {
     }
 
     async fn run_vm(&self, request: Request<RunVmRequest>) -> Answer<Vm> {
-        let RunVmRequest { spec, protect, on_loss } = request.into_inner();
         let spore = self.spore()?;
-        Ok(Response::new(self.0.vms.run(&spore, &spec, protect, &on_loss).await?))
+        Ok(Response::new(self.0.vms.run(&spore, request.get_ref()).await?))
     }
 
     async fn protect_vm(&self, request: Request<ProtectVmRequest>) -> Answer<Vm> {
         let ProtectVmRequest { name, protect } = request.into_inner();
         let keeper = self.0.vms.find_own(&name)?;
+        if protect && keeper.view().role == "run" {
+            let why =
+                "it was started without; stop it, and start it with --protect and disks that are read-only";
+            return Err(VmError::Alone(name, why).into());
+        }
         keeper.order(Order::Protect(protect)).await;
         Ok(Response::new(keeper.view()))
     }

@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) enum StartedAs {
     Active,
     Passive,
+    /// Without protection, now and later.
+    Alone,
 }
 
 /// One VM of this node.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use endophyte_vmm::spec::VmSpec;
-use mycelium_api::Vm;
+use mycelium_api::{RunVmRequest, Vm};
 use mycelium_ram_core::{NodeId, VmId};
 use mycelium_spores::Spore;
 
@@ -57,6 +57,8 @@ pub(crate) enum VmError {
     Awaited(String, String),
     #[error("VM {0} is the pods of group {1}; delete or scale them in Kubernetes")]
     OfPods(String, String),
+    #[error("VM {0} cannot be protected: {1}")]
+    Alone(String, &'static str),
     #[error(transparent)]
     Process(#[from] ProcessError),
     #[error("cannot keep the VM's files: {0}; check that the disk has room")]
@@ -143,19 +145,24 @@ impl Vms {
         }
     }
 
-    /// Starts a VM as its active.
-    pub(crate) async fn run(
-        &self,
-        spore: &Arc<Spore>,
-        spec: &str,
-        protect: bool,
-        on_loss: &str,
-    ) -> Result<Vm, VmError> {
-        let on_loss = known_policy(on_loss)?;
-        let _turn = self.turns.take(&parse(spec)?.name).await;
-        let entry = self.entry(spec, StartedAs::Active, protect, on_loss)?;
-        let role = ["active".to_owned(), "--on-loss".to_owned(), on_loss.to_owned()];
-        Ok(self.launch(spore, entry, spec, &role).await?.view())
+    /// Starts a VM: as its active, so that it may have a replica at once or later, if there can be one.
+    pub(crate) async fn run(&self, spore: &Arc<Spore>, ask: &RunVmRequest) -> Result<Vm, VmError> {
+        let on_loss = known_policy(&ask.on_loss)?;
+        let spec = parse(&ask.spec)?;
+        let _turn = self.turns.take(&spec.name).await;
+        let alone = why_alone(&spec, &ask.restore);
+        if let Some(why) = alone.filter(|_| ask.protect) {
+            return Err(VmError::Alone(spec.name, why));
+        }
+        let started_as = if alone.is_some() { StartedAs::Alone } else { StartedAs::Active };
+        let entry = self.entry(&ask.spec, started_as, ask.protect, on_loss)?;
+        let role = match started_as {
+            StartedAs::Alone => vec!["run".to_owned()],
+            _ => ["active", "--on-loss", on_loss].map(str::to_owned).to_vec(),
+        };
+        let restore = (!ask.restore.is_empty()).then(|| ["--restore".to_owned(), ask.restore.clone()]);
+        let role: Vec<String> = role.into_iter().chain(restore.into_iter().flatten()).collect();
+        Ok(self.launch(spore, entry, &ask.spec, &role).await?.view())
     }
 
     /// Holds a replica of a VM that another node runs; answers with its ticket.
@@ -256,7 +263,10 @@ impl Vms {
         let api = self.api_of(&entry.name);
         let mut args = role.to_vec();
         args.extend(["--spec".to_owned(), folder.spec().display().to_string()]);
-        args.extend(self.process_args(spore, &folder));
+        args.extend(match entry.started_as {
+            StartedAs::Alone => vec!["--run-dir".to_owned(), folder.run_dir().display().to_string()],
+            _ => self.process_args(spore, &folder),
+        });
         let launch = Launch { program: &self.config.endophyte, args, log: folder.log(), api: api.clone() };
         let spawned = |pid, started| {
             entry.process = Some((pid, started));
@@ -311,6 +321,14 @@ pub(crate) fn known_policy(on_loss: &str) -> Result<&str, VmError> {
         "degrade" | "halt" => Ok(on_loss),
         other => Err(VmError::Policy(other.to_owned())),
     }
+}
+
+/// Why a VM can have no replica, if it cannot.
+fn why_alone(spec: &VmSpec, restore: &str) -> Option<&'static str> {
+    if spec.devices.disks.iter().any(|disk| !disk.readonly) {
+        return Some("what it writes to its disks is not replicated; set readonly = true");
+    }
+    (!restore.is_empty()).then_some("it is restored from a snapshot; start it anew with --protect")
 }
 
 fn parse(spec: &str) -> Result<VmSpec, VmError> {

@@ -105,6 +105,9 @@ pub(crate) struct RunArgs {
     /// Read the whole snapshot before the guest runs.
     #[arg(long, requires = "restore")]
     pub(crate) whole: bool,
+    /// Folder for serial.log: what the guest writes to its console, from its first byte.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run_dir: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) process: ProcessArgs,
 }

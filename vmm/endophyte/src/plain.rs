@@ -1,5 +1,6 @@
 //! A VM without protection: taps and console straight through.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -15,7 +16,7 @@ use crate::cli::RunArgs;
 use crate::console::{Tape, Taped, type_stdin};
 use crate::desk::{Desk, Hands, Order};
 use crate::exit::{Exit, Failure, OrExit};
-use crate::rundir::Status;
+use crate::rundir::{RunDir, Status};
 use crate::signals::Signals;
 use crate::snapshot;
 
@@ -36,10 +37,12 @@ pub(crate) fn run(args: &RunArgs, signals: &Signals) -> Result<ExitCode, Exit> {
         state: "starting".to_owned(),
         ..Status::default()
     });
-    let desk = Desk::new(&spec, board, Tape::in_memory(), signals.stopper(), None);
+    let tape = tape(args.run_dir.as_deref()).or_exit(Failure::Host)?;
+    let desk = Desk::new(&spec, board, tape, signals.stopper(), None);
     let api = args.process.api.as_deref();
     let _api = api.map(|path| Api::on_thread(path, desk.clone())).transpose().or_exit(Failure::Host)?;
-    let machine = start(&spec, api.map(|_| desk.tape.clone()), args)?;
+    let taped = api.is_some() || args.run_dir.is_some();
+    let machine = start(&spec, taped.then(|| desk.tape.clone()), args)?;
     let happenings = happenings(&machine, signals, &desk)?;
     tell(&desk, "running", "");
     let ended = supervise(&machine, &happenings, &desk);
@@ -49,6 +52,12 @@ pub(crate) fn run(args: &RunArgs, signals: &Signals) -> Result<ExitCode, Exit> {
         &ended.as_ref().map_or_else(|exit| format!("{:#}", exit.error), |_| String::new()),
     );
     ended
+}
+
+/// Where the console is kept for those who read it later.
+fn tape(run_dir: Option<&Path>) -> anyhow::Result<Arc<Tape>> {
+    let Some(folder) = run_dir else { return Ok(Tape::in_memory()) };
+    Ok(Tape::on_log(RunDir::open(folder)?.serial_log()?))
 }
 
 fn start(spec: &VmSpec, tape: Option<Arc<Tape>>, args: &RunArgs) -> Result<Arc<Machine>, Exit> {

@@ -8,6 +8,7 @@ use endophyte_api::SnapshotProgress;
 use endophyte_snapshot::Snapshot;
 use endophyte_snapshot::lazy::Userfault;
 use endophyte_vmm::machine::{FileError, Machine};
+use endophyte_vmm::spec::HugePages;
 use tokio::sync::mpsc::Sender;
 use tonic::Status;
 
@@ -57,6 +58,8 @@ fn status_of(error: &FileError) -> Status {
 /// Gives the built machine what a snapshot holds.
 pub(crate) fn restore(machine: &Machine, file: &Path, whole: bool) -> Result<(), Exit> {
     let snapshot = Snapshot::open(file).or_exit(Failure::Spec)?;
+    // A fault on a huge page would want 2 MiB at once.
+    let whole = whole || machine.spec().huge_pages == HugePages::Hugetlb;
     let lazily = if whole { None } else { userfault() };
     machine.restore_from_file(snapshot, lazily, &mut |_, _| ()).or_exit(Failure::Spec)?;
     Ok(())

@@ -23,7 +23,7 @@ use crate::devices::watchdog::Watchdog;
 use crate::irq::IrqRouter;
 use crate::kvm::{self, DirtyLog, refused};
 use crate::memory::GuestRam;
-use crate::spec::VmSpec;
+use crate::spec::{CpuModel, VmSpec};
 use crate::vcpu::{Bus, Gate, Vcpu};
 use crate::virtio::Place;
 
@@ -44,13 +44,13 @@ impl Machine {
         }
         let kvm = kvm::open()?;
         let vm = Arc::new(kvm.create_vm().map_err(refused("create a VM"))?);
-        let ram = Arc::new(GuestRam::new(spec.ram_bytes)?);
+        let ram = Arc::new(GuestRam::of(spec.ram_bytes, spec.huge_pages)?);
         let dirty = DirtyLog::new(&vm, &ram);
         map_ram(&vm, &ram)?;
         chips::create(&vm)?;
         let gate = Arc::new(Gate::new());
         let platform = Arc::new(build_platform(spec, ports, &vm, &ram, &gate)?);
-        let (fds, buffers, processor) = create_vcpus(&kvm, &vm, spec.vcpus)?;
+        let (fds, buffers, processor) = create_vcpus(&kvm, &vm, spec.cpu, spec.vcpus)?;
         let fingerprint = MachineFingerprint::new(spec.fingerprint()?, &processor);
         let mut machine = Machine {
             spec: spec.clone(),
@@ -171,19 +171,20 @@ impl<'a> Place<'a> {
 fn create_vcpus(
     kvm: &Kvm,
     vm: &VmFd,
+    model: CpuModel,
     count: u8,
 ) -> Result<(Vec<VcpuFd>, Vec<VcpuBuffers>, Processor), MachineError> {
-    let shared = cpuid::for_machine(kvm, count)?;
+    let shared = cpuid::for_machine(kvm, model, count)?;
     let mut fds = Vec::new();
     let mut buffers = Vec::new();
     for number in 0..count {
         let fd = vm.create_vcpu(u64::from(number)).map_err(refused("create a vCPU"))?;
         fd.set_cpuid2(&cpuid::for_vcpu(&shared, number, count)).map_err(refused("take CPUID"))?;
-        buffers.push(VcpuBuffers::new(kvm, vm, &fd)?);
+        buffers.push(VcpuBuffers::new(kvm, vm, model, &fd)?);
         fds.push(fd);
     }
     let first = &fds[0];
     let processor =
-        Processor { tsc_khz: time::tsc_khz(first)?, msrs: msrs::readable(kvm, first)?, cpuid: shared };
+        Processor { tsc_khz: time::tsc_khz(first)?, msrs: msrs::readable(kvm, model, first)?, cpuid: shared };
     Ok((fds, buffers, processor))
 }

@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::arch::boot::BootError;
+use crate::arch::cpuid::CpuidError;
 use crate::devices::block::ImageError;
 use crate::kvm::{KvmError, KvmUnavailable};
 use crate::memory::MemoryError;
@@ -19,6 +20,9 @@ pub enum MachineError {
     /// A KVM call failed.
     #[error(transparent)]
     Kvm(#[from] KvmError),
+    /// The processor the spec asks for.
+    #[error(transparent)]
+    Cpu(#[from] CpuidError),
     /// Guest RAM.
     #[error(transparent)]
     Memory(#[from] MemoryError),

@@ -4,7 +4,8 @@ use kvm_bindings::kvm_cpuid_entry2;
 use serde::{Deserialize, Serialize};
 
 use super::Processor;
-use crate::spec::SpecFingerprint;
+use crate::arch::cpuid::name_of;
+use crate::spec::{CpuModel, SpecFingerprint};
 use crate::state::FORMAT_VERSION;
 
 /// Counters whose frequencies differ by more than this show a guest a changed clock: parts per million.
@@ -61,8 +62,16 @@ impl MachineFingerprint {
         if self.devices != other.devices {
             found.push(format!("devices: {:?} here, {:?} there", self.devices, other.devices));
         }
-        found.extend(diff_cpuid(&self.cpuid, &other.cpuid));
-        found.extend(diff_msrs(&self.msrs, &other.msrs));
+        let processors =
+            diff_cpuid(&self.cpuid, &other.cpuid).into_iter().chain(diff_msrs(&self.msrs, &other.msrs));
+        let processors: Vec<String> = processors.collect();
+        if !processors.is_empty() && self.spec.cpu == CpuModel::Host.to_string() {
+            found.push(
+                "two kinds of processor: cpu = \"x86-64-v2\" or \"-v3\" in the spec makes them one"
+                    .to_owned(),
+            );
+        }
+        found.extend(processors);
         let (mine, theirs) = (u64::from(self.tsc_khz), u64::from(other.tsc_khz));
         if mine.abs_diff(theirs) * 1_000_000 > mine.max(theirs) * TSC_TOLERANCE_PPM {
             found.push(format!("TSC frequency: {mine} kHz here, {theirs} kHz there"));
@@ -96,20 +105,37 @@ fn lasting(entry: &kvm_cpuid_entry2) -> Option<CpuidLeaf> {
     Some(CpuidLeaf { function: entry.function, index: entry.index, registers })
 }
 
+/// Features by name where they have one, other leaves as they are.
 fn diff_cpuid(mine: &[CpuidLeaf], theirs: &[CpuidLeaf]) -> Vec<String> {
     let same = |a: &CpuidLeaf, b: &CpuidLeaf| (a.function, a.index) == (b.function, b.index);
     let of = |set: &[CpuidLeaf], leaf: &CpuidLeaf| {
         set.iter().find(|l| same(l, leaf)).map_or([0; 4], |l| l.registers)
     };
+    let (mut here, mut there, mut found) = (Vec::new(), Vec::new(), Vec::new());
     let only_theirs = theirs.iter().filter(|leaf| !mine.iter().any(|m| same(m, leaf)));
-    mine.iter()
-        .chain(only_theirs)
-        .map(|leaf| (leaf, of(mine, leaf), of(theirs, leaf)))
-        .filter(|(_, mine, theirs)| mine != theirs)
-        .map(|(leaf, mine, theirs)| {
-            format!("CPUID {:#x}/{}: {mine:08x?} here, {theirs:08x?} there", leaf.function, leaf.index)
-        })
-        .collect()
+    for leaf in mine.iter().chain(only_theirs) {
+        let (mine, theirs) = (of(mine, leaf), of(theirs, leaf));
+        let mut unnamed = false;
+        for (register, bit) in (0..4).flat_map(|register| (0..32).map(move |bit| (register, bit))) {
+            let has = |registers: [u32; 4]| registers[register] >> bit & 1 == 1;
+            match name_of(leaf.function, leaf.index, register, bit) {
+                _ if has(mine) == has(theirs) => {}
+                Some(name) if has(mine) => here.push(name),
+                Some(name) => there.push(name),
+                None => unnamed = true,
+            }
+        }
+        if unnamed {
+            let (function, index) = (leaf.function, leaf.index);
+            found.push(format!("CPUID {function:#x}/{index}: {mine:08x?} here, {theirs:08x?} there"));
+        }
+    }
+    for (place, names) in [("there", here), ("here", there)] {
+        if !names.is_empty() {
+            found.push(format!("processor features missing {place}: {}", names.join(", ")));
+        }
+    }
+    found
 }
 
 fn diff_msrs(mine: &[u32], theirs: &[u32]) -> Vec<String> {

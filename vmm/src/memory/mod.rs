@@ -9,6 +9,7 @@
 //!   gpa    0 ......... 3 GiB     | 4 GiB ............
 //! ```
 
+mod backing;
 mod dirty_map;
 mod hole_map;
 mod ram;

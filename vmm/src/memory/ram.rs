@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,8 +13,9 @@ use vm_memory::{
     MmapRegion,
 };
 
-use super::{DirtyMap, Gpa, HoleMap, PageIndex};
+use super::{DirtyMap, Gpa, HoleMap, PageIndex, backing};
 use crate::arch::layout;
+use crate::spec::HugePages;
 
 /// Bytes of a guest page: the unit of dirty tracking and replication.
 pub const PAGE_BYTES: usize = 4096;
@@ -61,8 +62,16 @@ impl GuestRam {
     /// # Errors
     /// [`MemoryError::Map`] when memory cannot be had.
     pub fn new(bytes: u64) -> Result<GuestRam, MemoryError> {
+        GuestRam::of(bytes, HugePages::None)
+    }
+
+    /// As [`new`](Self::new), of huge pages; with hugetlb, `bytes` is a multiple of theirs.
+    ///
+    /// # Errors
+    /// [`MemoryError::Map`] when memory cannot be had.
+    pub fn of(bytes: u64, huge: HugePages) -> Result<GuestRam, MemoryError> {
         let map_error = |action| move |source| MemoryError::Map { action, bytes, source };
-        let memfd = memfd(bytes).map_err(map_error("allocate"))?;
+        let memfd = backing::memfd(bytes, huge).map_err(map_error("allocate"))?;
         let mut regions = Vec::new();
         let mut offset = 0;
         for (gpa, len) in layout::ram_ranges(bytes) {
@@ -70,6 +79,9 @@ impl GuestRam {
             let size = usize::try_from(len).unwrap_or(usize::MAX);
             let region = MmapRegion::from_file(FileOffset::new(file, offset), size)
                 .map_err(|e| map_error("map")(io::Error::other(e)))?;
+            if huge == HugePages::Advise {
+                backing::advise(region.as_ptr(), size);
+            }
             regions.push(
                 GuestRegionMmap::new(region, GuestAddress(gpa))
                     .ok_or_else(|| map_error("place")(io::Error::other("end of guest address space")))?,
@@ -315,18 +327,6 @@ pub(crate) struct Slot<'a> {
 
 fn bytes_of(pages: u64) -> usize {
     usize::try_from(pages).unwrap_or(usize::MAX).saturating_mul(PAGE_BYTES)
-}
-
-fn memfd(bytes: u64) -> io::Result<File> {
-    // SAFETY: the name is a NUL-terminated literal; no other pointer is passed.
-    let fd = unsafe { libc::memfd_create(c"endophyte-ram".as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: `fd` was just opened and nothing else owns it.
-    let file = unsafe { File::from_raw_fd(fd) };
-    file.set_len(bytes)?;
-    Ok(file)
 }
 
 #[cfg(test)]

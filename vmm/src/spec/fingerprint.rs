@@ -16,6 +16,8 @@ pub struct SpecFingerprint {
     pub name: String,
     /// Number of vCPUs.
     pub vcpus: u8,
+    /// The processor they look like.
+    pub cpu: String,
     /// Bytes of RAM.
     pub ram_bytes: u64,
     /// Digest of the kernel file (XXH3, 128 bits, hexadecimal); of a VM that boots from its disk, which entry.
@@ -41,6 +43,7 @@ impl VmSpec {
         Ok(SpecFingerprint {
             name: self.name.clone(),
             vcpus: self.vcpus,
+            cpu: self.cpu.to_string(),
             ram_bytes: self.ram_bytes,
             kernel: match &self.boot {
                 BootSpec::Kernel { kernel, .. } => digest("kernel", kernel)?,
@@ -70,6 +73,7 @@ impl SpecFingerprint {
         };
         compare("name", self.name.clone(), other.name.clone());
         compare("vcpus", self.vcpus.to_string(), other.vcpus.to_string());
+        compare("cpu", self.cpu.clone(), other.cpu.clone());
         compare("ram_bytes", self.ram_bytes.to_string(), other.ram_bytes.to_string());
         compare("kernel digest", self.kernel.clone(), other.kernel.clone());
         compare("initrd digest", format!("{:?}", self.initrd), format!("{:?}", other.initrd));

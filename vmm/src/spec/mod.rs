@@ -3,7 +3,9 @@
 //! ```toml
 //! name = "shop"
 //! vcpus = 2
+//! cpu = "x86-64-v3"             # optional: "host" (default), or "x86-64-v1" to "-v4", which different hosts can be
 //! ram_mib = 512                 # or ram_bytes
+//! huge_pages = "advise"         # optional: "none" (default), "advise" or "hugetlb"
 //! kernel = "vmlinuz"            # relative paths are relative to this file; without kernel, the first disk's own
 //! initrd = "initrd.img"         # optional                      # boot entries are followed
 //! cmdline = "console=ttyS0"     # optional
@@ -38,11 +40,13 @@
 //! ```
 //! `rng = true` adds an entropy source, `balloon = true` a balloon.
 
+mod cpu;
 mod devices;
 mod error;
 mod fingerprint;
 mod kernel;
 mod mac;
+mod memory;
 mod parse;
 mod written;
 
@@ -50,10 +54,12 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use cpu::CpuModel;
 pub use devices::{ConsoleSpec, DeviceSpecs, DiskCache, DiskFormat, DiskSpec, VsockSpec};
 pub use error::SpecError;
 pub use fingerprint::SpecFingerprint;
 pub use mac::MacAddress;
+pub use memory::HugePages;
 
 /// A VM spec whose values have all been checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,8 +68,12 @@ pub struct VmSpec {
     pub name: String,
     /// Number of vCPUs.
     pub vcpus: u8,
+    /// The processor they look like.
+    pub cpu: CpuModel,
     /// Bytes of RAM, a multiple of the page size.
     pub ram_bytes: u64,
+    /// What it is made of.
+    pub huge_pages: HugePages,
     /// What it boots.
     pub boot: BootSpec,
     /// Kernel command line; booted from a disk, what is added to the boot entry's.

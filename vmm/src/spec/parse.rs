@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::written::{WrittenConsole, WrittenDisk, WrittenVsock, check_consoles, check_disks};
-use super::{BootSpec, DeviceSpecs, NetSpec, Policies, Policy, SerialSpec, SpecError, VmSpec, kernel};
+use super::{
+    BootSpec, CpuModel, DeviceSpecs, HugePages, NetSpec, Policies, Policy, SerialSpec, SpecError, VmSpec,
+    kernel,
+};
 use crate::devices::net::inherited;
 use crate::limits::{
     CMDLINE_BYTES_MAX, NAME_BYTES_MAX, NICS_MAX, RAM_BYTES_MAX, RAM_BYTES_MIN, SPEC_BYTES_MAX, VCPUS_MAX,
@@ -20,8 +23,11 @@ struct Written {
     name: String,
     #[serde(default = "one")]
     vcpus: i64,
+    cpu: Option<String>,
     ram_mib: Option<i64>,
     ram_bytes: Option<i64>,
+    #[serde(default)]
+    huge_pages: HugePages,
     kernel: Option<PathBuf>,
     initrd: Option<PathBuf>,
     boot_entry: Option<String>,
@@ -100,7 +106,9 @@ impl Written {
         Ok(VmSpec {
             name: check_name(self.name)?,
             vcpus: check_vcpus(self.vcpus)?,
-            ram_bytes: check_ram(self.ram_mib, self.ram_bytes)?,
+            cpu: check_cpu(self.cpu)?,
+            ram_bytes: check_huge(check_ram(self.ram_mib, self.ram_bytes)?, self.huge_pages)?,
+            huge_pages: self.huge_pages,
             boot,
             cmdline: check_cmdline(self.cmdline)?,
             net: check_net(&self.net)?,
@@ -191,6 +199,13 @@ fn check_vcpus(vcpus: i64) -> Result<u8, SpecError> {
     }
 }
 
+fn check_cpu(said: Option<String>) -> Result<CpuModel, SpecError> {
+    let remedy = "there are host, x86-64-v1, x86-64-v2, x86-64-v3 and x86-64-v4";
+    said.map_or(Ok(CpuModel::Host), |said| {
+        said.parse().map_err(|reason: String| field("cpu", said, reason, remedy))
+    })
+}
+
 fn check_ram(mib: Option<i64>, bytes: Option<i64>) -> Result<u64, SpecError> {
     let (name, value, bytes) = match (mib, bytes) {
         (Some(mib), None) => ("ram_mib", mib, u64::try_from(mib).ok().and_then(|m| m.checked_mul(1 << 20))),
@@ -211,6 +226,18 @@ fn check_ram(mib: Option<i64>, bytes: Option<i64>) -> Result<u64, SpecError> {
     }
     if bytes % PAGE_BYTES as u64 != 0 {
         return Err(field(name, value, "is not a multiple of the page size, 4096", "round it up"));
+    }
+    Ok(bytes)
+}
+
+fn check_huge(bytes: u64, huge: HugePages) -> Result<u64, SpecError> {
+    if huge == HugePages::Hugetlb && !bytes.is_multiple_of(2 << 20) {
+        return Err(field(
+            "huge_pages",
+            "hugetlb",
+            "needs RAM in whole pages of 2 MiB",
+            "round ram_mib up to even",
+        ));
     }
     Ok(bytes)
 }

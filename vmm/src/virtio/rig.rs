@@ -9,7 +9,7 @@ use super::VirtioDevice;
 use crate::limits::{QUEUE_SIZE, RAM_BYTES_MIN};
 use crate::machine::Machine;
 use crate::memory::GuestRam;
-use crate::spec::{BootSpec, DeviceSpecs, Policies, SerialSpec, VmSpec};
+use crate::spec::{BootSpec, CpuModel, DeviceSpecs, HugePages, Policies, SerialSpec, VmSpec};
 
 /// Offset of the status register.
 pub(crate) const STATUS: u64 = 0x14;
@@ -169,6 +169,8 @@ pub(crate) fn spec(devices: DeviceSpecs) -> VmSpec {
         net: Vec::new(),
         devices,
         serial: SerialSpec::Null,
+        cpu: CpuModel::Host,
+        huge_pages: HugePages::None,
         policies: Policies::default(),
     }
 }

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use endophyte_vmm::machine::{Machine, MachineEvent, MachinePorts};
+use endophyte_vmm::machine::{Machine, MachineError, MachineEvent, MachinePorts};
 use endophyte_vmm::memory::{PAGE_BYTES, Page, PageIndex};
 use endophyte_vmm::spec::VmSpec;
 use tempfile::TempDir;
@@ -56,6 +56,11 @@ impl Native {
 
     /// A machine with `extra` lines in its spec, not booted.
     pub(crate) fn build(&self, cmdline: &str, extra: &str) -> Running {
+        self.try_build(cmdline, extra).unwrap()
+    }
+
+    /// As [`build`](Self::build), where the host may not be able to.
+    pub(crate) fn try_build(&self, cmdline: &str, extra: &str) -> Result<Running, MachineError> {
         let kernel = self.kernel.display();
         let text = format!(
             "name = \"native\"\nkernel = \"{kernel}\"\nram_mib = {RAM_MIB}\nserial = \"null\"\ncmdline = \"{cmdline}\"\n{extra}\n"
@@ -66,8 +71,8 @@ impl Native {
         let console = Arc::new(Console::default());
         let mut ports = MachinePorts::plain(&spec).unwrap();
         ports.serial = Arc::clone(&console) as Arc<_>;
-        let machine = Machine::build(&spec, ports).unwrap();
-        Running { machine, console, spec }
+        let machine = Machine::build(&spec, ports)?;
+        Ok(Running { machine, console, spec })
     }
 
     /// A machine whose guest is up.

@@ -6,8 +6,9 @@ use super::{DebianOptions, RootLogin, StaticAddress, debian_image};
 use crate::disk::Format;
 use crate::{Cache, ImageError, Observer};
 
-/// A disk generator, a port forwarder, a store to lose nothing of, a language and something to compute with.
-const PACKAGES: [&str; 5] = ["fio", "socat", "redis-server", "python3-minimal", "openssl"];
+/// A disk generator, a port forwarder, a store to lose nothing of, a language, something to compute with, and a root that
+/// is not written to (`overlayroot=tmpfs`).
+const PACKAGES: [&str; 6] = ["fio", "socat", "redis-server", "python3-minimal", "openssl", "overlayroot"];
 /// The store serves everybody: a test's network has nobody else.
 const OPEN_REDIS: &str =
     "sed -i -e 's/^bind .*/bind * -::*/' -e 's/^protected-mode .*/protected-mode no/' /etc/redis/redis.conf";

@@ -78,7 +78,7 @@ impl Emulator {
     }
 
     pub(crate) fn wait_console(&self, marker: &str, timeout: Duration) -> Result<String, LabError> {
-        self.console.wait_line(marker, timeout).map_err(|reason| match reason {
+        self.console.wait_line(marker, 1, timeout).map_err(|reason| match reason {
             NoLine::Ended => self.dead(&format!("before saying {marker:?}")),
             NoLine::TimedOut => self.timed_out(&format!("console line {marker:?}"), timeout),
         })

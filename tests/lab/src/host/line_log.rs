@@ -67,12 +67,12 @@ impl LineLog {
         self.changed.notify_all();
     }
 
-    /// Waits for a complete line that contains `marker`, from the log's beginning.
-    pub(crate) fn wait_line(&self, marker: &str, timeout: Duration) -> Result<String, NoLine> {
+    /// Waits for the `nth` complete line that contains `marker`, counted from 1 at the log's beginning.
+    pub(crate) fn wait_line(&self, marker: &str, nth: usize, timeout: Duration) -> Result<String, NoLine> {
         let deadline = Instant::now() + timeout;
         let mut state = self.lock();
         loop {
-            if let Some(line) = find_line(&state.kept, marker.as_bytes(), state.ended) {
+            if let Some(line) = find_line(&state.kept, marker.as_bytes(), nth, state.ended) {
                 return Ok(line);
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -99,10 +99,11 @@ impl LineLog {
     }
 }
 
-/// The first line with the marker; the last one counts as complete only when the log has ended.
-fn find_line(text: &[u8], marker: &[u8], ended: bool) -> Option<String> {
-    let mut lines = text.split_inclusive(|byte| *byte == b'\n').filter(|line| ended || line.ends_with(b"\n"));
-    let found = lines.find(|line| line.windows(marker.len().max(1)).any(|part| part == marker))?;
+/// The `nth` line with the marker; the last one counts as complete only when the log has ended.
+fn find_line(text: &[u8], marker: &[u8], nth: usize, ended: bool) -> Option<String> {
+    let lines = text.split_inclusive(|byte| *byte == b'\n').filter(|line| ended || line.ends_with(b"\n"));
+    let mut marked = lines.filter(|line| line.windows(marker.len().max(1)).any(|part| part == marker));
+    let found = marked.nth(nth.saturating_sub(1))?;
     Some(String::from_utf8_lossy(found).trim_end().to_owned())
 }
 
@@ -120,9 +121,17 @@ mod tests {
     fn a_line_counts_when_it_is_complete() {
         let (_folder, log) = log();
         log.append(b"noise\r\nlab-agent: rea");
-        assert_eq!(log.wait_line("lab-agent", Duration::ZERO), Err(NoLine::TimedOut));
+        assert_eq!(log.wait_line("lab-agent", 1, Duration::ZERO), Err(NoLine::TimedOut));
         log.append(b"dy\r\n");
-        assert_eq!(log.wait_line("lab-agent", Duration::ZERO).unwrap(), "lab-agent: ready");
+        assert_eq!(log.wait_line("lab-agent", 1, Duration::ZERO).unwrap(), "lab-agent: ready");
+    }
+
+    #[test]
+    fn lines_that_come_again_are_told_apart() {
+        let (_folder, log) = log();
+        log.append(b"login: 1\nother\nlogin: 2\n");
+        assert_eq!(log.wait_line("login", 2, Duration::ZERO).unwrap(), "login: 2");
+        assert_eq!(log.wait_line("login", 3, Duration::ZERO), Err(NoLine::TimedOut));
     }
 
     #[test]
@@ -133,8 +142,8 @@ mod tests {
             writer.append(b"last words");
             writer.end();
         });
-        assert_eq!(log.wait_line("never said", Duration::from_secs(60)), Err(NoLine::Ended));
-        assert_eq!(log.wait_line("last", Duration::ZERO).unwrap(), "last words");
+        assert_eq!(log.wait_line("never said", 1, Duration::from_secs(60)), Err(NoLine::Ended));
+        assert_eq!(log.wait_line("last", 1, Duration::ZERO).unwrap(), "last words");
         writing.join().unwrap();
     }
 

@@ -85,7 +85,21 @@ impl Process {
     /// # Errors
     /// [`LabError::Timeout`] or, when the stream ended without it, [`LabError::HostDead`] or [`LabError::Command`].
     pub fn wait_line(&self, stream: Stream, marker: &str, timeout: Duration) -> Result<String, LabError> {
-        self.log.stream(stream).wait_line(marker, timeout).map_err(|reason| match reason {
+        self.wait_nth_line(stream, marker, 1, timeout)
+    }
+
+    /// As [`wait_line`](Self::wait_line), for the `nth` such line, counted from 1.
+    ///
+    /// # Errors
+    /// As [`wait_line`](Self::wait_line).
+    pub fn wait_nth_line(
+        &self,
+        stream: Stream,
+        marker: &str,
+        nth: usize,
+        timeout: Duration,
+    ) -> Result<String, LabError> {
+        self.log.stream(stream).wait_line(marker, nth, timeout).map_err(|reason| match reason {
             NoLine::TimedOut => self.timed_out(&format!("line {marker:?}"), timeout),
             NoLine::Ended => self.ended_without(marker),
         })

@@ -6,6 +6,7 @@ use vmm_sys_util::errno;
 
 use crate::kvm::{KvmError, refused};
 use crate::limits::MSRS_MAX;
+use crate::spec::CpuModel;
 
 /// Time stamp counter. Saved and restored as time (see `time`), never as a plain register.
 pub(crate) const TSC: u32 = 0x10;
@@ -16,12 +17,13 @@ const TSC_DEADLINE: u32 = 0x6e0;
 ///
 /// # Errors
 /// [`KvmError`] when KVM does not answer, or lists more than a state can carry.
-pub(crate) fn readable(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Vec<u32>, KvmError> {
+pub(crate) fn readable(kvm: &Kvm, model: CpuModel, vcpu: &VcpuFd) -> Result<Vec<u32>, KvmError> {
     let listed = kvm.get_msr_index_list().map_err(refused("list MSRs"))?;
     let mut indices: Vec<u32> = listed.as_slice().iter().copied().filter(|i| *i != TSC).collect();
     if !indices.contains(&TSC_DEADLINE) {
         indices.push(TSC_DEADLINE);
     }
+    indices.retain(|index| model == CpuModel::Host || of_every_host(*index));
     indices.retain(|index| read_one(vcpu, *index).is_some());
     indices.sort_by_key(|index| *index == TSC_DEADLINE);
     if indices.len() > MSRS_MAX {
@@ -29,6 +31,16 @@ pub(crate) fn readable(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Vec<u32>, KvmError> {
         return Err(refused("keep its list of MSRs within our bound")(errno::Error::new(libc::E2BIG)));
     }
     Ok(indices)
+}
+
+/// Registers that belong to features a level has: system calls, memory types, machine checks, clocks, speculation control.
+/// Others exist on some hosts only, and a guest of a level has no way to them.
+fn of_every_host(index: u32) -> bool {
+    matches!(index,
+        TSC_DEADLINE | 0x3b | 0x48 | 0x8b | 0x174..=0x176 | 0x179..=0x17b | 0x1a0 | 0x1d9
+        | 0x200..=0x20f | 0x250 | 0x258 | 0x259 | 0x268..=0x26f | 0x277 | 0x2ff | 0x400..=0x47f
+        | 0x11 | 0x12 | 0x4b56_4d00..=0x4b56_4d01 | 0x4b56_4d03..=0x4b56_4d04
+        | 0xc000_0080..=0xc000_0084 | 0xc000_0100..=0xc000_0103)
 }
 
 /// One MSR's value, or `None` where KVM has no such register.

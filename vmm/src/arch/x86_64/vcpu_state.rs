@@ -10,6 +10,7 @@ use zerocopy::IntoBytes;
 use super::msrs;
 use crate::kvm::{KvmError, refused};
 use crate::limits::{MSRS_MAX, XSAVE_BYTES_MAX};
+use crate::spec::CpuModel;
 use crate::state::{Fields, Payload, StateError};
 
 /// Buffers one vCPU is read into; made once, so that saving allocates nothing.
@@ -24,8 +25,8 @@ impl VcpuBuffers {
     ///
     /// # Errors
     /// [`KvmError`] when KVM does not say which MSRs there are.
-    pub(crate) fn new(kvm: &Kvm, vm: &VmFd, vcpu: &VcpuFd) -> Result<VcpuBuffers, KvmError> {
-        let indices = msrs::readable(kvm, vcpu)?;
+    pub(crate) fn new(kvm: &Kvm, vm: &VmFd, model: CpuModel, vcpu: &VcpuFd) -> Result<VcpuBuffers, KvmError> {
+        let indices = msrs::readable(kvm, model, vcpu)?;
         Ok(VcpuBuffers { msrs: msrs::buffer(&indices), xsave: empty_xsave(xsave_extra_words(vm)) })
     }
 

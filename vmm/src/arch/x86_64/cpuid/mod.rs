@@ -1,9 +1,27 @@
 //! The processor the guest sees: what KVM supports, less what cannot move to another host.
 
+mod features;
+mod level;
+
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::Kvm;
 
+pub(crate) use features::name_of;
+use level::CpuLacking;
+
 use crate::kvm::{KvmError, refused};
+use crate::spec::CpuModel;
+
+/// Why a VM cannot have the processor it asks for.
+#[derive(Debug, thiserror::Error)]
+pub enum CpuidError {
+    /// KVM does not answer.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The host lacks features.
+    #[error(transparent)]
+    Lacking(#[from] CpuLacking),
+}
 
 const LEAF_FEATURES: u32 = 0x1;
 const LEAF_TOPOLOGY: u32 = 0xb;
@@ -29,9 +47,10 @@ const KVM_ASYNC_PF: u32 = 1 << 4 | 1 << 10 | 1 << 14;
 /// CPUID common to all vCPUs of a VM with `vcpus` of them.
 ///
 /// # Errors
-/// [`KvmError`] when KVM does not answer.
-pub(crate) fn for_machine(kvm: &Kvm, vcpus: u8) -> Result<CpuId, KvmError> {
-    let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(refused("list CPUID"))?;
+/// [`CpuidError`].
+pub(crate) fn for_machine(kvm: &Kvm, model: CpuModel, vcpus: u8) -> Result<CpuId, CpuidError> {
+    let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(refused("list CPUID"))?;
+    let mut cpuid = level::of(model, &supported)?;
     for entry in cpuid.as_mut_slice() {
         match entry.function {
             LEAF_FEATURES => {

@@ -1,0 +1,65 @@
+//! What the network's VMs are shown as.
+
+use anyhow::{Result, bail};
+use mycelium_api::{ListVmsRequest, Vm};
+
+use super::NameArgs;
+use crate::output::{Asking, plain, table};
+
+pub(super) async fn list(asking: &Asking) -> Result<Vec<Vm>> {
+    let vms = asking.daemon().await?.list_vms(ListVmsRequest {}).await.map_err(|s| plain(&s))?;
+    Ok(vms.into_inner().vms)
+}
+
+/// A table of VMs.
+pub(crate) fn listed(vms: &[Vm]) -> String {
+    let rows: Vec<Vec<String>> = vms
+        .iter()
+        .map(|vm| {
+            let replica = if vm.role == "active" { vm.replica_node_name.clone() } else { String::new() };
+            let generation = if vm.generation == 0 { String::new() } else { vm.generation.to_string() };
+            vec![
+                vm.name.clone(),
+                vm.node_name.clone(),
+                vm.role.clone(),
+                vm.state.clone(),
+                replica,
+                generation,
+            ]
+        })
+        .collect();
+    if rows.is_empty() {
+        "no VMs".to_owned()
+    } else {
+        table(&["VM", "NODE", "ROLE", "STATE", "REPLICA", "GEN"], &rows)
+    }
+}
+
+pub(super) fn describe(vm: &Vm) -> String {
+    let mut text = format!("{} on {}: {}", vm.name, vm.node_name, vm.role);
+    if vm.state != vm.role {
+        text += &format!(", {}", vm.state);
+    }
+    if !vm.reason.is_empty() {
+        text += &format!(" ({})", vm.reason);
+    }
+    if vm.wanted_protection && vm.role == "active" {
+        text += &match (vm.replica_node_name.as_str(), vm.placement.as_str()) {
+            ("", "") => "\n  replica: a place is being looked for".to_owned(),
+            ("", why) => format!("\n  replica: nowhere yet: {why}"),
+            (node, why) => format!("\n  replica: {node}: {why}"),
+        };
+    }
+    if !vm.trouble.is_empty() {
+        text += &format!("\n  last trouble: {}", vm.trouble);
+    }
+    text
+}
+
+pub(super) async fn inspect(args: &NameArgs) -> Result<()> {
+    let vms: Vec<Vm> = list(&args.asking).await?.into_iter().filter(|vm| vm.name == args.name).collect();
+    if vms.is_empty() {
+        bail!("there is no VM {} in the network; `mycelium vm list` shows what there is", args.name);
+    }
+    args.asking.show(&vms, |vms| vms.iter().map(describe).collect::<Vec<_>>().join("\n"))
+}

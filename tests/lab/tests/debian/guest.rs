@@ -1,0 +1,114 @@
+//! A running Debian, seen from its console.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use mycelium_lab::net::GUEST_TAP;
+use mycelium_lab::{ExitStatus, Process, Stream};
+
+use super::bench::{BUSYBOX, Bench, ENDOPHYTE, MYCELIUM, spec};
+
+/// Debian takes about a minute to its login on a free machine; nobody waits this out unless it hangs.
+pub(crate) const BOOT_PATIENCE: Duration = Duration::from_secs(500);
+/// For a command in the guest.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(240);
+const SPEC: &str = "/lab/debian.toml";
+/// Where the VM's process is told what to do.
+const API: &str = "/run/debian.sock";
+pub(crate) const GUEST_VSOCK: &str = "/run/vsock";
+/// The line before the prompt, which is no whole line.
+const LOGIN: &str = "Debian GNU/Linux 12 debian ttyS0";
+
+/// A VM of a host, and somebody who sits at its console.
+pub(crate) struct Debian<'a> {
+    bench: &'a Bench,
+    host: usize,
+    pub(crate) vmm: Process,
+    api: String,
+    keyboard: String,
+    commands: AtomicUsize,
+    logins: AtomicUsize,
+}
+
+impl<'a> Debian<'a> {
+    /// Boots a disk and waits for its login.
+    pub(crate) fn boot(bench: &'a Bench, disk: &str, vcpus: u8) -> Debian<'a> {
+        bench.hosts[0].write_file(SPEC, 0o644, spec(disk, vcpus, GUEST_TAP, GUEST_VSOCK).as_bytes()).unwrap();
+        let debian = Self::start(bench, 0, &format!("run --spec {SPEC}"), API);
+        debian.log_in();
+        debian
+    }
+
+    /// Starts a VM's process; its console is on its standard input and output.
+    pub(crate) fn start(bench: &'a Bench, host: usize, command: &str, api: &str) -> Debian<'a> {
+        // Both ends stay open: a keyboard at which nobody sits is no end of input.
+        let keyboard = format!("{api}.keyboard");
+        let line = format!(
+            "{BUSYBOX} rm -f {keyboard}; {BUSYBOX} mkfifo {keyboard}; exec 3<>{keyboard}; exec {ENDOPHYTE} {command} --api {api} <&3"
+        );
+        let vmm = bench.hosts[host].spawn(&[BUSYBOX, "sh", "-c", &line]).unwrap();
+        let (api, commands, logins) = (api.to_owned(), AtomicUsize::new(0), AtomicUsize::new(0));
+        Debian { bench, host, vmm, api, keyboard, commands, logins }
+    }
+
+    fn console(&self) -> String {
+        String::from_utf8_lossy(&self.vmm.written(Stream::Stdout)).into_owned()
+    }
+
+    fn wait(&self, marker: &str, nth: usize, patience: Duration) -> String {
+        let seen = self.vmm.wait_nth_line(Stream::Stdout, marker, nth, patience);
+        seen.unwrap_or_else(|error| {
+            let said = String::from_utf8_lossy(&self.vmm.written(Stream::Stderr)).into_owned();
+            panic!("no {marker:?}: {error}\nVMM: {said}\nconsole:\n{}", self.console())
+        })
+    }
+
+    fn type_line(&self, line: &str) {
+        let typed = format!("echo '{}' >{}", line.replace('\'', "'\\''"), self.keyboard);
+        self.bench.busybox(self.host, &["sh", "-c", &typed]);
+    }
+
+    /// Waits for the login after a boot, and logs in.
+    pub(crate) fn log_in(&self) {
+        let nth = self.logins.fetch_add(1, Ordering::Relaxed) + 1;
+        self.wait(LOGIN, nth, BOOT_PATIENCE);
+        self.type_line("root");
+        self.run("stty -echo; PS1=; PS2=; dmesg -n 1");
+    }
+
+    /// Runs a command in the guest's shell and returns what it says.
+    pub(crate) fn run(&self, command: &str) -> String {
+        let number = self.commands.fetch_add(1, Ordering::Relaxed);
+        self.type_line(&format!("echo be''gin-{number}; {command}; echo en''d-{number}-$?"));
+        let end = self.wait(&format!("end-{number}-"), 1, PATIENCE);
+        let console = self.console();
+        let said = console.split(&format!("begin-{number}\r\n")).nth(1).unwrap_or("");
+        let said = said.split(&format!("end-{number}-")).next().unwrap_or("").replace("\r\n", "\n");
+        assert!(end.contains(&format!("end-{number}-0")), "{command}: {said}{end}");
+        said
+    }
+
+    /// Types a command that the guest does not answer.
+    pub(crate) fn order(&self, command: &str) {
+        self.type_line(command);
+    }
+
+    /// Somebody else's shell goes on at this console: commands are counted from where they stopped.
+    pub(crate) fn goes_on_from(&self, before: &Debian<'_>) {
+        self.commands.store(before.commands.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// `mycelium vm COMMAND` to the VM's process; returns what it says, as JSON.
+    pub(crate) fn vm(&self, words: &[&str]) -> String {
+        let words: Vec<&str> =
+            [MYCELIUM, "vm"].iter().chain(words).chain(&["--api", &self.api, "--json"]).copied().collect();
+        self.bench.exec(self.host, &words)
+    }
+
+    /// The VM's process ends well.
+    pub(crate) fn ends(&self) {
+        let status = self.vmm.wait(PATIENCE).unwrap();
+        let said = String::from_utf8_lossy(&self.vmm.written(Stream::Stderr)).into_owned();
+        assert_eq!(status, ExitStatus::Code(0), "{said}\nconsole:\n{}", self.console());
+    }
+}
