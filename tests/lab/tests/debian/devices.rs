@@ -41,25 +41,33 @@ fn a_hundred_megabytes_come_back_whole(debian: &Debian<'_>) {
     debian.run(&format!(
         "(socat -u TCP-LISTEN:{STREAM_PORT},reuseaddr OPEN:/dev/shm/got,creat,trunc; echo received) >/dev/shm/state 2>&1 &"
     ));
-    debian.run(&format!("until ss -ltn | grep -q :{STREAM_PORT}; do :; done"));
     let sent: Vec<u8> = (0..STREAM_BYTES).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let hash: String = Sha256::digest(&sent).iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut stream = connect();
     let begun = Instant::now();
-    let mut stream = TcpStream::connect((ADDRESS, STREAM_PORT)).unwrap();
     stream.write_all(&sent).unwrap();
     drop(stream);
     debian.run("until grep -q received /dev/shm/state; do sleep 0.1; done");
     println!("100 MiB to the guest in {:?}", begun.elapsed());
     assert_eq!(debian.run("sha256sum </dev/shm/got"), format!("{hash}  -\n"));
     debian.run(&format!("socat -u OPEN:/dev/shm/got TCP-LISTEN:{STREAM_PORT},reuseaddr >/dev/null 2>&1 &"));
-    debian.run(&format!("until ss -ltn | grep -q :{STREAM_PORT}; do :; done"));
-    let mut stream = TcpStream::connect((ADDRESS, STREAM_PORT)).unwrap();
+    let mut stream = connect();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let (mut back, begun) = (Vec::new(), Instant::now());
     stream.read_to_end(&mut back).unwrap();
     println!("100 MiB from the guest in {:?}", begun.elapsed());
     assert!(back == sent, "{} bytes came back, and not as they were sent", back.len());
     debian.run("rm /dev/shm/got");
+}
+
+/// The guest may not listen yet.
+fn connect() -> TcpStream {
+    let mut found = None;
+    until("the guest listens", || {
+        found = TcpStream::connect((ADDRESS, STREAM_PORT)).ok();
+        found.is_some()
+    });
+    found.expect("waited for")
 }
 
 /// fio reads back and compares all it wrote to the second disk, flushes between.
@@ -76,9 +84,8 @@ fn disk_writes_are_verified(debian: &Debian<'_>) {
 /// Connections both ways.
 fn vsock_echoes(bench: &Bench, debian: &Debian<'_>) {
     debian.run("socat VSOCK-LISTEN:5000,reuseaddr EXEC:cat >/dev/null 2>&1 &");
-    debian.run("until ss --vsock -l | grep -q :5000; do :; done");
-    let said = bench.exec(0, &[VSOCK, "call", GUEST_VSOCK, "5000", VSOCK_BYTES]);
-    assert_eq!(said.trim(), format!("echoed {VSOCK_BYTES} bytes"));
+    let call = || bench.hosts[0].exec(&[VSOCK, "call", GUEST_VSOCK, "5000", VSOCK_BYTES]).unwrap();
+    until("the guest echoes", || call().status == ExitStatus::Code(0));
 
     let server = bench.hosts[0].spawn(&[VSOCK, "serve", &format!("{GUEST_VSOCK}_5001")]).unwrap();
     server.wait_line(Stream::Stdout, "waits at", PATIENCE).unwrap();
@@ -100,7 +107,7 @@ fn the_balloon_takes_and_gives_back(debian: &Debian<'_>) {
 }
 
 /// Each look is a command in the guest, which takes its time.
-fn until(what: &str, is_so: impl Fn() -> bool) {
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !is_so() {
         assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");

@@ -79,7 +79,9 @@ impl<'a> Debian<'a> {
     /// Runs a command in the guest's shell and returns what it says.
     pub(crate) fn run(&self, command: &str) -> String {
         let number = self.commands.fetch_add(1, Ordering::Relaxed);
-        self.type_line(&format!("echo be''gin-{number}; {command}; echo en''d-{number}-$?"));
+        // A command put into the background ends without a semicolon.
+        let then = if command.ends_with('&') { "" } else { ";" };
+        self.type_line(&format!("echo be''gin-{number}; {command}{then} echo en''d-{number}-$?"));
         let end = self.wait(&format!("end-{number}-"), 1, PATIENCE);
         let console = self.console();
         let said = console.split(&format!("begin-{number}\r\n")).nth(1).unwrap_or("");
