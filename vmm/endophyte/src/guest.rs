@@ -36,9 +36,9 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// Builds the machine, parked, with its taps open and its gate in place.
-    pub(crate) fn build(spec: &VmSpec, tape: Arc<Tape>) -> Result<Self> {
-        let taps = spec.net.iter().map(|n| Ok(Arc::new(Tap::open(&n.tap)?))).collect::<Result<Vec<_>>>()?;
+    /// Builds the machine, parked, on open taps, with its gate in place.
+    pub(crate) fn build(spec: &VmSpec, taps: Vec<Tap>, tape: Arc<Tape>) -> Result<Self> {
+        let taps: Vec<_> = taps.into_iter().map(Arc::new).collect();
         let (tell, notices) = channel();
         let outlet = Arc::new(Outlet::new(taps.clone(), tape, tell));
         let door = Door::new(Arc::new(Gate::new(outlet.clone(), EpochId(1))));

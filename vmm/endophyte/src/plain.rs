@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use crate::api::Api;
 use crate::cli::RunArgs;
+use crate::confine::{self, Taps};
 use crate::console::{Tape, Taped, type_stdin};
 use crate::desk::{Desk, Hands};
 use crate::exit::{Exit, Failure, OrExit};
@@ -26,8 +27,10 @@ enum Happening {
     Hold(bool),
 }
 
-pub(crate) fn run(args: &RunArgs, signals: &Signals) -> Result<ExitCode, Exit> {
+pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Exit> {
     let spec = VmSpec::load(&args.spec).or_exit(Failure::Spec)?;
+    let taps = confine::enter(&spec, &args.process, None)?;
+    let signals = Signals::block()?;
     let board = watch::Sender::new(Status {
         vm: spec.name.clone(),
         role: "run".to_owned(),
@@ -37,8 +40,8 @@ pub(crate) fn run(args: &RunArgs, signals: &Signals) -> Result<ExitCode, Exit> {
     let desk = Desk::new(&spec, board, Tape::in_memory(), signals.stopper(), None);
     let api = args.process.api.as_deref();
     let _api = api.map(|path| Api::on_thread(path, desk.clone())).transpose().or_exit(Failure::Host)?;
-    let machine = start(&spec, api.map(|_| desk.tape.clone()))?;
-    let happenings = happenings(&machine, signals, &desk)?;
+    let machine = start(&spec, &taps, api.map(|_| desk.tape.clone()))?;
+    let happenings = happenings(&machine, &signals, &desk)?;
     tell(&desk, "running", "");
     let ended = supervise(&machine, &happenings, &desk);
     tell(
@@ -49,8 +52,9 @@ pub(crate) fn run(args: &RunArgs, signals: &Signals) -> Result<ExitCode, Exit> {
     ended
 }
 
-fn start(spec: &VmSpec, tape: Option<Arc<Tape>>) -> Result<Arc<Machine>, Exit> {
-    let mut ports = MachinePorts::plain(spec).or_exit(Failure::Host)?;
+fn start(spec: &VmSpec, taps: &Taps, tape: Option<Arc<Tape>>) -> Result<Arc<Machine>, Exit> {
+    let taps = taps.again().or_exit(Failure::Host)?;
+    let mut ports = MachinePorts::on_taps(spec, taps).or_exit(Failure::Host)?;
     if let Some(tape) = tape {
         ports.serial = Arc::new(Taped { port: ports.serial, tape });
     }

@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::platform::Platform;
 use crate::irq;
+use crate::threads::{self, ThreadKind};
 
 /// Events handled per wake-up.
 const BATCH: usize = 32;
@@ -88,7 +89,12 @@ impl DeviceThread {
     ) -> io::Result<DeviceThread> {
         let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let epoll = poll_set(&platform, stop.as_raw_fd(), devices, watchdog)?;
-        let thread = std::thread::Builder::new().name(name).spawn(move || serve(&epoll, &platform))?;
+        let kind = if watchdog { ThreadKind::Devices } else { ThreadKind::Disk };
+        let serve = move || {
+            threads::started(kind);
+            serve(&epoll, &platform);
+        };
+        let thread = std::thread::Builder::new().name(name).spawn(serve)?;
         Ok(DeviceThread { stop, thread: Some(thread) })
     }
 }

@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex};
 use kvm_bindings::CpuId;
 use kvm_ioctls::VmFd;
 
+pub use crate::kvm::{KvmUnavailable, keep_open as keep_kvm_open};
 pub use error::MachineError;
 pub use events::{EventReceiver, MachineEvent};
 pub use fingerprint::MachineFingerprint;
