@@ -86,6 +86,8 @@ fn plan(spec: &VmSpec, args: &ProcessArgs, run_dir: Option<&Path>) -> Result<Pla
 /// What is opened by path once the sandbox is entered. A reset reads the kernel again.
 fn files(spec: &VmSpec, args: &ProcessArgs, run_dir: Option<&Path>) -> std::io::Result<Files> {
     let mut files = Files::default();
+    // In a static program the random numbers of `rand` come from there.
+    ["/dev/urandom", "/dev/random"].iter().for_each(|device| files.read(Path::new(device)));
     match &spec.boot {
         BootSpec::Kernel { kernel, initrd } => {
             files.read(kernel);

@@ -64,6 +64,8 @@ impl Sandbox {
     /// [`SandboxError`]; the process has then lost some of its rights and is of no more use.
     pub fn enter(plan: &Plan) -> Result<Self, SandboxError> {
         privileges::require_single_thread()?;
+        // Has `rustix` look for the kernel's clock now: on kernels before 6.4 it reads /proc/self/auxv for that.
+        let _ = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
         if let Some(cgroup) = &plan.cgroup {
             cgroup.enter()?;
         }

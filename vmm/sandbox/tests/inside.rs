@@ -3,7 +3,6 @@
 //! Native to Linux on x86-64 and best run as root; what takes root is left out with a word otherwise.
 
 use std::fs;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -39,7 +38,7 @@ fn comes_through(output: &Output) {
 fn is_stopped(case: &str, call: libc::c_long) {
     let output = try_it(case);
     assert_eq!(output.status.code(), Some(i32::from(EXIT_VIOLATION)), "{case}: {}", said(&output));
-    let word = format!("used forbidden system call {call}; the VM is stopped");
+    let word = format!("used forbidden system call {call} (");
     assert!(said(&output).contains(&word), "{case}: {}", said(&output));
 }
 
@@ -116,7 +115,11 @@ fn carry_out(attempt: &str) -> bool {
             libc::mmap(std::ptr::null_mut(), 4096, prot, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
         };
         match attempt {
-            "exec" => drop(Command::new("/bin/true").exec()),
+            "exec" => drop(libc::execve(
+                c"/bin/true".as_ptr(),
+                [std::ptr::null()].as_ptr(),
+                [std::ptr::null()].as_ptr(),
+            )),
             "ptrace" => drop(libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0)),
             "tcp" => drop(libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0)),
             "udp" => return libc::socket(libc::AF_INET6, libc::SOCK_DGRAM | libc::SOCK_NONBLOCK, 0) >= 0,
@@ -128,7 +131,9 @@ fn carry_out(attempt: &str) -> bool {
             "fork" => drop(libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0)),
             "namespace" => drop(libc::unshare(libc::CLONE_NEWUSER)),
             "bpf" => drop(libc::syscall(libc::SYS_bpf, 0, 0, 0)),
-            "mount" => drop(libc::mount(c"x".as_ptr(), c"/".as_ptr(), c"tmpfs".as_ptr(), 0, std::ptr::null())),
+            "mount" => {
+                drop(libc::mount(c"x".as_ptr(), c"/".as_ptr(), c"tmpfs".as_ptr(), 0, std::ptr::null()))
+            }
             "keyctl" => drop(libc::syscall(libc::SYS_keyctl, 0, 0, 0, 0)),
             "ring" => drop(libc::syscall(libc::SYS_io_uring_setup, 1, 0)),
             "handler" => drop(libc::signal(libc::SIGSYS, libc::SIG_IGN)),
@@ -171,7 +176,6 @@ fn files(folder: &Path) -> bool {
     fs::rename(at("run/.status.new"), at("run/status")).unwrap();
     denied(fs::rename(at("run/status"), at("status")), "moving a file out");
     denied(fs::create_dir(at("run/sub")), "making a folder");
-    denied(std::os::unix::fs::symlink("/etc", at("run/link")).map(drop), "making a link");
     drop(std::os::unix::net::UnixListener::bind(at("run/api.sock")).unwrap());
     fs::remove_file(at("run/api.sock")).unwrap();
     true

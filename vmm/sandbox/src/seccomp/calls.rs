@@ -48,6 +48,7 @@ pub(super) const ORDINARY: &[c_long] = &[
     libc::SYS_getcpu,
     libc::SYS_gettid,
     libc::SYS_getpid,
+    libc::SYS_capget,
     libc::SYS_set_robust_list,
     libc::SYS_rseq,
     libc::SYS_membarrier,
@@ -146,7 +147,6 @@ pub(super) const BUILDING: &[c_long] = &[
     libc::SYS_getgid,
     libc::SYS_getegid,
     libc::SYS_getgroups,
-    libc::SYS_capget,
     // Both only ever take away, and a thread's own filter comes this way.
     libc::SYS_capset,
     libc::SYS_seccomp,

@@ -40,6 +40,8 @@ const CLONE_MASK: u32 = bits(
         | libc::CLONE_PTRACE,
 );
 const CLONE_A_THREAD: u32 = bits(libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SIGHAND);
+/// Tells a process what the kernel gave it at its start; `libc` has no name for it yet.
+const PR_GET_AUXV: u32 = 0x4155_5856;
 /// The kind of a socket without its flags.
 const SOCKET_KIND: u32 = 0xf;
 
@@ -133,6 +135,8 @@ fn ordinary() -> Rules {
     rules.when(libc::SYS_prctl, [is(0, bits(libc::PR_SET_NAME))]);
     rules.when(libc::SYS_prctl, [is(0, bits(libc::PR_GET_NAME))]);
     rules.when(libc::SYS_prctl, [is(0, bits(libc::PR_SET_VMA))]);
+    rules.when(libc::SYS_prctl, [is(0, bits(libc::PR_GET_NO_NEW_PRIVS))]);
+    rules.when(libc::SYS_prctl, [is(0, PR_GET_AUXV)]);
     rules.when(libc::SYS_prlimit64, [is_null(2)]);
     for command in [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC] {
         rules.when(libc::SYS_fcntl, [is(1, bits(command))]);

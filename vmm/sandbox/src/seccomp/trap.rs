@@ -28,19 +28,26 @@ pub(crate) fn install() -> std::io::Result<()> {
 }
 
 /// Only writes and ends: both are safe wherever the thread was interrupted.
-extern "C" fn on_violation(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+extern "C" fn on_violation(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel passes a whole `siginfo_t` to a handler with SA_SIGINFO, which is larger than `Violation` (checked
     // above) and lies on this thread's stack; its bytes are valid for every integer and raw pointer.
     let violation = unsafe { info.cast::<Violation>().read() };
+    // SAFETY: the third argument of such a handler is a whole `ucontext_t` on this thread's stack.
+    let registers = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
+    let argument = |register: libc::c_int| usize::try_from(register).map_or(0, |at| registers[at]);
+    let (first, second) = (argument(libc::REG_RDI), argument(libc::REG_RSI));
     let mut text = Line::default();
     let _ = if violation.code == SYS_SECCOMP {
         let name = thread_name();
         let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
         let name = str::from_utf8(name).unwrap_or("?");
         let call = violation.call;
-        write!(text, "endophyte: thread {name} used forbidden system call {call}; the VM is stopped\n")
+        writeln!(
+            text,
+            "endophyte: thread {name} used forbidden system call {call} ({first:#x}, {second:#x}); the VM is stopped"
+        )
     } else {
-        write!(text, "endophyte: somebody sent SIGSYS; the VM is stopped\n")
+        writeln!(text, "endophyte: somebody sent SIGSYS; the VM is stopped")
     };
     end(str::from_utf8(&text.bytes[..text.length]).unwrap_or_default());
 }

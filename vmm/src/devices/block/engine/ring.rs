@@ -301,3 +301,31 @@ impl Flight {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(ring: &mut IoUring, entry: &squeue::Entry) -> i32 {
+        // SAFETY: the entries of this test refer to literals and to no memory that is written.
+        unsafe { ring.submission().push(entry) }.unwrap();
+        ring.submit_and_wait(1).unwrap();
+        ring.completion().next().unwrap().result()
+    }
+
+    #[test]
+    fn a_ring_cannot_be_used_for_anything_but_its_image() {
+        let file = tempfile::tempfile().unwrap();
+        let plain = file.try_clone().unwrap();
+        let ram = Arc::new(GuestRam::new(1 << 20).unwrap());
+        let mut engine = RingEngine::new(&file, plain, 1, ram, 4).unwrap();
+        assert_eq!(answer(&mut engine.ring, &opcode::Nop::new().build()), 0);
+        assert_eq!(answer(&mut engine.ring, &opcode::Fsync::new(IMAGE).build()), 0);
+        let here = io_uring::types::Fd(libc::AT_FDCWD);
+        let open = opcode::OpenAt::new(here, c"/dev/null".as_ptr()).flags(libc::O_RDONLY).build();
+        assert_eq!(answer(&mut engine.ring, &open), -libc::EACCES);
+        let socket = opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build();
+        assert_eq!(answer(&mut engine.ring, &socket), -libc::EACCES);
+        assert!(engine.ring.submitter().register_files(&[file.as_raw_fd()]).is_err());
+    }
+}
