@@ -43,7 +43,7 @@ pub(crate) fn enter(spec: &VmSpec, args: &ProcessArgs, run_dir: Option<&Path>) -
         );
         return Ok(taps);
     }
-    Sandbox::enter(&plan(spec, args, run_dir)?).or_exit(Failure::Host)?;
+    Sandbox::enter(&plan(spec, args, run_dir)).or_exit(Failure::Host)?;
     threads::on_start(|kind| {
         confine(match kind {
             ThreadKind::Vcpu => Kind::Vcpu,
@@ -59,7 +59,7 @@ pub(crate) fn serve() {
     confine(Kind::Runtime);
 }
 
-fn plan(spec: &VmSpec, args: &ProcessArgs, run_dir: Option<&Path>) -> Result<Plan, Exit> {
+fn plan(spec: &VmSpec, args: &ProcessArgs, run_dir: Option<&Path>) -> Plan {
     if let (Some(user), Some(run_dir)) = (args.user, run_dir) {
         // Made by root a moment ago, or the user's own already.
         let _ = std::os::unix::fs::chown(run_dir, Some(user.uid), Some(user.gid));
@@ -69,8 +69,8 @@ fn plan(spec: &VmSpec, args: &ProcessArgs, run_dir: Option<&Path>) -> Result<Pla
         let limit_to_ram = args.cgroup_limits.then_some(spec.ram_bytes);
         Cgroup { path, limit_to_ram }
     });
-    Ok(Plan {
-        files: files(spec, args, run_dir).or_exit(Failure::Host)?,
+    Plan {
+        files: files(spec, args, run_dir),
         network: Network {
             peers: run_dir.is_some(),
             host_sockets: devices.vsock.is_some() || !devices.consoles.is_empty(),
@@ -80,11 +80,11 @@ fn plan(spec: &VmSpec, args: &ProcessArgs, run_dir: Option<&Path>) -> Result<Pla
         cgroup,
         userfaultfd: false,
         report: args.sandbox_report,
-    })
+    }
 }
 
 /// What is opened by path once the sandbox is entered. A reset reads the kernel again.
-fn files(spec: &VmSpec, args: &ProcessArgs, run_dir: Option<&Path>) -> std::io::Result<Files> {
+fn files(spec: &VmSpec, args: &ProcessArgs, run_dir: Option<&Path>) -> Files {
     let mut files = Files::default();
     // In a static program the random numbers of `rand` come from there.
     ["/dev/urandom", "/dev/random"].iter().for_each(|device| files.read(Path::new(device)));
@@ -98,9 +98,9 @@ fn files(spec: &VmSpec, args: &ProcessArgs, run_dir: Option<&Path>) -> std::io::
     }
     for disk in &spec.devices.disks {
         if disk.readonly {
-            files.read(&disk.path)
+            files.read(&disk.path);
         } else {
-            files.read_write(&disk.path)
+            files.read_write(&disk.path);
         };
         if let (DiskFormat::Qcow2, Some(folder)) = (disk.format, disk.path.parent()) {
             // It may be based on other images of its folder.
@@ -116,7 +116,7 @@ fn files(spec: &VmSpec, args: &ProcessArgs, run_dir: Option<&Path>) -> std::io::
     args.api.iter().for_each(|socket| files.socket(socket));
     spec.devices.vsock.iter().for_each(|vsock| files.socket(&vsock.socket));
     spec.devices.consoles.iter().for_each(|console| files.socket(&console.socket));
-    Ok(files)
+    files
 }
 
 /// What this host offers for confining VMs.
@@ -148,17 +148,27 @@ pub(crate) fn checks() -> [Check; 2] {
 
 #[cfg(test)]
 mod tests {
+    use endophyte_vmm::spec::{DeviceSpecs, Policies};
+
     use super::*;
 
     #[test]
     fn a_protected_vm_has_peers_and_one_alone_has_not() {
-        let dir = tempfile::tempdir().unwrap();
-        let kernel = dir.path().join("kernel");
-        std::fs::write(&kernel, "").unwrap();
-        let text = format!("name = \"a\"\nvcpus = 1\nram_mib = 64\nkernel = {kernel:?}\n");
-        let Ok(spec) = VmSpec::parse(&text, &dir.path().join("vm.toml")) else { return };
+        let spec = VmSpec {
+            name: "a".to_owned(),
+            vcpus: 1,
+            ram_bytes: 64 << 20,
+            boot: BootSpec::Firmware("/boot/firmware".into()),
+            cmdline: String::new(),
+            net: Vec::new(),
+            devices: DeviceSpecs::default(),
+            serial: SerialSpec::Null,
+            policies: Policies::default(),
+        };
         let args = ProcessArgs::default();
-        assert!(!plan(&spec, &args, None).map_or(true, |plan| plan.network.peers || plan.priority));
-        assert!(plan(&spec, &args, Some(dir.path())).is_ok_and(|plan| plan.network.peers && plan.priority));
+        let alone = plan(&spec, &args, None);
+        assert!(!alone.network.peers && !alone.priority && !alone.network.host_sockets);
+        let protected = plan(&spec, &args, Some(Path::new("/run/a")));
+        assert!(protected.network.peers && protected.priority && !protected.report);
     }
 }
