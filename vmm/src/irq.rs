@@ -39,6 +39,23 @@ pub(crate) struct MsiVector {
     event: EventFd,
 }
 
+/// A line that is level-triggered: an interrupt is pending for as long as it is up.
+#[derive(Debug)]
+pub(crate) struct LevelLine {
+    vm: Arc<VmFd>,
+    line: u32,
+}
+
+impl LevelLine {
+    /// Puts the line up or down. Setting it where it is changes nothing.
+    pub(crate) fn set(&self, up: bool) {
+        if let Err(error) = self.vm.set_irq_line(self.line, up) {
+            // Not with an irqchip in the kernel and a line it has.
+            tracing::error!(line = self.line, %error, "an interrupt line cannot be set; the guest misses it");
+        }
+    }
+}
+
 impl MsiVector {
     /// Raises the interrupt.
     pub(crate) fn raise(&self) {
@@ -71,6 +88,11 @@ impl IrqRouter {
         let event = eventfd().map_err(refused("make an interrupt eventfd"))?;
         self.vm.register_irqfd(&event, line).map_err(refused("attach an interrupt line"))?;
         Ok(event)
+    }
+
+    /// `line` of the IOAPIC as one that stays up until it is taken down.
+    pub(crate) fn level_line(&self, line: u32) -> LevelLine {
+        LevelLine { vm: Arc::clone(&self.vm), line }
     }
 
     /// A new message vector, leading nowhere yet.

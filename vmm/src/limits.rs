@@ -1,5 +1,7 @@
 //! Every bound of this crate, with its unit and its reason.
 
+use std::time::Duration;
+
 /// vCPUs of one VM. Bounds the pause: every vCPU is kicked, waited for and saved in it.
 pub const VCPUS_MAX: u8 = 8;
 
@@ -34,6 +36,57 @@ pub const DISK_CLEAR_SECTORS_MAX: u32 = 1 << 21;
 /// Ports of the paravirtual console; each has two queues.
 pub const CONSOLES_MAX: usize = 8;
 
+/// How long finding and reading a disk's boot files may take: tens of megabytes from a slow disk. A hostile file system
+/// can lead its reader in circles for ever.
+pub const DISK_BOOT_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Longest path of a Unix socket (`sun_path` without its terminator).
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Programs that may wait to be accepted at a device's socket.
+pub const SOCKET_BACKLOG: i32 = 128;
+
+/// Connections through the socket device, and as many programs that have not said what they want. Each takes a
+/// descriptor, of which a process commonly has 1024.
+pub const VSOCK_CONNECTIONS_MAX: usize = 384;
+
+/// Bytes the guest may send on one connection ahead of the host program, as Linux has it for its own side.
+pub const VSOCK_BUFFER_BYTES: u32 = 256 << 10;
+
+/// Longest payload of a packet for the guest, as Linux has it for its own.
+pub const VSOCK_PACKET_BYTES_MAX: usize = 64 << 10;
+
+/// Refusals that wait for the guest to take them before nothing more is taken from it.
+pub const VSOCK_RESETS_MAX: usize = 256;
+
+/// Bytes of what the guest did that wait to be carried out before nothing more is taken from it: a quarter of the output
+/// gate, so that a flood leaves room for frames and console.
+pub const VSOCK_WAITING_BYTES_MAX: usize = 2 << 20;
+
+/// What a thing the guest did counts for while it waits, besides its bytes.
+pub const VSOCK_ORDER_BYTES: usize = 64;
+
+/// Longest line that a program of the host begins with.
+pub const VSOCK_GREETING_BYTES_MAX: usize = 32;
+
+/// Packets the socket device works off per turn in each direction, so that a flood cannot keep a pause waiting.
+pub const VSOCK_TURN_PACKETS: usize = 64;
+
+/// Output of a console port that waits for a client, bytes; the newest is kept.
+pub const CONSOLE_RING_BYTES: usize = 64 << 10;
+
+/// Bytes of one chain of a console port; drivers send pages, or 32 KiB.
+pub const CONSOLE_CHAIN_BYTES_MAX: usize = 256 << 10;
+
+/// Bytes handed to a console port's way out at a time, which must fit an output of the gate.
+pub const CONSOLE_WRITE_BYTES: usize = 32 << 10;
+
+/// Chains a console queue is worked off per turn, so that a flood cannot keep a pause waiting.
+pub const CONSOLE_TURN_CHAINS: usize = 64;
+
+/// Programs taken in at a console's socket per turn.
+pub const CONSOLE_TURN_CLIENTS: usize = 8;
+
 /// Longest kernel command line, terminator included: what Linux accepts on x86_64 (`COMMAND_LINE_SIZE`).
 pub const CMDLINE_BYTES_MAX: usize = 2048;
 
@@ -58,6 +111,31 @@ pub const NIC_TURN_FRAMES: usize = 64;
 
 /// Frames that wait for guest receive buffers before further ones are dropped: the replay of one takeover.
 pub const RX_BACKLOG_FRAMES: usize = 1024;
+
+/// Random bytes given per request: what `getrandom` yields in well under a millisecond.
+pub const RNG_REQUEST_BYTES_MAX: usize = 64 << 10;
+
+/// Requests for entropy per turn, so that a flood cannot keep a pause waiting for the device's lock.
+pub const RNG_TURN_REQUESTS: usize = 4;
+
+/// Page numbers in one request to the balloon. Linux sends 256; others send a page full.
+pub const BALLOON_NUMBERS_MAX: usize = 1024;
+
+/// Requests per turn of the balloon, for the same reason as [`NIC_TURN_FRAMES`].
+pub const BALLOON_TURN_CHAINS: usize = 16;
+
+/// Pages after which a turn of the balloon ends: each may cost a system call that stops the vCPUs for a moment.
+pub const BALLOON_TURN_PAGES: u64 = 1024;
+
+/// Most pages one report of free pages may name before it is passed over: 1 GiB, eight times what Linux reports at
+/// once. Freeing them takes the host some 50 ms, which a pause may have to wait for.
+pub const BALLOON_REPORT_PAGES_MAX: u64 = 1 << 18;
+
+/// Entries of memory statistics that are read; drivers know 16.
+pub const BALLOON_STATS_MAX: usize = 32;
+
+/// How often a guest is asked for memory statistics at most: collecting them costs it a walk of its own counters.
+pub const BALLOON_STATS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Serial input bytes that wait for the guest before further ones are refused.
 pub const SERIAL_INPUT_BYTES_MAX: usize = 64 << 10;

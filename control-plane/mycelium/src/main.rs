@@ -3,6 +3,7 @@
 //! Exit codes: 0 as wanted, 1 not as wanted or unexpected, 2 wrong usage, 130 interrupted.
 
 mod arbiter;
+mod image;
 mod network;
 mod node;
 mod output;
@@ -42,6 +43,9 @@ enum Command {
     /// Run and protect VMs on the nodes of the network.
     #[command(subcommand)]
     Vm(vm::VmCommand),
+    /// Build, look at and convert what VMs boot from.
+    #[command(subcommand)]
+    Image(image::ImageCommand),
     /// Install the containerd runtime that makes pods VMs.
     #[command(subcommand)]
     Shim(shim::ShimCommand),
@@ -70,6 +74,7 @@ fn main() -> ExitCode {
         Command::Network(command) => network::run(command).map(|()| ExitCode::SUCCESS),
         Command::Node(command) => node::run(command).map(|()| ExitCode::SUCCESS),
         Command::Vm(command) => vm::run(command).map(|()| ExitCode::SUCCESS),
+        Command::Image(command) => image::run(command).map(|()| ExitCode::SUCCESS),
         Command::Shim(command) => shim::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Arbiter(command) => arbiter::run(command).map(|()| ExitCode::SUCCESS),
         Command::Completion { shell } => {
@@ -78,6 +83,10 @@ fn main() -> ExitCode {
         }
     };
     result.unwrap_or_else(|error| {
+        if let Some(mycelium_images::ImageError::Interrupted) = error.downcast_ref() {
+            eprintln!("{error}");
+            return ExitCode::from(130);
+        }
         eprintln!("mycelium: {error:#}");
         ExitCode::FAILURE
     })

@@ -5,10 +5,6 @@ use crate::clock::Clock;
 use crate::port::Port;
 use core::ptr;
 
-/// Vector of the receive queue.
-pub(crate) const VECTOR_RX: u8 = 0x30;
-/// Vector of the transmit queue.
-pub(crate) const VECTOR_TX: u8 = 0x31;
 const VECTOR_TIMER: u32 = 0x40;
 const VECTOR_SPURIOUS: u32 = 0xff;
 

@@ -1,9 +1,12 @@
 //! What the RESP engine asks of this machine.
 
 use crate::clock::Clock;
+use crate::devices::Devices;
+use crate::disk::DiskWorker;
 use crate::{heap, progress, serial};
+use native_guest::pattern::SECTOR_BYTES;
 use resp_kv::dirty::{Dirtier, DirtySpec, DirtyStat};
-use resp_kv::{Clocks, Control, Host, HostRefusal, MemoryInfo};
+use resp_kv::{BalloonPages, Clocks, Control, Host, HostRefusal, MemoryInfo};
 
 /// Shortest time between two slices of a dirtier with a rate, in nanoseconds: it writes what has fallen due in
 /// between, so that the CPU can sleep.
@@ -12,6 +15,7 @@ const DIRTY_TICK_NS: u64 = 1_000_000;
 /// The machine as the engine sees it, and what the main loop does for it between commands.
 pub(crate) struct Machine {
     pub(crate) clock: Clock,
+    pub(crate) devices: Devices,
     dirtier: Option<Dirtier>,
     ticks: u64,
     heartbeat_ns: Option<u64>,
@@ -21,16 +25,25 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// A machine that prints a tick line every `heartbeat_ms`, if given.
-    pub(crate) fn new(mut clock: Clock, heartbeat_ms: Option<u64>) -> Self {
+    pub(crate) fn new(mut clock: Clock, devices: Devices, heartbeat_ms: Option<u64>) -> Self {
         progress::init();
         let heartbeat_ns = heartbeat_ms.map(|ms| ms.saturating_mul(1_000_000));
         let next_tick_ns = clock.now_ns();
-        Self { clock, dirtier: None, ticks: 0, heartbeat_ns, next_tick_ns, control: None }
+        Self { clock, devices, dirtier: None, ticks: 0, heartbeat_ns, next_tick_ns, control: None }
     }
 
     /// The end the machine was asked for, once.
     pub(crate) fn take_control(&mut self) -> Option<Control> {
         self.control.take()
+    }
+
+    /// Has the devices do what is due. Whether there was anything, and when to call again.
+    pub(crate) fn devices_turn(&mut self, now_ns: u64) -> (bool, Option<u64>) {
+        self.devices.turn(&mut self.clock, now_ns)
+    }
+
+    fn disk(&mut self) -> Result<&mut DiskWorker, HostRefusal> {
+        self.devices.disk.as_mut().ok_or(HostRefusal::NoDevice { device: "disk" })
     }
 
     /// Prints the tick line if it is due; when the next one is.
@@ -111,5 +124,23 @@ impl Host for Machine {
     fn control(&mut self, control: Control) -> Result<(), HostRefusal> {
         self.control = Some(control);
         Ok(())
+    }
+
+    fn disk_read(&mut self, sector: u64) -> Result<[u8; SECTOR_BYTES], HostRefusal> {
+        self.disk()?.read(sector)
+    }
+
+    fn disk_write(&mut self, sector: u64, byte: u8) -> Result<(), HostRefusal> {
+        self.disk()?.write(sector, byte)
+    }
+
+    fn disk_flush(&mut self) -> Result<(), HostRefusal> {
+        self.disk()?.flush()
+    }
+
+    fn balloon(&self) -> Result<BalloonPages, HostRefusal> {
+        let balloon = self.devices.balloon.as_ref().ok_or(HostRefusal::NoDevice { device: "balloon" })?;
+        let (target, actual) = balloon.pages();
+        Ok(BalloonPages { target, actual })
     }
 }

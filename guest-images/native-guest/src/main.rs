@@ -9,8 +9,12 @@
 extern crate alloc;
 
 mod apic;
+mod balloon;
 mod boot;
 mod clock;
+mod devices;
+mod disk;
+mod entropy;
 mod heap;
 mod kernel;
 mod machine;
@@ -21,7 +25,10 @@ mod port;
 mod power;
 mod progress;
 mod serial;
+mod terminal;
 mod traps;
+mod virtio;
+mod vsock;
 mod watchdog;
 
 use core::panic::PanicInfo;

@@ -2,6 +2,8 @@
 //! their own; a known word with a bad value is an error, since a guest that silently runs otherwise than asked
 //! makes every measurement of it wrong.
 
+use crate::work::{DiskWork, VsockWork, parse_disk, parse_vsock};
+use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 use resp_kv::dirty::{DirtySpec, DirtySpecError};
 
@@ -18,7 +20,7 @@ pub struct Ipv4Net {
 }
 
 /// Everything the command line can ask for.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Options {
     /// `ip=10.0.0.2/24`: no network without it.
     pub ip: Option<Ipv4Net>,
@@ -30,6 +32,16 @@ pub struct Options {
     pub heartbeat_ms: Option<u64>,
     /// `watchdog=SECONDS`: arms the VMM's watchdog, 1 to 25.
     pub watchdog_s: Option<u8>,
+    /// `spin=MICROSECONDS`: how long it looks for work before it sleeps; 0 to sleep at once.
+    pub spin_us: Option<u32>,
+    /// Each `blk=`, carried out one after the other.
+    pub disk: Vec<DiskWork>,
+    /// Each `vsock=`, carried out together.
+    pub vsock: Vec<VsockWork>,
+    /// `hvc=echo`: greets on the paravirtual console and sends back what is typed.
+    pub terminal: bool,
+    /// `rng=check`: looks whether the entropy source gives something.
+    pub entropy: bool,
 }
 
 /// Why a word of the command line was refused.
@@ -55,6 +67,24 @@ pub enum OptionError<'a> {
     /// Out of the range the watchdog's one-byte register can express.
     #[error("watchdog={0}: not a number of seconds from 1 to 25")]
     Watchdog(&'a str),
+    /// Not a number.
+    #[error("spin={0}: not a number of microseconds")]
+    Spin(&'a str),
+    /// No such work, or a number out of range.
+    #[error(
+        "blk={0}: write blk=verify:BYTES[:SEED], blk=misc or blk=bench:randread|randwrite:SECONDS:DEPTH[:BYTES], \
+         with bytes in whole sectors, at most 64 requests deep and 131072 bytes each"
+    )]
+    Disk(&'a str),
+    /// No such work, or no port.
+    #[error("vsock={0}: write vsock=echo:PORT, vsock=resp:PORT or vsock=connect:PORT")]
+    Vsock(&'a str),
+    /// No such work.
+    #[error("hvc={0}: write hvc=echo")]
+    Terminal(&'a str),
+    /// No such work.
+    #[error("rng={0}: write rng=check")]
+    Entropy(&'a str),
 }
 
 impl Options {
@@ -78,10 +108,24 @@ impl Options {
                     let seconds = value.parse().ok().filter(|s| (1..=25).contains(s));
                     options.watchdog_s = Some(seconds.ok_or(OptionError::Watchdog(value))?);
                 }
-                _ => {}
+                "spin" => options.spin_us = Some(value.parse().map_err(|_| OptionError::Spin(value))?),
+                _ => options.device_word(key, value)?,
             }
         }
         Ok(options)
+    }
+
+    fn device_word<'a>(&mut self, key: &str, value: &'a str) -> Result<(), OptionError<'a>> {
+        match key {
+            "blk" => self.disk.push(parse_disk(value).ok_or(OptionError::Disk(value))?),
+            "vsock" => self.vsock.push(parse_vsock(value).ok_or(OptionError::Vsock(value))?),
+            "hvc" if value == "echo" => self.terminal = true,
+            "hvc" => return Err(OptionError::Terminal(value)),
+            "rng" if value == "check" => self.entropy = true,
+            "rng" => return Err(OptionError::Entropy(value)),
+            _ => {}
+        }
+        Ok(())
     }
 }
 
@@ -123,6 +167,11 @@ mod tests {
         assert_eq!(Options::parse("gw=x"), Err(OptionError::Gateway("x")));
         assert_eq!(Options::parse("heartbeat=0"), Err(OptionError::Heartbeat("0")));
         assert_eq!(Options::parse("watchdog=26"), Err(OptionError::Watchdog("26")));
+        assert_eq!(Options::parse("spin=-1"), Err(OptionError::Spin("-1")));
+        assert_eq!(Options::parse("blk=verify:1"), Err(OptionError::Disk("verify:1")));
+        assert_eq!(Options::parse("vsock=5"), Err(OptionError::Vsock("5")));
+        assert_eq!(Options::parse("hvc=on"), Err(OptionError::Terminal("on")));
+        assert_eq!(Options::parse("rng=1"), Err(OptionError::Entropy("1")));
         assert!(matches!(Options::parse("dirty=zigzag:1"), Err(OptionError::Dirty { word: "zigzag:1", .. })));
     }
 

@@ -24,6 +24,18 @@ pub struct MemoryInfo {
     pub used_bytes: u64,
 }
 
+/// Bytes of a disk's sector.
+pub const SECTOR_BYTES: usize = 512;
+
+/// How a balloon stands, in pages of 4 KiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BalloonPages {
+    /// Pages the hypervisor wants.
+    pub target: u64,
+    /// Pages it has.
+    pub actual: u64,
+}
+
 /// Ends of the machine's life that tests ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Control {
@@ -57,10 +69,30 @@ pub enum HostRefusal {
         /// Pages looked at.
         pages: u64,
     },
+    /// The machine lacks the device.
+    #[error("this machine has no {device}; give it one")]
+    NoDevice {
+        /// What it lacks.
+        device: &'static str,
+    },
+    /// The disk is smaller.
+    #[error("the disk has {sectors} sectors; there is no sector {sector}")]
+    NoSector {
+        /// The sector asked for.
+        sector: u64,
+        /// Size of the disk.
+        sectors: u64,
+    },
+    /// The disk did not do it.
+    #[error("the disk answered with status {status} (1 is an input/output error, 2 not supported)")]
+    Disk {
+        /// What it answered.
+        status: u8,
+    },
 }
 
 /// The machine beneath the engine. Called from within command execution, on the engine's own thread; no call may
-/// wait.
+/// wait, except for the disk.
 pub trait Host {
     /// Reads the clocks.
     fn clocks(&mut self) -> Clocks;
@@ -96,6 +128,40 @@ pub trait Host {
     /// # Errors
     /// [`HostRefusal::Unsupported`] where the host has no such end.
     fn control(&mut self, control: Control) -> Result<(), HostRefusal>;
+
+    /// What a sector of the first disk holds.
+    ///
+    /// # Errors
+    /// [`HostRefusal::Unsupported`] where the host leaves disks alone; that there is none, or what it answered.
+    fn disk_read(&mut self, sector: u64) -> Result<[u8; SECTOR_BYTES], HostRefusal> {
+        let _ = sector;
+        Err(HostRefusal::Unsupported)
+    }
+
+    /// Fills a sector of the first disk with one byte.
+    ///
+    /// # Errors
+    /// As for [`disk_read`](Self::disk_read).
+    fn disk_write(&mut self, sector: u64, byte: u8) -> Result<(), HostRefusal> {
+        let _ = (sector, byte);
+        Err(HostRefusal::Unsupported)
+    }
+
+    /// Makes what was written to the first disk last.
+    ///
+    /// # Errors
+    /// As for [`disk_read`](Self::disk_read).
+    fn disk_flush(&mut self) -> Result<(), HostRefusal> {
+        Err(HostRefusal::Unsupported)
+    }
+
+    /// How the balloon stands.
+    ///
+    /// # Errors
+    /// [`HostRefusal::Unsupported`] where the host has nothing to do with it; that there is none.
+    fn balloon(&self) -> Result<BalloonPages, HostRefusal> {
+        Err(HostRefusal::Unsupported)
+    }
 }
 
 /// A host that has nothing: clocks at zero, no dirtier, no power switch. For tests and plain servers.

@@ -34,6 +34,6 @@ pub use digest::{StoreDigest, entry_digest};
 pub use engine::Engine;
 #[cfg(feature = "fuzzing")]
 pub use fuzzing::fuzz_resp;
-pub use host::{Clocks, Control, Host, HostRefusal, MemoryInfo, NoHost};
+pub use host::{BalloonPages, Clocks, Control, Host, HostRefusal, MemoryInfo, NoHost, SECTOR_BYTES};
 pub use session::Session;
 pub use store::{Store, StoreFull};

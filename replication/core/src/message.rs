@@ -20,6 +20,8 @@ pub enum Port {
     Net(u8),
     /// The serial console.
     Serial,
+    /// A port of the paravirtual console, by its number.
+    Console(u8),
     /// What the guest did to itself (power-off, reset, panic), for whoever runs it: a word of output like any other.
     Notice,
 }
@@ -312,12 +314,13 @@ fn put_end(out: &mut BytesMut, m: &EpochEnd) {
     put_bytes(out, &m.state);
     out.put_u32_le(u32::try_from(m.outputs.len()).expect("bounded by limits"));
     for output in &m.outputs {
-        let (port, nic) = match output.port {
+        let (port, number) = match output.port {
             Port::Net(nic) => (0, nic),
             Port::Serial => (1, 0),
             Port::Notice => (2, 0),
+            Port::Console(number) => (3, number),
         };
-        out.put_slice(&[port, nic]);
+        out.put_slice(&[port, number]);
         out.put_u64_le(output.offset);
         put_bytes(out, &output.data);
     }
@@ -346,11 +349,12 @@ fn get_end(r: &mut Reader) -> Result<EpochEnd, DecodeError> {
 }
 
 fn get_output(r: &mut Reader) -> Result<Output, DecodeError> {
-    let (port, nic) = (r.u8("output port")?, r.u8("card")?);
+    let (port, number) = (r.u8("output port")?, r.u8("card")?);
     let port = match port {
-        0 => Port::Net(nic),
+        0 => Port::Net(number),
         1 => Port::Serial,
         2 => Port::Notice,
+        3 => Port::Console(number),
         other => return Err(DecodeError::Value { what: "output port", got: u64::from(other) }),
     };
     Ok(Output { port, offset: r.u64("output offset")?, data: r.bytes("output", limits::FRAME_BYTES)? })
@@ -400,7 +404,12 @@ mod tests {
     }
 
     fn output() -> impl Strategy<Value = Output> {
-        let port = prop_oneof![any::<u8>().prop_map(Port::Net), Just(Port::Serial), Just(Port::Notice)];
+        let port = prop_oneof![
+            any::<u8>().prop_map(Port::Net),
+            Just(Port::Serial),
+            Just(Port::Notice),
+            any::<u8>().prop_map(Port::Console)
+        ];
         (port, any::<u64>(), bytes(80)).prop_map(|(port, offset, data)| Output { port, offset, data })
     }
 

@@ -22,10 +22,23 @@ pub enum Offer {
     Full,
 }
 
-#[derive(Debug)]
+/// Something done outside on the guest's behalf that no replica needs to repeat: it ends with this process.
+pub type Deed = Box<dyn FnOnce() + Send>;
+
+enum Word {
+    Output(Output),
+    Deed(Deed),
+}
+
 struct Held {
-    output: Output,
+    word: Word,
     at: Time,
+}
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Held").field("at", &self.at).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -61,13 +74,22 @@ impl Gate {
 
     /// Offers an output. The second value says that it is the first one to wait in the open epoch.
     pub fn offer(&self, port: Port, offset: u64, data: &[u8]) -> (Offer, bool) {
+        self.offer_word(Word::Output(Output { port, offset, data: Bytes::copy_from_slice(data) }), data.len())
+    }
+
+    /// Offers a deed that counts for `bytes`; it is done where outputs are emitted, in one order with them, and must not
+    /// block. Refused or discarded, it is dropped undone. The second value is that of [`Gate::offer`].
+    pub fn offer_deed(&self, bytes: usize, deed: Deed) -> (Offer, bool) {
+        self.offer_word(Word::Deed(deed), bytes)
+    }
+
+    fn offer_word(&self, word: Word, bytes: usize) -> (Offer, bool) {
         let mut inner = self.lock();
         let was_waiting = inner.queue.open_epoch_has_output();
         let at = clock::now();
-        let output = Output { port, offset, data: Bytes::copy_from_slice(data) };
-        match inner.queue.offer(Held { output, at }, data.len()) {
+        match inner.queue.offer(Held { word, at }, bytes) {
             Offered::Pass(held) => {
-                inner.emit(&*self.port, &held, at);
+                inner.emit(&*self.port, held, at);
                 (Offer::Taken, false)
             }
             Offered::Held => (Offer::Taken, !was_waiting),
@@ -88,10 +110,14 @@ impl Gate {
         self.lock().queue.seal()
     }
 
-    /// Outputs made after `base` and up to `epoch` that still wait.
+    /// Outputs made after `base` and up to `epoch` that still wait: what a replica may have to repeat.
     #[must_use]
     pub fn between(&self, base: EpochId, epoch: EpochId) -> Vec<Output> {
-        self.lock().queue.between(base, epoch).map(|held| held.output.clone()).collect()
+        let output = |held: &Held| match &held.word {
+            Word::Output(output) => Some(output.clone()),
+            Word::Deed(_) => None,
+        };
+        self.lock().queue.between(base, epoch).filter_map(output).collect()
     }
 
     /// Lets out what waits of the epochs up to `through`.
@@ -99,7 +125,7 @@ impl Gate {
         let mut inner = self.lock();
         let now = clock::now();
         for held in inner.queue.release(through) {
-            inner.emit(&*self.port, &held, now);
+            inner.emit(&*self.port, held, now);
         }
         let room = std::mem::take(&mut inner.refused);
         drop(inner);
@@ -145,8 +171,11 @@ impl Gate {
 }
 
 impl Inner {
-    fn emit(&mut self, port: &dyn OutputPort, held: &Held, now: Time) {
-        port.emit(&held.output);
+    fn emit(&mut self, port: &dyn OutputPort, held: Held, now: Time) {
+        match held.word {
+            Word::Output(output) => port.emit(&output),
+            Word::Deed(deed) => deed(),
+        }
         self.first_emitted.get_or_insert(now);
         self.delay_us.saturating_record(micros(now.since(held.at)).max(1));
     }
@@ -194,6 +223,29 @@ mod tests {
         gate.release(EpochId(1));
         assert_eq!(*world.said.lock().unwrap(), b"abc");
         assert_eq!(world.rooms.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn deeds_keep_their_place_among_outputs_and_stay_here() {
+        let world = Arc::new(World::default());
+        let gate = Gate::new(world.clone(), EpochId(1));
+        gate.set_mode(GateMode::Hold);
+        let deed = |byte: u8| -> Deed {
+            let world = world.clone();
+            Box::new(move || world.said.lock().unwrap().push(byte))
+        };
+        gate.offer(Port::Net(0), 0, b"a");
+        assert_eq!(gate.offer_deed(1, deed(b'b')), (Offer::Taken, false));
+        gate.offer(Port::Net(0), 0, b"c");
+        gate.seal();
+        assert_eq!(gate.offer_deed(1, deed(b'd')), (Offer::Taken, true));
+        assert_eq!(gate.offer_deed(mycelium_ram_core::limits::GATE_BYTES, deed(b'x')).0, Offer::Full);
+        assert_eq!(gate.between(EpochId(0), EpochId(1)).len(), 2, "a replica gets outputs only");
+        gate.release(EpochId(1));
+        assert_eq!(*world.said.lock().unwrap(), b"abc");
+        gate.shut();
+        gate.release(EpochId(2));
+        assert_eq!(*world.said.lock().unwrap(), b"abc");
     }
 
     #[test]

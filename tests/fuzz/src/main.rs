@@ -17,8 +17,8 @@ use rand_chacha::ChaCha8Rng;
 
 use targets::{ALL, Target};
 
-/// Bytes of the longest input.
-const INPUT_MAX: usize = 8192;
+/// Bytes of the longest input: the smallest snapshot with contents has 24 KiB.
+const INPUT_MAX: usize = 32 << 10;
 
 /// Throws mutated bytes at every decoder.
 #[derive(Debug, Parser)]

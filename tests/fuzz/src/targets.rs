@@ -13,6 +13,13 @@ pub(crate) const ALL: &[Target] = &[
     Target { name: "pages", run: mycelium_ram_core::page_codec::fuzz_part, seeds: seeds::parts },
     Target { name: "arbiter", run: mycelium_arbiter::wire::fuzz_wire, seeds: seeds::questions },
     Target { name: "state", run: endophyte_vmm::fuzz_state, seeds: seeds::none },
+    Target { name: "snapshot", run: endophyte_snapshot::fuzz_snapshot, seeds: seeds::snapshots },
+    Target { name: "net", run: endophyte_vmm::fuzz_net, seeds: endophyte_vmm::seeds_net },
+    Target { name: "block", run: endophyte_vmm::fuzz_block, seeds: endophyte_vmm::seeds_block },
+    Target { name: "vsock", run: endophyte_vmm::fuzz_vsock, seeds: endophyte_vmm::seeds_vsock },
+    Target { name: "console", run: endophyte_vmm::fuzz_console, seeds: endophyte_vmm::seeds_console },
+    Target { name: "rng", run: endophyte_vmm::fuzz_rng, seeds: endophyte_vmm::seeds_rng },
+    Target { name: "balloon", run: endophyte_vmm::fuzz_balloon, seeds: endophyte_vmm::seeds_balloon },
     Target { name: "resp", run: resp_kv::fuzz_resp, seeds: seeds::resp },
     Target { name: "hello", run: rhizomorph_proto::fuzz::fuzz_hello, seeds: seeds::none },
     Target { name: "welcome", run: rhizomorph_proto::fuzz::fuzz_welcome, seeds: seeds::none },
@@ -23,6 +30,9 @@ pub(crate) const ALL: &[Target] = &[
     Target { name: "key", run: rhizomorph_link::fuzz::fuzz_spki, seeds: seeds::none },
     Target { name: "invitation", run: mycelium_identity::fuzz_invitation, seeds: seeds::invitations },
     Target { name: "spores", run: mycelium_spores::fuzz_frames, seeds: seeds::frames },
+    Target { name: "gpt", run: mycelium_images::disk::gpt::fuzz_gpt, seeds: seeds::disks },
+    Target { name: "bzimage", run: mycelium_images::linux::fuzz_bzimage, seeds: seeds::kernels },
+    Target { name: "module", run: mycelium_images::linux::fuzz_module, seeds: seeds::none },
     Target { name: "ticket", run: rhizomorph_link::fuzz::fuzz_ticket, seeds: seeds::tickets },
     Target { name: "partitions", run: endophyte_bootdisk::fuzz_table, seeds: seeds::partitions },
     Target { name: "grub", run: endophyte_bootdisk::fuzz_grub, seeds: seeds::grub },
@@ -31,6 +41,7 @@ pub(crate) const ALL: &[Target] = &[
 ];
 
 mod seeds {
+    use endophyte_snapshot::{Memory, SaveError, Slot, SnapshotWriter};
     use mycelium_identity::{Invitation, NetworkId};
     use mycelium_ram_core::message::{Heartbeat, Message};
     use mycelium_ram_core::page_codec::PartWriter;
@@ -47,6 +58,33 @@ mod seeds {
         let addrs = vec![([10, 0, 0, 2], 7946).into()];
         let issued = Invitation::issue(&inviter, network, addrs, 1_000, 600);
         issued.map_or_else(|_| none(), |invitation| vec![invitation.to_string().into_bytes()])
+    }
+
+    /// The front of a disk with two partitions.
+    pub(super) fn disks() -> Vec<Vec<u8>> {
+        use mycelium_images::disk::gpt::{BIOS_BOOT, Guid, LINUX, Partition, table};
+        let partition = |number, kind, start, bytes| Partition {
+            number,
+            kind,
+            id: Guid([3; 16]),
+            start,
+            bytes,
+            name: "root".to_owned(),
+        };
+        let partitions = [partition(1, LINUX, 2 << 20, 1 << 20), partition(14, BIOS_BOOT, 1 << 20, 1 << 20)];
+        let [(_, front), ..] = table(4 << 20, Guid([4; 16]), &partitions);
+        vec![front]
+    }
+
+    /// A bzImage's header with an LZ4 payload that claims four bytes.
+    pub(super) fn kernels() -> Vec<Vec<u8>> {
+        let mut image = vec![0; 5 * 512];
+        image[0x1f1] = 4;
+        image[0x202..0x206].copy_from_slice(b"HdrS");
+        let payload = [2, 0x21, 0x4c, 0x18, 5, 0, 0, 0, 0x40, 0x7f, b'E', b'L', b'F', 4, 0, 0, 0];
+        image[0x24c..0x250].copy_from_slice(&17_u32.to_le_bytes());
+        image.extend_from_slice(&payload);
+        vec![image]
     }
 
     pub(super) fn frames() -> Vec<Vec<u8>> {
@@ -88,6 +126,38 @@ mod seeds {
 
     pub(super) fn resp() -> Vec<Vec<u8>> {
         vec![b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\nv\r\n".to_vec(), b"PING\r\nINCR n\r\n".to_vec()]
+    }
+
+    /// 64 pages of which 0, 1 and 63 hold something.
+    struct SmallRam;
+
+    impl Memory for SmallRam {
+        fn slots(&self) -> Vec<Slot> {
+            vec![Slot { first_page: 0, pages: 64 }]
+        }
+
+        fn read(&self, first_page: u64, into: &mut [u8]) -> std::io::Result<()> {
+            for (page, bytes) in (first_page..).zip(into.chunks_mut(4096)) {
+                bytes.fill(u8::from([0, 1, 63].contains(&page)));
+            }
+            Ok(())
+        }
+    }
+
+    /// A whole file, and its two ends without contents.
+    pub(super) fn snapshots() -> Vec<Vec<u8>> {
+        let write = |path: &std::path::Path| -> Result<(), SaveError> {
+            let mut writer = SnapshotWriter::create(path)?;
+            writer.metadata(b"{}")?;
+            writer.state(b"")?;
+            writer.pages(&SmallRam, &mut |_, _| ())?;
+            writer.commit()
+        };
+        let Ok(folder) = tempfile::tempdir() else { return none() };
+        let path = folder.path().join("seed.snapshot");
+        let Some(whole) = write(&path).ok().and_then(|()| std::fs::read(&path).ok()) else { return none() };
+        let ends = [&whole[..4096], &whole[whole.len() - 4096..]].concat();
+        vec![whole, ends]
     }
 
     pub(super) fn tickets() -> Vec<Vec<u8>> {

@@ -53,6 +53,9 @@ pub enum LabError {
         /// What to do.
         remedy: &'static str,
     },
+    /// Kernel or guest could not be fetched or built.
+    #[error(transparent)]
+    Images(#[from] mycelium_images::ImageError),
     /// A lab network was to be laid where somebody else's may be.
     #[error("refusing to lay a lab network in this network namespace: {0}; enter a new one first")]
     NotPrivate(String),

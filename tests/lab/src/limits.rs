@@ -18,12 +18,6 @@ pub const LOG_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Lines of a log shown with an error: enough for a kernel panic with its trace.
 pub const TAIL_LINES: usize = 40;
 
-/// Largest uncompressed kernel accepted, in bytes: Debian's is about 60 MiB.
-pub const VMLINUX_BYTES_MAX: usize = 256 * 1024 * 1024;
-
-/// Uncompressed size of one block of the legacy LZ4 format, in bytes, as the format fixes it.
-pub const LZ4_LEGACY_BLOCK_BYTES: usize = 8 * 1024 * 1024;
-
 /// Hosts one network has addresses and names for.
 pub const HOSTS_MAX: usize = 8;
 

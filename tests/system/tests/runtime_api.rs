@@ -7,8 +7,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use endophyte_api::{
-    ConsoleInput, InfoRequest, PauseRequest, ResumeRequest, Role, SetAllowedRequest, SetReplicasRequest,
-    StopRequest, VmClient, VmInfo, WatchRequest, connect,
+    ConsoleInput, InfoRequest, MetricsRequest, PauseRequest, PressPowerButtonRequest, ResumeRequest, Role,
+    SetAllowedRequest, SetBalloonRequest, SetReplicasRequest, SnapshotProgress, SnapshotRequest, StopRequest,
+    VmClient, VmInfo, WatchRequest, connect,
 };
 use rhizomorph_link::Identity;
 use system_tests::{has_kvm, program, run};
@@ -88,6 +89,21 @@ impl Lab {
 
     fn listed(&self) -> usize {
         self.record()["in_sync"].as_array().unwrap().len()
+    }
+
+    /// A process that goes on where `snapshot` was taken.
+    fn restoring(&self, snapshot: &Path, rest: &[&str]) -> Command {
+        let mut command = Command::new(program("endophyte").unwrap());
+        command.args(["run", "--spec"]).arg(self.path("vm.toml")).stdout(Stdio::null());
+        command.arg("--restore").arg(snapshot).args(rest);
+        command
+    }
+
+    /// Why a process that should restore did not.
+    fn refusal(&self, snapshot: &Path) -> String {
+        let output = run(self.restoring(snapshot, &[]).stdin(Stdio::null()));
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
     }
 
     async fn run(&self) -> Vm {
@@ -182,20 +198,36 @@ impl Vm {
 
     /// The console from an offset on, until it holds `wanted`.
     async fn console(&mut self, from: u64, wanted: &str) -> String {
+        self.console_until(from, wanted, |text| text.contains(wanted)).await
+    }
+
+    /// The console from an offset on, until it is as wanted.
+    async fn console_until(&mut self, from: u64, what: &str, wanted: impl Fn(&str) -> bool) -> String {
         let first = ConsoleInput { from_offset: Some(from), bytes: Vec::new() };
         // A client that types nothing more, and does not hang up either.
         let input = once(first).chain(pending());
         let mut output = self.api.console(input).await.unwrap().into_inner();
         let mut text = String::new();
         let reading = async {
-            while !text.contains(wanted) {
+            while !wanted(&text) {
                 let chunk = output.next().await.expect("the console goes on").unwrap();
                 text += &String::from_utf8_lossy(&chunk.bytes);
             }
         };
         let read = timeout(PATIENCE, reading).await;
-        assert!(read.is_ok(), "no {wanted:?} on the console: {text:?}");
+        assert!(read.is_ok(), "no {what:?} on the console: {text:?}");
         text
+    }
+
+    /// Takes a snapshot; the last message.
+    async fn save(&mut self, path: &Path, stop: bool) -> Result<SnapshotProgress, tonic::Status> {
+        let request = SnapshotRequest { path: path.to_str().unwrap().to_owned(), stop };
+        let mut progress = self.api.snapshot(request).await?.into_inner();
+        let mut last = SnapshotProgress::default();
+        while let Some(step) = progress.next().await {
+            last = step?;
+        }
+        Ok(last)
     }
 
     /// Asks it to stop and returns its exit code.
@@ -228,6 +260,110 @@ async fn a_plain_vm_is_seen_paused_and_stopped() {
     assert!(typing.next().await.is_none());
     assert_eq!(vm.stop().await, Some(0));
     assert!(!lab.path("run.sock").exists());
+}
+
+/// Numbers and monotonic times of the tick lines in a console's text.
+fn ticks(text: &str) -> Vec<(u64, u64)> {
+    let tick = |line: &str| {
+        let mut words = line.strip_prefix("tick ")?.split(' ');
+        let number = words.next()?.parse().ok()?;
+        Some((number, words.next()?.strip_prefix("mono_ns=")?.parse().ok()?))
+    };
+    // The last line may not be whole yet.
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines().filter_map(tick).collect()
+}
+
+#[tokio::test]
+async fn a_vm_saved_to_a_file_goes_on_in_another_process_where_it_stood() {
+    let Some(lab) = Lab::new() else { return };
+    for how in [&[][..], &["--whole"]] {
+        let file = lab.path(&format!("saved{}", how.len()));
+        let mut vm = lab.run().await;
+        let before = vm.console(0, "tick 20 ").await;
+        // The guest goes on after a snapshot, and is worth another one.
+        assert!(vm.save(&file, false).await.unwrap().finished);
+        let end = vm.info().await.console_bytes;
+        vm.console(end, "tick ").await;
+        let saved = vm.save(&file, true).await.unwrap();
+        assert!(saved.finished && saved.paused_us > 0, "{saved:?}");
+        assert_eq!(vm.process.0.wait().unwrap().code(), Some(0));
+
+        let mut vm = Vm::start(lab.restoring(&file, how), &lab.path("run.sock")).await;
+        let after = vm.console_until(0, "twenty ticks", |text| ticks(text).len() >= 20).await;
+        let (last, after) = (ticks(&before).pop().unwrap(), ticks(&after));
+        assert!(after[0].0 > last.0 && after[0].1 > last.1, "counter and clock go on: {last:?} {after:?}");
+        let numbers: Vec<u64> = after.iter().map(|tick| tick.0).collect();
+        assert!(numbers.is_sorted_by(|a, b| a + 1 == *b), "{numbers:?}");
+        assert_eq!(vm.stop().await, Some(0));
+    }
+}
+
+#[tokio::test]
+async fn snapshots_that_cannot_be_taken_or_restored_say_why_and_harm_nothing() {
+    let Some(lab) = Lab::new() else { return };
+    let disk = lab.path("disk");
+    fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    let spec = fs::read_to_string(lab.path("vm.toml")).unwrap();
+    fs::write(lab.path("vm.toml"), format!("{spec}[[disk]]\npath = {disk:?}\n")).unwrap();
+    let file = lab.path("saved");
+    let mut vm = lab.run().await;
+    vm.console(0, "tick 3 ").await;
+    let relative = vm.save(Path::new("saved"), false).await.unwrap_err();
+    assert_eq!(relative.code(), tonic::Code::InvalidArgument);
+    let nowhere = vm.save(&lab.path("no/such/folder"), true).await.unwrap_err();
+    assert!(nowhere.message().contains("no/such"), "{nowhere:?}");
+    let end = vm.info().await.console_bytes;
+    vm.console(end, "tick ").await;
+    assert!(vm.save(&file, true).await.unwrap().finished);
+    assert_eq!(vm.process.0.wait().unwrap().code(), Some(0));
+
+    let whole = fs::read(&file).unwrap();
+    let other = lab.path("other");
+    fs::write(&other, &whole[..whole.len() - 100]).unwrap();
+    let cut = lab.refusal(&other);
+    assert!(cut.contains("other"), "{cut}");
+    fs::write(&other, "hello").unwrap();
+    let foreign = lab.refusal(&other);
+    assert!(foreign.contains("other"), "{foreign}");
+    fs::write(lab.path("vm.toml"), spec.replace("ram_mib = 64", "ram_mib = 128")).unwrap();
+    let unlike = lab.refusal(&file);
+    assert!(unlike.contains("another machine") && unlike.contains("ram_bytes"), "{unlike}");
+    fs::write(lab.path("vm.toml"), format!("{spec}[[disk]]\npath = {disk:?}\n")).unwrap();
+    fs::write(&disk, vec![1; 1 << 20]).unwrap();
+    let changed = lab.refusal(&file);
+    assert!(changed.contains("has changed since the snapshot"), "{changed}");
+    assert_eq!(fs::read(&file).unwrap(), whole);
+}
+
+#[tokio::test]
+async fn the_machine_can_be_asked_for_figures_and_for_what_it_has() {
+    let Some(lab) = Lab::new() else { return };
+    let mut vm = lab.run().await;
+    vm.console(0, "ready").await;
+    let text = vm.api.metrics(MetricsRequest {}).await.unwrap().into_inner().text;
+    assert!(
+        text.contains("# TYPE endophyte_vcpu_exits_total counter\nendophyte_vcpu_exits_total{vcpu=\"0\"} "),
+        "{text}"
+    );
+    let missing = vm.api.set_balloon(SetBalloonRequest { bytes: 1 << 20 }).await.unwrap_err();
+    assert!(missing.message().contains("balloon"), "{missing:?}");
+    // The native guest does not listen to the button; the press itself must not fail.
+    vm.api.press_power_button(PressPowerButtonRequest {}).await.unwrap();
+    assert_eq!(vm.stop().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_protected_vm_with_a_writable_disk_is_refused() {
+    let Some(lab) = Lab::new() else { return };
+    let disk = lab.path("disk");
+    fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    let spec = fs::read_to_string(lab.path("vm.toml")).unwrap();
+    fs::write(lab.path("vm.toml"), format!("{spec}[[disk]]\npath = {disk:?}\n")).unwrap();
+    let output = run(lab.command("active", "a", &[]).stdin(Stdio::null()));
+    assert_eq!(output.status.code(), Some(3));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("writable") && said.contains("readonly = true"), "{said}");
 }
 
 #[tokio::test]

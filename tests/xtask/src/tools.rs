@@ -48,10 +48,15 @@ pub(crate) const PROTOC: Tool = Tool {
     package: "protobuf-compiler",
     reason: "builds the tests' Kubernetes CRI client",
 };
+pub(crate) const MMDEBSTRAP: Tool =
+    Tool { program: "mmdebstrap", package: "mmdebstrap", reason: "installs Debian into disk images" };
+pub(crate) const DEBUGFS: Tool =
+    Tool { program: "debugfs", package: "e2fsprogs", reason: "writes the file systems of disk images" };
 
 /// Everything, for `cargo xtask doctor`.
-pub(crate) const ALL: [Tool; 12] =
-    [GCC, IP, TCPDUMP, QEMU, REDIS, CONTAINERD, RUNC, CNI, IPTABLES, NFT, BUSYBOX, PROTOC];
+pub(crate) const ALL: [Tool; 14] = [
+    GCC, IP, TCPDUMP, QEMU, REDIS, CONTAINERD, RUNC, CNI, IPTABLES, NFT, BUSYBOX, PROTOC, MMDEBSTRAP, DEBUGFS,
+];
 
 /// Installs what is missing, after saying so. Needs root on Debian; otherwise says what to install.
 pub(crate) fn ensure(tools: &[Tool]) -> Result<()> {

@@ -125,7 +125,7 @@ pub(crate) fn protect(
 fn open_console(node: &Node, guest: &Guest, inbox: &Sender<Inbox>) -> std::io::Result<Option<StdoutCopy>> {
     let inbox = inbox.clone();
     let hold = move |hold| drop(inbox.send(if hold { Inbox::PauseGuest } else { Inbox::ResumeGuest }));
-    node.desk.take(Hands { machine: Arc::downgrade(&guest.machine), hold: Box::new(hold) });
+    node.desk.take(Hands { machine: Arc::downgrade(&guest.machine), hold: Box::new(hold), order: None });
     if !node.has_terminal() {
         return Ok(None);
     }

@@ -114,6 +114,13 @@ pub(crate) struct RunArgs {
     /// VM spec file (TOML).
     #[arg(long, value_name = "FILE")]
     pub(crate) spec: PathBuf,
+    /// Go on where a snapshot was taken instead of booting. The spec must describe the same machine, its disks must be as
+    /// they were. The guest runs at once; its memory comes as it is touched.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) restore: Option<PathBuf>,
+    /// Read the whole snapshot before the guest runs.
+    #[arg(long, requires = "restore")]
+    pub(crate) whole: bool,
     #[command(flatten)]
     pub(crate) process: ProcessArgs,
 }

@@ -52,22 +52,28 @@ impl Tape {
 
     /// Takes output. Offsets may repeat, after a takeover, and leave gaps where the gate was full.
     pub(crate) fn record(&self, offset: u64, bytes: &[u8]) {
-        let end = offset + bytes.len() as u64;
-        let from = match &self.store {
+        match &self.store {
             Store::Log(log) => {
                 if let Err(error) = log.write_all_at(bytes, offset) {
                     tracing::warn!(%error, "the console log cannot be written");
                 }
-                None
+                self.extend(offset, bytes.len(), None);
             }
             Store::Ring(ring) => {
+                // Held until the span says what the ring holds: a reader goes by both.
                 let mut ring = ring.lock().unwrap_or_else(PoisonError::into_inner);
                 ring.extend(bytes);
                 let excess = ring.len().saturating_sub(CONSOLE_RING_BYTES);
                 ring.drain(..excess);
-                Some(end - ring.len() as u64)
+                self.extend(offset, bytes.len(), Some(ring.len()));
             }
-        };
+        }
+    }
+
+    /// Takes `bytes` bytes at `offset` into the span; of a ring, `kept` bytes are there now.
+    fn extend(&self, offset: u64, bytes: usize, kept: Option<usize>) {
+        let end = offset + bytes as u64;
+        let from = kept.map(|kept| end - kept as u64);
         self.span.send_modify(|span| {
             let first = if span.to == 0 { offset } else { span.from.min(offset) };
             (span.from, span.to) = (from.unwrap_or(first), span.to.max(end));
@@ -175,6 +181,23 @@ mod tests {
         let mut room = [0; 64];
         let (at, n) = tape.read(from, &mut room).unwrap();
         (at, String::from_utf8_lossy(&room[..n]).into_owned())
+    }
+
+    /// A reader once met a ring that held more than the span told of, and ended the API.
+    #[test]
+    fn a_reader_sees_ring_and_span_as_one() {
+        let tape = Tape::in_memory();
+        let writer = std::thread::spawn({
+            let tape = Arc::clone(&tape);
+            move || (0..20_000).for_each(|n| tape.record(n * 7, b"console"))
+        });
+        let mut into = [0; 64];
+        while !writer.is_finished() {
+            let (at, read) = tape.read(0, &mut into).unwrap();
+            assert!(at.is_multiple_of(7) || at + read as u64 <= tape.span().to);
+        }
+        writer.join().unwrap();
+        assert_eq!(tape.span().to, 140_000);
     }
 
     #[test]

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 
+use endophyte_api::SnapshotProgress;
 use endophyte_vmm::machine::Machine;
 use endophyte_vmm::spec::VmSpec;
 use rhizomorph_link::{AllowList, PeerKey, Ticket};
+use tokio::sync::mpsc::Sender;
 use tokio::sync::watch;
 
 use crate::console::Tape;
@@ -40,6 +43,22 @@ pub(crate) struct Hands {
     pub(crate) machine: Weak<Machine>,
     /// Stops the guest, or lets it go on; the board tells when.
     pub(crate) hold: Box<dyn Fn(bool) + Send>,
+    /// Takes orders that only a VM without protection can carry out.
+    pub(crate) order: Option<Box<dyn Fn(Order) + Send>>,
+}
+
+/// What whoever runs the machine is asked to do with it.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// Write it to a file.
+    Snapshot {
+        /// The file.
+        path: PathBuf,
+        /// End the VM then.
+        stop: bool,
+        /// Hears how it goes.
+        tell: Sender<Result<SnapshotProgress, tonic::Status>>,
+    },
 }
 
 impl std::fmt::Debug for Hands {
@@ -111,6 +130,13 @@ impl Desk {
     /// Has the guest stopped or let go on. `false`: it does not run here.
     pub(crate) fn hold(&self, hold: bool) -> bool {
         self.hands().as_ref().map(|hands| (hands.hold)(hold)).is_some()
+    }
+
+    /// Hands an order over. `false`: nobody here carries it out.
+    pub(crate) fn order(&self, order: Order) -> bool {
+        let hands = self.hands();
+        let carry_out = hands.as_ref().and_then(|hands| hands.order.as_ref());
+        carry_out.map(|carry_out| carry_out(order)).is_some()
     }
 
     fn hands(&self) -> MutexGuard<'_, Option<Hands>> {

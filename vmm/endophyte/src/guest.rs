@@ -6,9 +6,11 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use endophyte_vmm::devices::console::{ConsoleLink, Terminal};
 use endophyte_vmm::devices::net::{NicPort, Tap};
+use endophyte_vmm::devices::vsock::VsockLink;
 use endophyte_vmm::machine::{Machine, MachineEvent, MachinePorts, RestoreOptions};
-use endophyte_vmm::spec::VmSpec;
+use endophyte_vmm::spec::{ConsoleSpec, VmSpec};
 use mycelium_ram::gate::Gate;
 use mycelium_ram::ingress::IngressTap;
 use mycelium_ram::ports::{ActiveMachine, PassiveMachine, PortError};
@@ -17,7 +19,7 @@ use mycelium_ram_core::{EpochId, PageIndex, PageSet};
 
 use crate::announce::Announcer;
 use crate::console::Tape;
-use crate::outlet::{Door, NicDoor, Outlet, SerialDoor};
+use crate::outlet::{ConsoleDoor, Door, NicDoor, Outlet, SerialDoor, VsockDoor};
 
 /// Bytes after the machine's state in an epoch: the console's offset.
 const SUFFIX: usize = 8;
@@ -39,8 +41,10 @@ impl Guest {
     /// Builds the machine, parked, on open taps, with its gate in place.
     pub(crate) fn build(spec: &VmSpec, taps: Vec<Tap>, tape: Arc<Tape>) -> Result<Self> {
         let taps: Vec<_> = taps.into_iter().map(Arc::new).collect();
+        let terminal = |spec: &ConsoleSpec| Ok(Arc::new(Terminal::bind(&spec.socket)?));
+        let terminals = spec.devices.consoles.iter().map(terminal).collect::<Result<Vec<_>>>()?;
         let (tell, notices) = channel();
-        let outlet = Arc::new(Outlet::new(taps.clone(), tape, tell));
+        let outlet = Arc::new(Outlet::new(taps.clone(), terminals.clone(), tape, tell));
         let door = Door::new(Arc::new(Gate::new(outlet.clone(), EpochId(1))));
         let ingress = IngressTap::start().context("cannot start the ingress thread")?;
         let macs: Vec<[u8; 6]> = spec.net.iter().map(|n| n.mac.0).collect();
@@ -56,9 +60,16 @@ impl Guest {
                 announcer: announcer.clone(),
             }),
         };
+        let vsock = |spec| VsockLink::bind(spec, Arc::new(VsockDoor(door.clone())));
+        let console = |(number, terminal)| ConsoleLink {
+            terminal,
+            port: Arc::new(ConsoleDoor { number, door: door.clone() }),
+        };
         let ports = MachinePorts {
             net: (0..).zip(macs.into_iter().zip(taps)).map(nic).collect(),
             serial: Arc::new(SerialDoor::new(door.clone(), serial_written.clone())),
+            vsock: spec.devices.vsock.as_ref().map(vsock).transpose()?,
+            consoles: (0..).zip(terminals).map(console).collect(),
         };
         let machine = Arc::new(Machine::build(spec, ports)?);
         outlet.attach(&machine);
@@ -102,6 +113,7 @@ fn notice(event: &MachineEvent) -> String {
         MachineEvent::TripleFault { .. } => "triple-fault".to_owned(),
         MachineEvent::WatchdogExpired => "watchdog".to_owned(),
         MachineEvent::VcpuError { vcpu, reason } => format!("vcpu-error {vcpu}: {reason}"),
+        MachineEvent::MemoryLost { reason } => format!("memory-lost: {reason}"),
     }
 }
 

@@ -10,6 +10,7 @@ mod desk;
 mod exit;
 mod guest;
 mod limits;
+mod metrics;
 mod node;
 mod outlet;
 mod parent;
@@ -19,6 +20,7 @@ mod replicas;
 mod rundir;
 mod session;
 mod signals;
+mod snapshot;
 mod status;
 mod wire;
 

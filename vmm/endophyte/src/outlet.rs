@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
+use endophyte_vmm::devices::console::{ConsolePort, Terminal};
 use endophyte_vmm::devices::net::{NetPort, Tap, Transmit};
 use endophyte_vmm::devices::serial::SerialPort;
+use endophyte_vmm::devices::vsock::{Deed, VsockPort};
 use endophyte_vmm::machine::Machine;
 use mycelium_ram::active::Inbox;
 use mycelium_ram::gate::{Gate, Offer};
@@ -21,14 +23,20 @@ use crate::console::Tape;
 #[derive(Debug)]
 pub(crate) struct Outlet {
     taps: Vec<Arc<Tap>>,
+    terminals: Vec<Arc<Terminal>>,
     tape: Arc<Tape>,
     notices: Mutex<Sender<String>>,
     machine: OnceLock<Weak<Machine>>,
 }
 
 impl Outlet {
-    pub(crate) fn new(taps: Vec<Arc<Tap>>, tape: Arc<Tape>, notices: Sender<String>) -> Self {
-        Self { taps, tape, notices: Mutex::new(notices), machine: OnceLock::new() }
+    pub(crate) fn new(
+        taps: Vec<Arc<Tap>>,
+        terminals: Vec<Arc<Terminal>>,
+        tape: Arc<Tape>,
+        notices: Sender<String>,
+    ) -> Self {
+        Self { taps, terminals, tape, notices: Mutex::new(notices), machine: OnceLock::new() }
     }
 
     /// Tells the outlet whose devices wait for room.
@@ -47,6 +55,11 @@ impl OutputPort for Outlet {
                 }
             }
             Port::Serial => self.tape.record(output.offset, &output.data),
+            Port::Console(number) => {
+                if let Some(terminal) = self.terminals.get(usize::from(number)) {
+                    terminal.show(&output.data);
+                }
+            }
             Port::Notice => {
                 let notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
                 let _ = notices.send(String::from_utf8_lossy(&output.data).into_owned());
@@ -57,6 +70,8 @@ impl OutputPort for Outlet {
     fn room(&self) {
         if let Some(machine) = self.machine.get().and_then(Weak::upgrade) {
             (0..self.taps.len()).for_each(|nic| machine.kick_tx(nic));
+            machine.kick_vsock();
+            machine.kick_console();
         }
     }
 }
@@ -79,7 +94,10 @@ impl Door {
     }
 
     pub(crate) fn offer(&self, port: Port, offset: u64, data: &[u8]) -> Offer {
-        let (offer, first) = self.gate.offer(port, offset, data);
+        self.report(self.gate.offer(port, offset, data))
+    }
+
+    fn report(&self, (offer, first): (Offer, bool)) -> Offer {
         if first && let Some(inbox) = &*self.bell.lock().unwrap_or_else(PoisonError::into_inner) {
             let _ = inbox.send(Inbox::OutputPending);
         }
@@ -110,6 +128,37 @@ impl NetPort for NicDoor {
             self.announcer.again();
         }
         self.ingress.deliver(self.nic, frame);
+    }
+}
+
+/// The socket device's door: connections are made and fed when the epoch in which the guest did so is committed.
+#[derive(Debug)]
+pub(crate) struct VsockDoor(pub(crate) Door);
+
+impl VsockPort for VsockDoor {
+    fn offer(&self, deed: Deed) -> Transmit {
+        let Self(door) = self;
+        match door.report(door.gate.offer_deed(deed.weight(), Box::new(move || deed.carry_out()))) {
+            Offer::Taken => Transmit::Taken,
+            Offer::Full => Transmit::Full,
+        }
+    }
+}
+
+/// The door of one port of the paravirtual console. It has no offsets: after a takeover its clients are new ones, of
+/// another node's socket, and get what the last committed epoch said, perhaps again.
+#[derive(Debug)]
+pub(crate) struct ConsoleDoor {
+    pub(crate) number: u8,
+    pub(crate) door: Door,
+}
+
+impl ConsolePort for ConsoleDoor {
+    fn write(&self, bytes: &[u8]) -> Transmit {
+        match self.door.offer(Port::Console(self.number), 0, bytes) {
+            Offer::Taken => Transmit::Taken,
+            Offer::Full => Transmit::Full,
+        }
     }
 }
 

@@ -14,10 +14,11 @@ use crate::api::Api;
 use crate::cli::RunArgs;
 use crate::confine::{self, Taps};
 use crate::console::{Tape, Taped, type_stdin};
-use crate::desk::{Desk, Hands};
+use crate::desk::{Desk, Hands, Order};
 use crate::exit::{Exit, Failure, OrExit};
 use crate::rundir::Status;
 use crate::signals::Signals;
+use crate::snapshot;
 
 /// What ends or interrupts the run of a VM.
 enum Happening {
@@ -25,6 +26,7 @@ enum Happening {
     Event(MachineEvent),
     /// The operator wants the guest to stand, or to go on.
     Hold(bool),
+    Order(Order),
 }
 
 pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Exit> {
@@ -40,7 +42,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Exit> {
     let desk = Desk::new(&spec, board, Tape::in_memory(), signals.stopper(), None);
     let api = args.process.api.as_deref();
     let _api = api.map(|path| Api::on_thread(path, desk.clone())).transpose().or_exit(Failure::Host)?;
-    let machine = start(&spec, &taps, api.map(|_| desk.tape.clone()))?;
+    let machine = start(&spec, &taps, api.map(|_| desk.tape.clone()), args)?;
     let happenings = happenings(&machine, &signals, &desk)?;
     tell(&desk, "running", "");
     let ended = supervise(&machine, &happenings, &desk);
@@ -52,16 +54,23 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Exit> {
     ended
 }
 
-fn start(spec: &VmSpec, taps: &Taps, tape: Option<Arc<Tape>>) -> Result<Arc<Machine>, Exit> {
+fn start(spec: &VmSpec, taps: &Taps, tape: Option<Arc<Tape>>, args: &RunArgs) -> Result<Arc<Machine>, Exit> {
     let taps = taps.again().or_exit(Failure::Host)?;
     let mut ports = MachinePorts::on_taps(spec, taps).or_exit(Failure::Host)?;
     if let Some(tape) = tape {
         ports.serial = Arc::new(Taped { port: ports.serial, tape });
     }
     let machine = Arc::new(Machine::build(spec, ports).or_exit(Failure::Host)?);
-    machine.boot().or_exit(Failure::Host)?;
+    match &args.restore {
+        Some(file) => snapshot::restore(&machine, file, args.whole)?,
+        None => machine.boot().or_exit(Failure::Host)?,
+    }
     machine.set_rx_enabled(true);
     machine.resume().or_exit(Failure::Host)?;
+    if args.restore.is_some() {
+        machine.fetch_ahead().or_exit(Failure::Host)?;
+        machine.announce();
+    }
     if matches!(spec.serial, SerialSpec::Unsaid | SerialSpec::Stdio) {
         type_stdin(Arc::downgrade(&machine));
     }
@@ -84,10 +93,24 @@ fn supervise(machine: &Machine, happenings: &Receiver<Happening>, desk: &Desk) -
                 set_held(machine, desk, hold)?;
                 continue;
             }
+            Happening::Order(Order::Snapshot { path, stop, tell }) => {
+                let held = desk.board.borrow().held;
+                if snapshot::save(machine, &path, held || stop, &tell)? && stop {
+                    return Ok(ExitCode::SUCCESS);
+                }
+                if stop && !held {
+                    machine.resume().or_exit(Failure::Host)?;
+                }
+                continue;
+            }
             Happening::Event(MachineEvent::GuestReset) => ("guest reset", Policy::Reset),
             Happening::Event(MachineEvent::GuestPanic { .. }) => ("guest panic", policies.on_panic),
             Happening::Event(MachineEvent::TripleFault { .. }) => ("triple fault", policies.on_triple_fault),
             Happening::Event(MachineEvent::WatchdogExpired) => ("watchdog expired", policies.on_watchdog),
+            Happening::Event(MachineEvent::MemoryLost { reason }) => {
+                return Err(anyhow!("the snapshot cannot be read any further: {reason}"))
+                    .or_exit(Failure::Guest);
+            }
             Happening::Event(MachineEvent::VcpuError { vcpu, reason }) => {
                 return Err(anyhow!("vCPU {vcpu} cannot go on: {reason}")).or_exit(Failure::Guest);
             }
@@ -129,7 +152,10 @@ fn happenings(machine: &Arc<Machine>, signals: &Signals, desk: &Desk) -> Result<
     signals.on_signal(move || drop(on_signal.send(Happening::Signal)))?;
     let on_order = sender.clone();
     let hold = move |hold| drop(on_order.send(Happening::Hold(hold)));
-    desk.take(Hands { machine: Arc::downgrade(machine), hold: Box::new(hold) });
+    let to_machine = sender.clone();
+    let order = move |order| drop(to_machine.send(Happening::Order(order)));
+    let (hold, order) = (Box::new(hold), Some(Box::new(order) as Box<dyn Fn(Order) + Send>));
+    desk.take(Hands { machine: Arc::downgrade(machine), hold, order });
     pass_events(machine, sender);
     Ok(receiver)
 }

@@ -4,9 +4,15 @@
 //! All state of a device changes under one lock of its own. Pausing takes each lock once and leaves the device
 //! holding still; what arrives meanwhile (a notification, a frame) is owed and made up for at the resume.
 
+pub mod balloon;
 pub mod block;
 pub(crate) mod cmos;
+pub mod console;
+pub(crate) mod keyboard;
+pub mod listener;
 pub mod net;
 pub(crate) mod power;
+pub mod rng;
 pub mod serial;
+pub mod vsock;
 pub(crate) mod watchdog;

@@ -4,11 +4,13 @@ use std::fs::File;
 use std::io::{self, Cursor, Read};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 
 use endophyte_bootdisk::{BootFile, BootPlan, Options, find};
 
 use crate::arch::boot::{self, BootError, BootSource, Entry, Initrd, KernelImage, Named};
 use crate::devices::block::Disk;
+use crate::limits::DISK_BOOT_DEADLINE;
 use crate::memory::GuestRam;
 use crate::spec::{BootSpec, VmSpec};
 
@@ -16,7 +18,7 @@ use crate::spec::{BootSpec, VmSpec};
 ///
 /// # Errors
 /// [`BootError`].
-pub(super) fn load(spec: &VmSpec, ram: &GuestRam, disk: Option<&Arc<Disk>>) -> Result<Entry, BootError> {
+pub(super) fn load(spec: &VmSpec, ram: &Arc<GuestRam>, disk: Option<&Arc<Disk>>) -> Result<Entry, BootError> {
     match &spec.boot {
         BootSpec::Kernel { kernel, initrd } => {
             let initrds = initrd.iter().map(|path| initrd_file(path)).collect::<Result<_, _>>()?;
@@ -27,11 +29,33 @@ pub(super) fn load(spec: &VmSpec, ram: &GuestRam, disk: Option<&Arc<Disk>>) -> R
         }
         BootSpec::Disk { entry } => {
             let disk = disk.expect("a spec that boots from its disk has one");
-            let disk = Arc::new(DiskReader(Arc::clone(disk)));
-            let plan = find(disk, &Options { entry: entry.clone() })?;
-            load_plan(spec, ram, plan)
+            from_disk(spec.clone(), Arc::clone(ram), Arc::clone(disk), entry.clone())
         }
     }
+}
+
+/// In a thread of its own, under a deadline: a disk made to do so can keep the reader of its file system going round
+/// in circles without ever reading. The thread is then left to itself; whoever gets the error ends the process.
+fn from_disk(
+    spec: VmSpec,
+    ram: Arc<GuestRam>,
+    disk: Arc<Disk>,
+    entry: Option<String>,
+) -> Result<Entry, BootError> {
+    let (tell, told) = channel();
+    let read = move || {
+        let plan = find(Arc::new(DiskReader(disk)), &Options { entry });
+        let entry = plan.map_err(BootError::from).and_then(|plan| load_plan(&spec, &ram, plan));
+        // Nobody listens after the deadline.
+        let _ = tell.send(entry);
+    };
+    let thread = std::thread::Builder::new().name("boot".to_owned()).spawn(read);
+    thread.map_err(|source| BootError::Read {
+        what: "boot files",
+        name: "of the disk".to_owned(),
+        source,
+    })?;
+    told.recv_timeout(DISK_BOOT_DEADLINE).unwrap_or(Err(BootError::Endless))
 }
 
 fn load_plan(spec: &VmSpec, ram: &GuestRam, plan: BootPlan) -> Result<Entry, BootError> {

@@ -6,14 +6,19 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::device_thread::DeviceThread;
 use super::lifecycle::Lifecycle;
-use super::platform::{Devices, Platform};
+use super::platform::{Board, Devices, Platform};
 use super::{Machine, MachineError, MachineFingerprint, MachinePorts, Processor};
-use crate::arch::layout::COM1_IRQ;
+use crate::arch::layout::{COM1_IRQ, RTC_IRQ, SCI_IRQ};
 use crate::arch::vcpu_state::VcpuBuffers;
 use crate::arch::{chips, cpuid, msrs, time};
+use crate::devices::balloon::BalloonDevice;
 use crate::devices::block::{Disk, DiskImage};
-use crate::devices::net::{Nic, NicPort};
+use crate::devices::cmos::Clock;
+use crate::devices::console::{Console, ConsoleDevice};
+use crate::devices::net::Nic;
+use crate::devices::rng::RngDevice;
 use crate::devices::serial::SerialDevice;
+use crate::devices::vsock::{Vsock, VsockDevice};
 use crate::devices::watchdog::Watchdog;
 use crate::irq::IrqRouter;
 use crate::kvm::{self, DirtyLog, refused};
@@ -31,6 +36,12 @@ impl Machine {
         if ports.net.len() != spec.net.len() {
             return Err(MachineError::Ports { spec: spec.net.len(), ports: ports.net.len() });
         }
+        if ports.vsock.is_some() != spec.devices.vsock.is_some() {
+            return Err(MachineError::Port { device: "vsock" });
+        }
+        if ports.consoles.len() != spec.devices.consoles.len() {
+            return Err(MachineError::Port { device: "console" });
+        }
         let kvm = kvm::open()?;
         let vm = Arc::new(kvm.create_vm().map_err(refused("create a VM"))?);
         let ram = Arc::new(GuestRam::new(spec.ram_bytes)?);
@@ -46,6 +57,7 @@ impl Machine {
             fingerprint,
             lifecycle: Mutex::new(Lifecycle::default()),
             dirty: Mutex::new(dirty),
+            lazy: Mutex::new(None),
             vcpus: Vec::with_capacity(fds.len()),
             buffers: Mutex::new(buffers),
             power_on: Vec::new(),
@@ -94,16 +106,22 @@ fn build_platform(
     gate: &Arc<Gate>,
 ) -> Result<Platform, MachineError> {
     let router = Arc::new(IrqRouter::new(Arc::clone(vm))?);
-    let serial = SerialDevice::new(router.line(COM1_IRQ)?, ports.serial);
-    let watchdog = Watchdog::new().map_err(|source| MachineError::Host { action: "make a timer", source })?;
-    let devices = build_devices(spec, ports.net, Place { slot: 0, number: 0, vm, router: &router, ram })?;
-    Ok(Platform::new(Arc::clone(gate), serial, watchdog, devices))
+    let timer = |source| MachineError::Host { action: "make a timer", source };
+    let board = Board {
+        serial: SerialDevice::new(router.line(COM1_IRQ)?, Arc::clone(&ports.serial)),
+        cmos: Clock::new(router.line(RTC_IRQ)?).map_err(timer)?,
+        watchdog: Watchdog::new().map_err(timer)?,
+        sci: router.level_line(u32::from(SCI_IRQ)),
+    };
+    let devices = build_devices(spec, ports, Place { slot: 0, number: 0, vm, router: &router, ram })?;
+    Ok(Platform::new(Arc::clone(gate), board, devices))
 }
 
-/// Puts every virtio device into the next PCI slot: the cards first.
-fn build_devices(spec: &VmSpec, net: Vec<NicPort>, first: Place<'_>) -> Result<Devices, MachineError> {
+/// Puts every virtio device into the next PCI slot: cards, disks, vsock, console, entropy source, balloon.
+fn build_devices(spec: &VmSpec, ports: MachinePorts, first: Place<'_>) -> Result<Devices, MachineError> {
+    let poll_set = |source| MachineError::Host { action: "make a poll set", source };
     let mut devices = Devices::default();
-    for ((number, card), port) in (0..).zip(&spec.net).zip(net) {
+    for ((number, card), port) in (0..).zip(&spec.net).zip(ports.net) {
         let nic = Arc::new(Nic::attach(first.of(&devices, number), card.mac, port)?);
         devices.nics.push(Arc::clone(&nic));
         devices.all.push(nic);
@@ -113,6 +131,28 @@ fn build_devices(spec: &VmSpec, net: Vec<NicPort>, first: Place<'_>) -> Result<D
         let disk = Arc::new(Disk::attach(first.of(&devices, number), disk, image)?);
         devices.disks.push(Arc::clone(&disk));
         devices.all.push(disk);
+    }
+    if let (Some(spec), Some(link)) = (&spec.devices.vsock, ports.vsock) {
+        let vsock = Vsock::new(spec.cid, link).map_err(poll_set)?;
+        let vsock = Arc::new(VsockDevice::attach(first.of(&devices, 0), vsock)?);
+        devices.vsock = Some(Arc::clone(&vsock));
+        devices.all.push(vsock);
+    }
+    if !spec.devices.consoles.is_empty() {
+        let console = Console::new(&spec.devices.consoles, ports.consoles).map_err(poll_set)?;
+        let console = Arc::new(ConsoleDevice::attach(first.of(&devices, 0), console)?);
+        devices.console = Some(Arc::clone(&console));
+        devices.all.push(console);
+    }
+    if spec.devices.rng {
+        let rng = Arc::new(RngDevice::attach(first.of(&devices, 0))?);
+        devices.rng = Some(Arc::clone(&rng));
+        devices.all.push(rng);
+    }
+    if spec.devices.balloon {
+        let balloon = Arc::new(BalloonDevice::attach(first.of(&devices, 0))?);
+        devices.balloon = Some(Arc::clone(&balloon));
+        devices.all.push(balloon);
     }
     Ok(devices)
 }

@@ -20,6 +20,7 @@ const BATCH: usize = 32;
 enum Source {
     Stop,
     Watchdog,
+    Clock,
     /// Queue `queue` of a device was notified.
     Doorbell {
         device: u16,
@@ -37,6 +38,7 @@ impl Source {
         let (kind, device, which) = match self {
             Source::Stop => (0, 0, 0),
             Source::Watchdog => (1, 0, 0),
+            Source::Clock => (4, 0, 0),
             Source::Doorbell { device, queue } => (2, device, queue),
             Source::Ready { device, source } => (3, device, source),
         };
@@ -49,6 +51,7 @@ impl Source {
             0 => Source::Stop,
             1 => Source::Watchdog,
             2 => Source::Doorbell { device: field(16), queue: field(32) },
+            4 => Source::Clock,
             _ => Source::Ready { device: field(16), source: field(32) },
         }
     }
@@ -80,16 +83,16 @@ impl DeviceThread {
         Ok(threads)
     }
 
-    /// Serves `devices`, and the watchdog if it is to.
+    /// Serves `devices`, and the timers of the board if it is to.
     fn start(
         platform: Arc<Platform>,
         name: String,
         devices: &[u16],
-        watchdog: bool,
+        board: bool,
     ) -> io::Result<DeviceThread> {
         let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        let epoll = poll_set(&platform, stop.as_raw_fd(), devices, watchdog)?;
-        let kind = if watchdog { ThreadKind::Devices } else { ThreadKind::Disk };
+        let epoll = poll_set(&platform, stop.as_raw_fd(), devices, board)?;
+        let kind = if board { ThreadKind::Devices } else { ThreadKind::Disk };
         let serve = move || {
             threads::started(kind);
             serve(&epoll, &platform);
@@ -108,7 +111,7 @@ impl Drop for DeviceThread {
     }
 }
 
-fn poll_set(platform: &Platform, stop: RawFd, devices: &[u16], watchdog: bool) -> io::Result<Epoll> {
+fn poll_set(platform: &Platform, stop: RawFd, devices: &[u16], board: bool) -> io::Result<Epoll> {
     let epoll = Epoll::new()?;
     let add = |fd: RawFd, events, source: Source| {
         epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, source.pack()))
@@ -117,8 +120,10 @@ fn poll_set(platform: &Platform, stop: RawFd, devices: &[u16], watchdog: bool) -
     let timer = super::platform::lock(&platform.watchdog).timer_fd();
     // Edge-triggered throughout: an event is consumed by being seen, no read needed.
     let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
-    if watchdog {
+    if board {
         add(timer, edge, Source::Watchdog)?;
+        let timer = super::platform::lock(&platform.cmos).timer_fd();
+        add(timer, edge, Source::Clock)?;
     }
     for number in devices.iter().copied() {
         let device = &platform.devices()[usize::from(number)];
@@ -148,6 +153,7 @@ fn serve(epoll: &Epoll, platform: &Platform) {
             match Source::unpack(event.data()) {
                 Source::Stop => return,
                 Source::Watchdog => platform.watchdog_fired(),
+                Source::Clock => super::platform::lock(&platform.cmos).fired(),
                 Source::Doorbell { device, queue } => {
                     platform.devices()[usize::from(device)].serve(queue);
                 }
@@ -166,6 +172,7 @@ mod tests {
         for source in [
             Source::Stop,
             Source::Watchdog,
+            Source::Clock,
             Source::Doorbell { device: 3, queue: 2 },
             Source::Doorbell { device: 0, queue: 0 },
             Source::Ready { device: 1, source: 1 },

@@ -12,8 +12,8 @@ use mycelium_ram_core::{PageIndex, PageSet};
 use super::{Machine, MachineError, MachinePorts, RestoreOptions};
 use crate::devices::block::ImageError;
 use crate::devices::serial::StreamPort;
-use crate::spec::{BootSpec, DeviceSpecs, DiskCache, DiskFormat, DiskSpec, Policies, SerialSpec, VmSpec};
-use crate::virtio::rig::{BUFFERS, CONFIG, NEEDS_RESET, NEXT, Rig, WRITE, used};
+use crate::spec::{DeviceSpecs, DiskCache, DiskFormat, DiskSpec};
+use crate::virtio::rig::{BUFFERS, CONFIG, NEEDS_RESET, NEXT, Rig, WRITE, spec, used};
 
 const DISK_BYTES: u64 = 8 << 20;
 /// Segments, block size, flush, queues, discard, write-zeroes.
@@ -54,25 +54,10 @@ fn disk(path: PathBuf, format: DiskFormat) -> DiskSpec {
     }
 }
 
-fn spec(kernel: &Path, disks: Vec<DiskSpec>) -> VmSpec {
-    VmSpec {
-        name: "disk".to_owned(),
-        vcpus: 1,
-        ram_bytes: 16 << 20,
-        boot: BootSpec::Kernel { kernel: kernel.to_owned(), initrd: None },
-        cmdline: String::new(),
-        net: Vec::new(),
-        devices: DeviceSpecs { disks, ..DeviceSpecs::default() },
-        serial: SerialSpec::Null,
-        policies: Policies::default(),
-    }
-}
-
-fn build(folder: &Path, disk: DiskSpec) -> Result<Machine, MachineError> {
-    let kernel = folder.join("kernel");
-    File::create(&kernel).unwrap();
-    let ports = MachinePorts { net: Vec::new(), serial: Arc::new(StreamPort::new(std::io::sink())) };
-    Machine::build(&spec(&kernel, vec![disk]), ports)
+fn build(disk: DiskSpec) -> Result<Machine, MachineError> {
+    let devices = DeviceSpecs { disks: vec![disk], ..DeviceSpecs::default() };
+    let ports = MachinePorts::none(Arc::new(StreamPort::new(std::io::sink())));
+    Machine::build(&spec(devices), ports)
 }
 
 fn make_image(path: &Path, format: DiskFormat) {
@@ -99,7 +84,7 @@ impl Bench {
         let mut disk = disk(path, format);
         change(&mut disk);
         let features = if disk.readonly { FEATURES_READONLY } else { FEATURES };
-        let machine = build(folder.path(), disk).unwrap();
+        let machine = build(disk).unwrap();
         Some(Bench { rig: Rig::new(machine, 0, features), folder })
     }
 
@@ -357,7 +342,7 @@ fn images_that_cannot_be_used_are_refused_by_name_and_reason() {
     }
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
-    let refusal = |spec: DiskSpec| match build(folder.path(), spec) {
+    let refusal = |spec: DiskSpec| match build(spec) {
         Err(MachineError::Disk(error)) => error,
         other => panic!("{other:?}"),
     };
@@ -377,7 +362,7 @@ fn images_that_cannot_be_used_are_refused_by_name_and_reason() {
     let damaged = File::options().write(true).open(at("qcow2")).unwrap();
     damaged.write_all_at(&[0xff; 64], 8).unwrap();
     assert!(matches!(refusal(disk(at("qcow2"), DiskFormat::Qcow2)), ImageError::Damaged { .. }));
-    let _first = build(folder.path(), disk(at("raw"), DiskFormat::Raw)).unwrap();
+    let _first = build(disk(at("raw"), DiskFormat::Raw)).unwrap();
     assert!(matches!(refusal(disk(at("raw"), DiskFormat::Raw)), ImageError::Busy { .. }));
 }
 
@@ -397,7 +382,7 @@ fn an_image_is_based_on_files_of_its_own_folder_only() {
         let builder = imago::qcow2::Qcow2::<imago::file::File>::create_builder(storage);
         let base = base.to_str().unwrap().to_owned();
         builder.size(DISK_BYTES).backing(base, "raw".to_owned()).create().unwrap();
-        build(folder.path(), disk(path, DiskFormat::Qcow2))
+        build(disk(path, DiskFormat::Qcow2))
     };
     assert!(based_on(&folder.path().join("base"), "good").is_ok());
     let error = based_on(&elsewhere.path().join("base"), "bad").unwrap_err().to_string();
@@ -405,5 +390,5 @@ fn an_image_is_based_on_files_of_its_own_folder_only() {
     let missing = folder.path().join("base");
     std::fs::remove_file(&missing).unwrap();
     let good = disk(folder.path().join("good"), DiskFormat::Qcow2);
-    assert!(matches!(build(folder.path(), good), Err(MachineError::Disk(ImageError::Damaged { .. }))));
+    assert!(matches!(build(good), Err(MachineError::Disk(ImageError::Damaged { .. }))));
 }

@@ -53,11 +53,28 @@ pub enum MachineError {
         /// Ports given.
         ports: usize,
     },
+    /// A device of the spec has no port, or a port no device.
+    #[error("spec and ports do not agree on {device}; open ports for what the spec has, no more and no less")]
+    Port {
+        /// The device.
+        device: &'static str,
+    },
     /// An operation that needs the machine to stand still.
     #[error("cannot {action} while the machine runs; pause it first")]
     Running {
         /// What was asked.
         action: &'static str,
+    },
+    /// The spec asks for no balloon.
+    #[error("the VM has no balloon; add `balloon = true` to its spec and start it again")]
+    NoBalloon,
+    /// A balloon that would leave nothing.
+    #[error("a balloon of {pages} pages was asked for, but the guest has {ram} pages of RAM; ask for fewer")]
+    BalloonTooLarge {
+        /// Pages asked for.
+        pages: u64,
+        /// Pages of RAM.
+        ram: u64,
     },
     /// An operation that needs dirty tracking.
     #[error("dirty pages are not being tracked; call start_dirty_tracking first")]

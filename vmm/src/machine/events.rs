@@ -26,6 +26,11 @@ pub enum MachineEvent {
     },
     /// The guest did not feed its watchdog. It still runs.
     WatchdogExpired,
+    /// Memory that was being restored cannot be had. All vCPUs stand still.
+    MemoryLost {
+        /// What could not be read.
+        reason: String,
+    },
     /// KVM cannot run a vCPU any further. All stand still.
     VcpuError {
         /// The vCPU.

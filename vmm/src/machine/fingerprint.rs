@@ -40,7 +40,7 @@ pub struct CpuidLeaf {
 
 impl MachineFingerprint {
     pub(super) fn new(spec: SpecFingerprint, processor: &Processor) -> MachineFingerprint {
-        let mut devices = vec!["pci-host", "serial", "cmos", "power", "watchdog", "panic"];
+        let mut devices = vec!["pci-host", "serial", "cmos", "power", "watchdog", "panic", "keyboard"];
         devices.extend(spec.macs.iter().map(|_| "virtio-net"));
         MachineFingerprint {
             spec,

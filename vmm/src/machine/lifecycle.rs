@@ -3,6 +3,7 @@
 use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
+use super::platform::lock;
 use super::{Machine, MachineError, bootable};
 use crate::arch::boot;
 
@@ -121,8 +122,15 @@ impl Machine {
             let mut lifecycle = self.parked("reset")?;
             lifecycle.restored = false;
             *self.platform.halt() = None;
+            self.forget_restore();
             self.ram.zero()?;
+            let balloon = self.balloon().map_or(0, |balloon| balloon.target_pages);
+            let ahead_s = lock(&self.platform.cmos).offset_s();
             self.power_on()?;
+            lock(&self.platform.cmos).set_offset_s(ahead_s);
+            if balloon > 0 {
+                self.set_balloon(balloon)?;
+            }
         }
         self.boot()
     }

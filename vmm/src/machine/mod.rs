@@ -1,7 +1,13 @@
 //! A virtual machine: built once, then paused and resumed, saved and restored.
 
+#[cfg(test)]
+mod balloon_tests;
+#[cfg(test)]
+mod board_tests;
 mod bootable;
 mod build;
+#[cfg(test)]
+mod console_tests;
 mod device_thread;
 mod dirty;
 #[cfg(test)]
@@ -9,16 +15,27 @@ mod disk_tests;
 mod error;
 mod events;
 mod fingerprint;
+#[cfg(any(test, feature = "fuzzing"))]
+mod fuzz;
 mod lifecycle;
 mod metrics;
 #[cfg(test)]
 mod nic_tests;
 mod platform;
 mod ports;
+mod requests;
+mod restore;
+#[cfg(test)]
+mod rng_tests;
+#[cfg(test)]
+pub(crate) mod small;
 mod snapshot;
+#[cfg(test)]
+mod vsock_tests;
 
 use std::sync::{Arc, Mutex};
 
+use endophyte_snapshot::lazy::LazyMemory;
 use kvm_bindings::CpuId;
 use kvm_ioctls::VmFd;
 
@@ -26,9 +43,15 @@ pub use crate::kvm::{KvmUnavailable, keep_open as keep_kvm_open};
 pub use error::MachineError;
 pub use events::{EventReceiver, MachineEvent};
 pub use fingerprint::MachineFingerprint;
+#[cfg(any(test, feature = "fuzzing"))]
+pub use fuzz::{
+    fuzz_balloon, fuzz_block, fuzz_console, fuzz_net, fuzz_rng, fuzz_vsock, seeds_balloon, seeds_block,
+    seeds_console, seeds_net, seeds_rng, seeds_vsock,
+};
 pub use lifecycle::PauseTimes;
 pub use metrics::MachineMetrics;
 pub use ports::{MachinePorts, PortsError};
+pub use restore::{DiskThen, FileError, Restored, SnapshotInfo};
 pub use snapshot::RestoreOptions;
 #[cfg(feature = "fuzzing")]
 pub use snapshot::fuzz_state;
@@ -54,6 +77,8 @@ pub struct Machine {
     fingerprint: MachineFingerprint,
     lifecycle: Mutex<Lifecycle>,
     dirty: Mutex<DirtyLog>,
+    /// RAM that is still being restored. Goes after all who touch it, and before RAM itself.
+    lazy: Mutex<Option<LazyMemory>>,
     vcpus: Vec<Vcpu>,
     buffers: Mutex<Vec<VcpuBuffers>>,
     /// The machine as built, for resets.
@@ -110,6 +135,25 @@ impl Machine {
         }
     }
 
+    /// The socket device's port, once `Full`, has room again.
+    pub fn kick_vsock(&self) {
+        if let Some(vsock) = self.platform.vsock() {
+            vsock.ring(crate::devices::vsock::TX);
+        }
+    }
+
+    /// The console ports' ways out, once `Full`, have room again.
+    pub fn kick_console(&self) {
+        if let Some(console) = self.platform.console() {
+            console.kick();
+        }
+    }
+
+    /// Gives port `port` of the paravirtual console a window of that size. False if there is no such port.
+    pub fn resize(&self, port: usize, columns: u16, rows: u16) -> bool {
+        self.platform.console().is_some_and(|console| console.resize(port, columns, rows))
+    }
+
     /// Asks guest drivers that know how to announce their addresses (VIRTIO_NET_F_GUEST_ANNOUNCE).
     pub fn announce(&self) {
         self.nics().iter().for_each(|nic| nic.announce());
@@ -135,6 +179,7 @@ impl Drop for Machine {
         self.gate.stop();
         self.vcpus.iter_mut().for_each(Vcpu::wait);
         self.device_threads.clear();
+        drop(platform::lock(&self.lazy).take());
     }
 }
 

@@ -14,11 +14,11 @@ use crate::devices::net::{CTRL, NetPort, Nic, NicPort, RX, TX, Tap, Transmit};
 use crate::devices::serial::StreamPort;
 use crate::limits::{FRAME_BYTES_MAX, QUEUE_SIZE, RX_BACKLOG_FRAMES};
 use crate::pci::PciFunction;
-use crate::spec::{BootSpec, DeviceSpecs, NetSpec, Policies, SerialSpec, VmSpec};
-use crate::virtio::VirtioDevice;
+use crate::spec::{DeviceSpecs, NetSpec};
 use crate::virtio::rig::{
     BUFFERS, Descriptor, INDIRECT, NEEDS_RESET, NEXT, Rig, STATUS, WRITE, avail, ring, used,
 };
+use crate::virtio::{VirtioDevice, rig};
 
 const HEADER: usize = 12;
 /// MAC, status, control queue, announcements.
@@ -50,7 +50,6 @@ struct Driver {
     rig: Rig,
     port: Arc<Recorder>,
     wire: UnixDatagram,
-    _kernel: tempfile::NamedTempFile,
 }
 
 impl std::ops::Deref for Driver {
@@ -74,18 +73,8 @@ impl Driver {
             println!("SKIPPED: {error}");
             return None;
         }
-        let kernel = tempfile::NamedTempFile::new().unwrap();
-        let spec = VmSpec {
-            name: "card".to_owned(),
-            vcpus: 1,
-            ram_bytes: 16 << 20,
-            boot: BootSpec::Kernel { kernel: kernel.path().to_owned(), initrd: None },
-            cmdline: String::new(),
-            net: vec![NetSpec { tap: "none".to_owned(), mac: "02:00:00:00:00:01".parse().unwrap() }],
-            devices: DeviceSpecs::default(),
-            serial: SerialSpec::Null,
-            policies: Policies::default(),
-        };
+        let mut spec = rig::spec(DeviceSpecs::default());
+        spec.net = vec![NetSpec { tap: "none".to_owned(), mac: "02:00:00:00:00:01".parse().unwrap() }];
         let (wire, tap) = UnixDatagram::pair().unwrap();
         tap.set_nonblocking(true).unwrap();
         let port = Arc::new(Recorder::default());
@@ -93,9 +82,14 @@ impl Driver {
             tap: Arc::new(Tap::from_fd(OwnedFd::from(tap), "wire")),
             port: Arc::clone(&port) as Arc<dyn NetPort>,
         };
-        let ports = MachinePorts { net: vec![attached], serial: Arc::new(StreamPort::new(std::io::sink())) };
+        let ports = MachinePorts {
+            net: vec![attached],
+            serial: Arc::new(StreamPort::new(std::io::sink())),
+            vsock: None,
+            consoles: Vec::new(),
+        };
         let machine = Machine::build(&spec, ports).unwrap();
-        Some(Driver { rig: Rig::new(machine, 0, FEATURES), port, wire, _kernel: kernel })
+        Some(Driver { rig: Rig::new(machine, 0, FEATURES), port, wire })
     }
 
     fn nic(&self) -> &Nic {

@@ -5,18 +5,23 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::events::{EventReceiver, MachineEvent};
 use crate::arch::acpi::RESET_VALUE;
 use crate::arch::layout::port;
+use crate::devices::balloon::BalloonDevice;
 use crate::devices::block::Disk;
-use crate::devices::cmos::Cmos;
+use crate::devices::cmos::Clock;
+use crate::devices::console::ConsoleDevice;
+use crate::devices::keyboard::Keyboard;
 use crate::devices::net::Nic;
 use crate::devices::power::Power;
+use crate::devices::rng::RngDevice;
 use crate::devices::serial::SerialDevice;
+use crate::devices::vsock::VsockDevice;
 use crate::devices::watchdog::Watchdog;
+use crate::irq::LevelLine;
 use crate::pci::{PciFunction, PciHost};
+use crate::state::Payload;
 use crate::vcpu::{Bus, Exit, Gate};
 use crate::virtio::VirtioDevice;
 
-/// Keyboard controller command that pulses the reset line.
-const KEYBOARD_RESET: u8 = 0xfe;
 /// What the panic port can report: panicked, crash kernel loaded.
 const PANIC_BITS: u8 = 0b11;
 
@@ -27,8 +32,11 @@ pub(super) struct Platform {
     events: EventReceiver,
     halt: Mutex<Option<Halt>>,
     pub(super) serial: Mutex<SerialDevice>,
-    pub(super) cmos: Mutex<Cmos>,
-    pub(super) power: Mutex<Power>,
+    pub(super) cmos: Mutex<Clock>,
+    power: Mutex<Power>,
+    /// Where the power registers interrupt.
+    sci: LevelLine,
+    pub(super) keyboard: Mutex<Keyboard>,
     pub(super) watchdog: Mutex<Watchdog>,
     pub(super) pci: PciHost,
     devices: Devices,
@@ -41,6 +49,19 @@ pub(super) struct Devices {
     pub(super) all: Vec<Arc<dyn VirtioDevice>>,
     pub(super) nics: Vec<Arc<Nic>>,
     pub(super) disks: Vec<Arc<Disk>>,
+    pub(super) vsock: Option<Arc<VsockDevice>>,
+    pub(super) console: Option<Arc<ConsoleDevice>>,
+    pub(super) rng: Option<Arc<RngDevice>>,
+    pub(super) balloon: Option<Arc<BalloonDevice>>,
+}
+
+/// The devices of the board that need something of the host.
+#[derive(Debug)]
+pub(super) struct Board {
+    pub(super) serial: SerialDevice,
+    pub(super) cmos: Clock,
+    pub(super) watchdog: Watchdog,
+    pub(super) sci: LevelLine,
 }
 
 /// Why vCPUs stand still although nobody paused them.
@@ -52,22 +73,19 @@ pub(super) struct Halt {
 }
 
 impl Platform {
-    pub(super) fn new(
-        gate: Arc<Gate>,
-        serial: SerialDevice,
-        watchdog: Watchdog,
-        devices: Devices,
-    ) -> Platform {
+    pub(super) fn new(gate: Arc<Gate>, board: Board, devices: Devices) -> Platform {
         let pci = PciHost::new();
         pci.plug(devices.all.iter().map(|device| Arc::clone(device) as Arc<dyn PciFunction>).collect());
         Platform {
             gate,
             events: EventReceiver::default(),
             halt: Mutex::new(None),
-            serial: Mutex::new(serial),
-            cmos: Mutex::new(Cmos::new()),
+            serial: Mutex::new(board.serial),
+            cmos: Mutex::new(board.cmos),
             power: Mutex::new(Power::default()),
-            watchdog: Mutex::new(watchdog),
+            sci: board.sci,
+            keyboard: Mutex::new(Keyboard::new()),
+            watchdog: Mutex::new(board.watchdog),
             pci,
             devices,
         }
@@ -85,6 +103,22 @@ impl Platform {
         &self.devices.nics
     }
 
+    pub(super) fn vsock(&self) -> Option<&Arc<VsockDevice>> {
+        self.devices.vsock.as_ref()
+    }
+
+    pub(super) fn console(&self) -> Option<&Arc<ConsoleDevice>> {
+        self.devices.console.as_ref()
+    }
+
+    pub(super) fn rng(&self) -> Option<&RngDevice> {
+        self.devices.rng.as_deref()
+    }
+
+    pub(super) fn balloon(&self) -> Option<&BalloonDevice> {
+        self.devices.balloon.as_deref()
+    }
+
     pub(super) fn disks(&self) -> &[Arc<Disk>] {
         &self.devices.disks
     }
@@ -97,12 +131,29 @@ impl Platform {
     pub(super) fn pause(&self) {
         self.devices().iter().for_each(|device| device.pause());
         lock(&self.watchdog).pause();
+        lock(&self.cmos).pause();
+        lock(&self.power).pause();
     }
 
     /// All devices go on.
     pub(super) fn resume(&self) {
+        self.with_power(Power::resume);
+        lock(&self.cmos).resume();
         lock(&self.watchdog).resume();
         self.devices().iter().for_each(|device| device.resume());
+    }
+
+    /// Has `act` change the power registers; the interrupt line follows them.
+    pub(super) fn with_power<T>(&self, act: impl FnOnce(&mut Power) -> T) -> T {
+        let mut power = lock(&self.power);
+        let result = act(&mut power);
+        self.sci.set(power.interrupts());
+        result
+    }
+
+    /// Writes the section of the power registers.
+    pub(super) fn save_power(&self, out: &mut Payload<'_>) {
+        lock(&self.power).save(out);
     }
 
     /// The device thread saw the watchdog's timer fire.
@@ -127,7 +178,7 @@ impl Platform {
     }
 
     /// Ends the run for all vCPUs. The first cause counts.
-    fn end(&self, cause: MachineEvent) {
+    pub(super) fn end(&self, cause: MachineEvent) {
         let mut halt = self.halt();
         if halt.is_none() {
             *halt = Some(Halt { cause: cause.clone(), reported: true });
@@ -163,6 +214,10 @@ impl Bus for Platform {
             lock(&self.power).event_read(usize::from(offset), into);
         } else if let Some(offset) = within(number, port::PM1_CONTROL, port::PM1_CONTROL_LEN) {
             lock(&self.power).control_read(usize::from(offset), into);
+        } else if let (port::KEYBOARD_DATA, [byte]) = (number, &mut *into) {
+            *byte = lock(&self.keyboard).data();
+        } else if let (port::KEYBOARD_COMMAND, [byte]) = (number, &mut *into) {
+            *byte = lock(&self.keyboard).status();
         } else if let (port::PVPANIC, [byte]) = (number, &mut *into) {
             *byte = PANIC_BITS;
         }
@@ -183,7 +238,7 @@ impl Bus for Platform {
         } else if let (Some(which), [value]) = (within(number, port::CMOS, port::CMOS_LEN), data) {
             lock(&self.cmos).write(which, *value);
         } else if let Some(offset) = within(number, port::PM1_EVENT, port::PM1_EVENT_LEN) {
-            lock(&self.power).event_write(usize::from(offset), data);
+            self.with_power(|power| power.event_write(usize::from(offset), data));
         } else if let Some(offset) = within(number, port::PM1_CONTROL, port::PM1_CONTROL_LEN) {
             let off = lock(&self.power).control_write(usize::from(offset), data);
             if off {
@@ -193,8 +248,14 @@ impl Bus for Platform {
             lock(&self.watchdog).write(data);
         } else if let (port::PVPANIC, [bits]) = (number, data) {
             self.events.push(MachineEvent::GuestPanic { bits: bits & PANIC_BITS });
-        } else if let (port::KEYBOARD_COMMAND, [KEYBOARD_RESET]) = (number, data) {
-            self.end(MachineEvent::GuestReset);
+        } else if let (port::KEYBOARD_DATA | port::KEYBOARD_COMMAND, [byte]) = (number, data) {
+            let mut keyboard = lock(&self.keyboard);
+            let reset =
+                if number == port::KEYBOARD_DATA { keyboard.write(*byte) } else { keyboard.command(*byte) };
+            drop(keyboard);
+            if reset {
+                self.end(MachineEvent::GuestReset);
+            }
         }
     }
 

@@ -5,8 +5,11 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::devices::console::ConsoleLink;
+use crate::devices::listener::SocketError;
 use crate::devices::net::{NicPort, Tap, TapError, TapPort};
 use crate::devices::serial::{SerialPort, StreamPort};
+use crate::devices::vsock::{DirectPort, VsockLink};
 use crate::spec::{SerialSpec, VmSpec};
 
 /// Everything that leads out of a machine.
@@ -16,6 +19,10 @@ pub struct MachinePorts {
     pub net: Vec<NicPort>,
     /// Console output.
     pub serial: Arc<dyn SerialPort>,
+    /// Of the socket device, if the spec has one.
+    pub vsock: Option<VsockLink>,
+    /// One per port of the paravirtual console.
+    pub consoles: Vec<ConsoleLink>,
 }
 
 impl std::fmt::Debug for MachinePorts {
@@ -30,6 +37,9 @@ pub enum PortsError {
     /// A tap.
     #[error(transparent)]
     Tap(#[from] TapError),
+    /// A Unix socket of a device.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// The console's file.
     #[error("cannot open serial = {}: {source}; check that its folder exists and can be written", path.display())]
     Serial {
@@ -41,6 +51,11 @@ pub enum PortsError {
 }
 
 impl MachinePorts {
+    /// The ports of a machine that has nothing but a console.
+    pub fn none(serial: Arc<dyn SerialPort>) -> MachinePorts {
+        MachinePorts { net: Vec::new(), serial, vsock: None, consoles: Vec::new() }
+    }
+
     /// The ports of an unprotected VM: frames go straight to the taps, output straight to the console.
     ///
     /// # Errors
@@ -53,14 +68,19 @@ impl MachinePorts {
     /// As [`plain`](Self::plain), on taps that are open: one per network card of the spec, in its order.
     ///
     /// # Errors
-    /// [`PortsError::Serial`] when the console's file cannot be opened.
+    /// [`PortsError`] when the console's file or a socket of a device cannot be opened.
     pub fn on_taps(spec: &VmSpec, taps: Vec<Tap>) -> Result<MachinePorts, PortsError> {
         let port = |tap: Tap| {
             let tap = Arc::new(tap);
             NicPort { port: Arc::new(TapPort::new(Arc::clone(&tap))), tap }
         };
-        let serial = Arc::new(open_console(&spec.serial)?);
-        Ok(MachinePorts { net: taps.into_iter().map(port).collect(), serial })
+        let vsock = |spec| VsockLink::bind(spec, Arc::new(DirectPort));
+        Ok(MachinePorts {
+            net: taps.into_iter().map(port).collect(),
+            serial: Arc::new(open_console(&spec.serial)?),
+            vsock: spec.devices.vsock.as_ref().map(vsock).transpose()?,
+            consoles: spec.devices.consoles.iter().map(ConsoleLink::direct).collect::<Result<_, _>>()?,
+        })
     }
 }
 

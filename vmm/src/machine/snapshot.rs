@@ -13,6 +13,7 @@ use crate::arch::chips::{self, ChipsState};
 use crate::arch::time::{self, Elapsed, TimeState};
 use crate::arch::vcpu_state::VcpuState;
 use crate::devices::cmos::CmosState;
+use crate::devices::keyboard::KeyboardState;
 use crate::devices::power::PowerState;
 use crate::devices::serial::SerialSaved;
 use crate::devices::watchdog::WatchdogState;
@@ -44,6 +45,7 @@ struct MachineState {
     cmos: CmosState,
     power: PowerState,
     watchdog: WatchdogState,
+    keyboard: KeyboardState,
     pci_address: u32,
     devices: Vec<SavedDevice>,
 }
@@ -68,6 +70,7 @@ impl MachineState {
             cmos: CmosState::decode(sections.take(SectionId::Cmos, 0)?)?,
             power: PowerState::decode(sections.take(SectionId::Power, 0)?)?,
             watchdog: WatchdogState::decode(sections.take(SectionId::Watchdog, 0)?)?,
+            keyboard: KeyboardState::decode(sections.take(SectionId::Keyboard, 0)?)?,
             pci_address: PciHost::decode(sections.take(SectionId::PciHost, 0)?)?,
             devices: devices(&mut sections)?,
         };
@@ -104,7 +107,13 @@ impl Machine {
             Some(MachineEvent::GuestReset) => (2, 0, ""),
             Some(MachineEvent::TripleFault { vcpu }) => (3, *vcpu, ""),
             Some(MachineEvent::VcpuError { vcpu, reason }) => (4, *vcpu, reason.as_str()),
-            None | Some(MachineEvent::GuestPanic { .. } | MachineEvent::WatchdogExpired) => (0, 0, ""),
+            // Reported without halting, or of a machine that is not worth saving.
+            None
+            | Some(
+                MachineEvent::GuestPanic { .. }
+                | MachineEvent::WatchdogExpired
+                | MachineEvent::MemoryLost { .. },
+            ) => (0, 0, ""),
         };
         out.u8(code);
         out.u8(vcpu);
@@ -131,8 +140,9 @@ impl Machine {
         };
         simple(SectionId::Serial, 0, &|p| lock(&platform.serial).save(p))?;
         simple(SectionId::Cmos, 0, &|p| lock(&platform.cmos).save(p))?;
-        simple(SectionId::Power, 0, &|p| lock(&platform.power).save(p))?;
+        simple(SectionId::Power, 0, &|p| platform.save_power(p))?;
         simple(SectionId::Watchdog, 0, &|p| lock(&platform.watchdog).save(p))?;
+        simple(SectionId::Keyboard, 0, &|p| lock(&platform.keyboard).save(p))?;
         simple(SectionId::PciHost, 0, &|p| platform.pci.save(p))?;
         for device in platform.devices() {
             let (section, instance) = device.section();
@@ -209,8 +219,9 @@ impl Machine {
         let platform = &self.platform;
         lock(&platform.serial).restore(&state.serial);
         lock(&platform.cmos).restore(&state.cmos);
-        lock(&platform.power).restore(&state.power);
+        platform.with_power(|power| power.restore(&state.power));
         lock(&platform.watchdog).restore(&state.watchdog);
+        lock(&platform.keyboard).restore(&state.keyboard);
         platform.pci.restore(state.pci_address);
         for (device, saved) in platform.devices().iter().zip(&state.devices) {
             device.restore(saved);

@@ -10,11 +10,14 @@
 //! ```
 
 mod dirty_map;
+mod hole_map;
 mod ram;
 
 pub use dirty_map::DirtyMap;
+use hole_map::HoleMap;
 pub use mycelium_ram_core::{PageIndex, PageSet};
 pub(crate) use ram::HostRange;
+pub(crate) use ram::Slot;
 pub use ram::{GuestRam, MemoryError, PAGE_BYTES, Page};
 
 /// A guest physical address.

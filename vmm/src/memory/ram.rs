@@ -3,14 +3,17 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::fs::FallocateFlags;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
     MmapRegion,
 };
 
-use super::{DirtyMap, Gpa, PageIndex};
+use super::{DirtyMap, Gpa, HoleMap, PageIndex};
 use crate::arch::layout;
 
 /// Bytes of a guest page: the unit of dirty tracking and replication.
@@ -48,6 +51,8 @@ pub struct GuestRam {
     memory: GuestMemoryMmap<DirtyMap>,
     memfd: File,
     pages: u64,
+    holes: HoleMap,
+    filling: AtomicBool,
 }
 
 impl GuestRam {
@@ -73,7 +78,8 @@ impl GuestRam {
         }
         let memory =
             GuestMemoryMmap::from_regions(regions).map_err(|e| map_error("place")(io::Error::other(e)))?;
-        Ok(GuestRam { memory, memfd, pages: bytes / PAGE_BYTES as u64 })
+        let pages = bytes / PAGE_BYTES as u64;
+        Ok(GuestRam { memory, memfd, pages, holes: HoleMap::all(pages), filling: AtomicBool::new(false) })
     }
 
     /// Number of pages.
@@ -108,12 +114,33 @@ impl GuestRam {
         (page < self.pages).then_some(PageIndex(page))
     }
 
+    /// Says whether RAM is being filled as it is touched (userfaultfd). Until that is over a hole is no zero page but one
+    /// that has not arrived: pages are read through the mapping, and none may be given back.
+    pub fn set_filling(&self, filling: bool) {
+        self.filling.store(filling, Ordering::Release);
+    }
+
+    /// Whether a hole is a page that has not arrived.
+    pub fn is_filling(&self) -> bool {
+        self.filling.load(Ordering::Acquire)
+    }
+
     /// Copies one page out. With the VM running, each byte is one the page held at some moment of the call.
+    ///
+    /// A page the host has no memory for stays without: it is read as zero through the file, because looking at it
+    /// through the mapping would have the kernel allocate it.
     ///
     /// # Errors
     /// [`MemoryError::NoSuchPage`].
     pub fn read_page(&self, page: PageIndex, into: &mut Page) -> Result<(), MemoryError> {
         let from = self.page_ptr(page)?;
+        let file_tells = self.holes.may_be(page) && !self.is_filling();
+        if file_tells && self.memfd.read_exact_at(into, page.0 * PAGE_BYTES as u64).is_ok() {
+            if !mycelium_ram_core::page_codec::is_zero(into) {
+                self.holes.filled(page);
+            }
+            return Ok(());
+        }
         // SAFETY: `page_ptr` returns the start of PAGE_BYTES mapped bytes that stay mapped as long as `self`;
         // `into` is ours and of the same size, and cannot overlap a mapping nobody else hands out as a slice.
         unsafe { std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), PAGE_BYTES) };
@@ -148,16 +175,39 @@ impl GuestRam {
     /// # Errors
     /// [`MemoryError::Map`] when the kernel refuses to punch the hole.
     pub(crate) fn zero(&self) -> Result<(), MemoryError> {
-        let bytes = self.pages * PAGE_BYTES as u64;
-        let length = libc::off_t::try_from(bytes).unwrap_or(libc::off_t::MAX);
-        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        // SAFETY: fallocate takes no pointers; the fd is open for as long as `self`.
-        let result =
-            unsafe { libc::fallocate(std::os::fd::AsRawFd::as_raw_fd(&self.memfd), mode, 0, length) };
-        if result == 0 {
-            return Ok(());
+        self.punch(PageIndex(0), self.pages)
+    }
+
+    /// Gives the memory of `count` pages from `first` on back to the host. They read as zero from then on, and are
+    /// marked as written: what reads as zero here must read as zero in a replica. Not while RAM is being filled.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchPage`], or [`MemoryError::Map`] when the kernel refuses; the pages are then as before.
+    pub(crate) fn give_back(&self, first: PageIndex, count: u64) -> Result<(), MemoryError> {
+        let end = first.0.saturating_add(count);
+        if end > self.pages {
+            return Err(MemoryError::NoSuchPage { page: end - 1, pages: self.pages });
         }
-        Err(MemoryError::Map { action: "clear", bytes, source: io::Error::last_os_error() })
+        self.punch(first, count)?;
+        // Marked after the fact, like every write: whoever harvests in between finds them in the next harvest.
+        for slot in self.slots() {
+            let from = first.0.max(slot.first_page);
+            let to = end.min(slot.first_page + slot.bytes / PAGE_BYTES as u64);
+            if from < to {
+                slot.written.mark_dirty(bytes_of(from - slot.first_page), bytes_of(to - from));
+            }
+        }
+        Ok(())
+    }
+
+    /// The mapping of RAM is shared, so that only a hole in the file frees memory (`madvise` would not).
+    fn punch(&self, first: PageIndex, count: u64) -> Result<(), MemoryError> {
+        let [offset, bytes] = [first.0, count].map(|pages| pages * PAGE_BYTES as u64);
+        let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::io::retry_on_intr(|| rustix::fs::fallocate(&self.memfd, mode, offset, bytes))
+            .map_err(|e| MemoryError::Map { action: "give back", bytes, source: e.into() })?;
+        self.holes.emptied(first, count);
+        Ok(())
     }
 
     /// Guest memory as `vm-memory` sees it; writes through it are marked in the regions' [`DirtyMap`]s.
@@ -263,6 +313,10 @@ pub(crate) struct Slot<'a> {
     pub(crate) written: &'a DirtyMap,
 }
 
+fn bytes_of(pages: u64) -> usize {
+    usize::try_from(pages).unwrap_or(usize::MAX).saturating_mul(PAGE_BYTES)
+}
+
 fn memfd(bytes: u64) -> io::Result<File> {
     // SAFETY: the name is a NUL-terminated literal; no other pointer is passed.
     let fd = unsafe { libc::memfd_create(c"endophyte-ram".as_ptr(), libc::MFD_CLOEXEC) };
@@ -312,5 +366,43 @@ mod tests {
             ram.read_page(PageIndex(64), &mut page),
             Err(MemoryError::NoSuchPage { page: 64, pages: 64 })
         ));
+    }
+
+    fn blocks(ram: &GuestRam) -> u64 {
+        u64::try_from(rustix::fs::fstat(ram.memfd()).unwrap().st_blocks).unwrap()
+    }
+
+    #[test]
+    fn pages_given_back_are_zero_marked_and_free_again() {
+        let ram = GuestRam::new(64 * 4096).unwrap();
+        (0..64).for_each(|page| ram.write_page(PageIndex(page), &[9; PAGE_BYTES]).unwrap());
+        assert_eq!(blocks(&ram), 64 * 8);
+        ram.give_back(PageIndex(10), 3).unwrap();
+        assert_eq!(blocks(&ram), 61 * 8);
+        let mut words = Vec::new();
+        ram.slots().for_each(|slot| slot.written.drain(|_, bits| words.push(bits)));
+        assert_eq!(words, [0b111 << 10]);
+        let mut page = [7; PAGE_BYTES];
+        ram.read_page(PageIndex(11), &mut page).unwrap();
+        assert_eq!(
+            (page, blocks(&ram)),
+            ([0; PAGE_BYTES], 61 * 8),
+            "reading for a replica allocates nothing"
+        );
+        ram.read_page(PageIndex(13), &mut page).unwrap();
+        assert_eq!(page, [9; PAGE_BYTES]);
+        assert!(matches!(ram.give_back(PageIndex(63), 2), Err(MemoryError::NoSuchPage { page: 64, .. })));
+        assert!(ram.give_back(PageIndex(1), u64::MAX).is_err());
+    }
+
+    #[test]
+    fn a_run_across_the_hole_for_devices_is_marked_on_both_sides() {
+        let ram = GuestRam::new(4 << 30).unwrap();
+        let low = layout::RAM_LOW_END / 4096;
+        ram.give_back(PageIndex(low - 1), 2).unwrap();
+        let mut marked = Vec::new();
+        ram.slots()
+            .for_each(|slot| slot.written.drain(|word, bits| marked.push((slot.first_page, word, bits))));
+        assert_eq!(marked, [(0, 12_287, 1 << 63), (low, 0, 1)]);
     }
 }

@@ -42,6 +42,8 @@ pub enum SectionId {
     Watchdog = 19,
     /// PCI configuration address latch.
     PciHost = 20,
+    /// Keyboard controller.
+    Keyboard = 21,
     /// One network card; the instance is its number.
     Net = 32,
     /// One disk; the instance is its number.
@@ -57,7 +59,7 @@ pub enum SectionId {
 }
 
 impl SectionId {
-    const ALL: [SectionId; 15] = [
+    const ALL: [SectionId; 16] = [
         SectionId::Machine,
         SectionId::Time,
         SectionId::Chips,
@@ -67,6 +69,7 @@ impl SectionId {
         SectionId::Power,
         SectionId::Watchdog,
         SectionId::PciHost,
+        SectionId::Keyboard,
         SectionId::Net,
         SectionId::Block,
         SectionId::Vsock,
@@ -81,7 +84,11 @@ impl SectionId {
 
     /// Version this build writes, and the only one it reads.
     pub(crate) fn version(self) -> u16 {
-        1
+        match self {
+            // Power: the status register came with the button. Cmos: the offset of the clock the guest set.
+            SectionId::Power | SectionId::Cmos => 2,
+            _ => 1,
+        }
     }
 }
 
@@ -97,6 +104,7 @@ impl std::fmt::Display for SectionId {
             SectionId::Power => "power",
             SectionId::Watchdog => "watchdog",
             SectionId::PciHost => "pci-host",
+            SectionId::Keyboard => "keyboard",
             SectionId::Net => "net",
             SectionId::Block => "block",
             SectionId::Vsock => "vsock",

@@ -26,6 +26,12 @@ pub(crate) enum ChainError {
     OutsideRam,
     #[error("a buffer has the wrong direction")]
     Direction,
+    #[error("a request has a length it cannot have")]
+    Length,
+    #[error("a buffer does not begin or end with a page")]
+    Unaligned,
+    #[error("a buffer is too short for what it must hold")]
+    Short,
 }
 
 /// A whole, finite chain.
@@ -80,6 +86,11 @@ impl Chain {
     /// Bytes the device may write.
     pub(crate) fn writable_bytes(&self) -> u64 {
         total(&self.buffers[self.readable..self.count])
+    }
+
+    /// The buffers the device may write: address and length of each, as the driver gave them.
+    pub(crate) fn writable(&self) -> &[(u64, u32)] {
+        &self.buffers[self.readable..self.count]
     }
 
     /// Copies the readable part into `into`, which it fills or not; returns the bytes copied.

@@ -3,6 +3,8 @@
 mod chain;
 mod function;
 #[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod rig;
 mod transport;
 

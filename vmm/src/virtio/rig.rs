@@ -1,19 +1,23 @@
 //! A driver of our own that does as it pleases, for tests and the fuzzer: real KVM objects, no guest.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use vm_memory::{Bytes, GuestAddress};
 
 use super::VirtioDevice;
-use crate::limits::QUEUE_SIZE;
+use crate::limits::{QUEUE_SIZE, RAM_BYTES_MIN};
 use crate::machine::Machine;
 use crate::memory::GuestRam;
+use crate::spec::{BootSpec, DeviceSpecs, Policies, SerialSpec, VmSpec};
 
 /// Offset of the status register.
 pub(crate) const STATUS: u64 = 0x14;
 /// Status bit: the device wants to be reset.
+#[cfg(test)]
 pub(crate) const NEEDS_RESET: u8 = 0x40;
 /// Offset of device configuration.
+#[cfg(test)]
 pub(crate) const CONFIG: u64 = 0x2000;
 /// Descriptor flags.
 pub(crate) const NEXT: u16 = 1;
@@ -88,12 +92,19 @@ impl Rig {
         self.write(STATUS, &[15]);
     }
 
+    /// Goes on where another driver stood, in a machine that has taken its state.
+    #[cfg(test)]
+    pub(crate) fn take_over(&mut self, other: &Rig) {
+        self.available.clone_from(&other.available);
+    }
+
     /// Writes guest memory, as the guest does: without marking it.
     pub(crate) fn put(&self, at: u64, bytes: &[u8]) {
         self.ram().memory().write_slice(bytes, GuestAddress(at)).expect("tests write inside RAM");
     }
 
     /// Reads guest memory.
+    #[cfg(test)]
     pub(crate) fn get(&self, at: u64, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
         self.ram().memory().read_slice(&mut bytes, GuestAddress(at)).expect("tests read inside RAM");
@@ -133,15 +144,32 @@ impl Rig {
     }
 
     /// Chains the device has returned.
+    #[cfg(test)]
     pub(crate) fn used(&self, queue: u16) -> u16 {
         let bytes = self.get(used(queue) + 2, 2);
         u16::from_le_bytes([bytes[0], bytes[1]])
     }
 
     /// Bytes the device says it wrote into the chain it returned as number `index`.
+    #[cfg(test)]
     pub(crate) fn written(&self, queue: u16, index: u16) -> u32 {
         let bytes = self.get(used(queue) + 4 + 8 * u64::from(index % QUEUE_SIZE) + 4, 4);
         u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+    }
+}
+
+/// The spec of a small machine with `devices`, which never boots.
+pub(crate) fn spec(devices: DeviceSpecs) -> VmSpec {
+    VmSpec {
+        name: "rig".to_owned(),
+        vcpus: 1,
+        ram_bytes: RAM_BYTES_MIN,
+        boot: BootSpec::Kernel { kernel: PathBuf::from("/dev/null"), initrd: None },
+        cmdline: String::new(),
+        net: Vec::new(),
+        devices,
+        serial: SerialSpec::Null,
+        policies: Policies::default(),
     }
 }
 

@@ -111,6 +111,21 @@ impl Console {
         String::from_utf8_lossy(&self.text.lock().unwrap()).into_owned()
     }
 
+    /// Waits until `line` was written after the first `from` bytes; where it ends. Anything that says that it failed is
+    /// a failure of the test.
+    pub(crate) fn wait_text(&self, from: usize, line: &str) -> usize {
+        let tail = |text: &Vec<u8>| String::from_utf8_lossy(&text[from..]).into_owned();
+        let over = |text: &Vec<u8>| [line, "FAILED", "panic"].iter().any(|end| tail(text).contains(end));
+        let text = self.text.lock().unwrap();
+        let (text, _) = self.grown.wait_timeout_while(text, PATIENCE, |text| !over(text)).unwrap();
+        let said = tail(&text);
+        let bad = said.contains("FAILED") || said.contains("panic");
+        match said.find(line) {
+            Some(at) if !bad => from + at + line.len(),
+            _ => panic!("{line:?} did not come; the guest wrote {said:?}"),
+        }
+    }
+
     /// Waits until at least `length` bytes were written.
     pub(crate) fn wait_len(&self, length: usize) {
         let text = self.text.lock().unwrap();
@@ -123,7 +138,11 @@ impl Console {
 pub(crate) fn machine(spec: &VmSpec) -> (Machine, Arc<Console>) {
     let console = Arc::new(Console::default());
     let serial = Arc::clone(&console) as Arc<dyn SerialPort>;
-    (Machine::build(spec, MachinePorts { net: Vec::new(), serial }).unwrap(), console)
+    (
+        Machine::build(spec, MachinePorts { net: Vec::new(), serial, vsock: None, consoles: Vec::new() })
+            .unwrap(),
+        console,
+    )
 }
 
 /// A counting machine, booted and running.

@@ -3,18 +3,11 @@
 //! The device is told of new frames once per turn of the main loop, not once per frame, and interrupts are switched
 //! on only for the time the guest sleeps.
 
-use super::caps::{Doorbell, Registers};
-use super::hal::IdentityMap;
-use super::msix;
-use super::pci::{self, Config};
-use crate::apic::{VECTOR_RX, VECTOR_TX};
+use crate::virtio::{Bus, DeviceError, Doorbell, Function, Queue as AnyQueue};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{Ordering, fence};
-use virtio_drivers::queue::VirtQueue;
-use virtio_drivers::transport::pci::PciTransport;
-use virtio_drivers::transport::pci::bus::PciRoot;
-use virtio_drivers::transport::{DeviceStatus, Transport};
+use virtio_drivers::transport::{DeviceType, Transport};
 
 /// Entries of each queue, and frames of each ring.
 pub(crate) const QUEUE_SIZE: usize = 256;
@@ -28,29 +21,17 @@ pub(crate) const MAX_FRAME_BYTES: usize = 1514;
 const QUEUE_RX: u16 = 0;
 const QUEUE_TX: u16 = 1;
 
-const FEATURE_MAC: u64 = 1 << 5;
-const FEATURE_VERSION_1: u64 = 1 << 32;
+/// Interrupt vectors: one per queue.
+const VECTORS: u16 = 2;
 
-/// Why there is no network card.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum NetError {
-    /// Nothing on the bus.
-    #[error("no virtio network card on PCI bus 0; give the machine one")]
-    NotFound,
-    /// The card's BARs or capabilities make no sense.
-    #[error("the network card's PCI registers cannot be used: {0}")]
-    Pci(&'static str),
-    /// The device does not do what virtio 1 demands.
-    #[error("the network card refused its set-up: {0}")]
-    Device(&'static str),
-}
+const FEATURE_MAC: u64 = 1 << 5;
 
 /// A buffer for one frame; two fill a page, none crosses one.
 #[repr(C, align(2048))]
 #[derive(Clone)]
 struct Frame([u8; 2048]);
 
-type Queue = VirtQueue<IdentityMap, QUEUE_SIZE>;
+type Queue = AnyQueue<QUEUE_SIZE>;
 
 fn frames() -> Box<[Frame]> {
     alloc::vec![Frame([0; 2048]); QUEUE_SIZE].into_boxed_slice()
@@ -58,8 +39,8 @@ fn frames() -> Box<[Frame]> {
 
 /// The card.
 pub(crate) struct NetDevice {
-    // Kept for its device: dropping the transport resets it.
-    _transport: PciTransport,
+    // Kept for its device: dropping it resets that.
+    _function: Function,
     mac: [u8; 6],
     pub(super) rx: RxRing,
     pub(super) tx: TxRing,
@@ -67,27 +48,14 @@ pub(crate) struct NetDevice {
 
 impl NetDevice {
     /// Finds the card and sets it up, with interrupts suppressed.
-    pub(crate) fn new() -> Result<Self, NetError> {
-        let config = Config::probe();
-        let mut root = PciRoot::new(config);
-        let function = pci::find_network_card(&root).ok_or(NetError::NotFound)?;
-        pci::enable(&mut root, config, function).map_err(|_| NetError::Pci("a BAR of unknown type"))?;
-        let mut transport = PciTransport::new::<IdentityMap, _>(&mut root, function)
-            .map_err(|_| NetError::Pci("no modern virtio interface"))?;
-        let registers = Registers::find(&mut root, config, function)
-            .ok_or(NetError::Pci("no common or notification structure"))?;
-
-        negotiate(&mut transport)?;
-        msix::enable(&mut root, config, function, &[VECTOR_RX, VECTOR_TX])
-            .ok_or(NetError::Pci("no MSI-X with two vectors"))?;
-        if !registers.route(QUEUE_RX, 0) || !registers.route(QUEUE_TX, 1) {
-            return Err(NetError::Device("no interrupt vectors for its queues"));
-        }
-        let rx = RxRing::new(&mut transport, registers.doorbell(QUEUE_RX))?;
-        let tx = TxRing::new(&mut transport, registers.doorbell(QUEUE_TX))?;
-        transport.finish_init();
-        let mac = transport.read_config_space(0).map_err(|_| NetError::Device("no MAC address"))?;
-        let mut card = Self { _transport: transport, mac, rx, tx };
+    pub(crate) fn new(bus: &mut Bus) -> Result<Self, DeviceError> {
+        let mut function = Function::open(bus, DeviceType::Network, VECTORS)?;
+        function.negotiate(FEATURE_MAC, 0)?;
+        let rx = RxRing::new(&mut function)?;
+        let tx = TxRing::new(&mut function)?;
+        function.finish_init();
+        let mac = function.read_config_space(0).map_err(|_| function.refused("it has no MAC address"))?;
+        let mut card = Self { _function: function, mac, rx, tx };
         card.rx.refill();
         Ok(card)
     }
@@ -130,25 +98,6 @@ impl NetDevice {
     }
 }
 
-/// Resets the device and agrees on features. Event indices are left out on purpose: virtio-drivers compares them
-/// without wrap-around, which loses doorbells when frames are added in batches.
-fn negotiate(transport: &mut PciTransport) -> Result<(), NetError> {
-    transport.set_status(DeviceStatus::empty());
-    let mut status = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
-    transport.set_status(status);
-    let wanted = FEATURE_VERSION_1 | FEATURE_MAC;
-    if transport.read_device_features() & wanted != wanted {
-        return Err(NetError::Device("it is not a virtio 1 card with a MAC address"));
-    }
-    transport.write_driver_features(wanted);
-    status |= DeviceStatus::FEATURES_OK;
-    transport.set_status(status);
-    if !transport.get_status().contains(DeviceStatus::FEATURES_OK) {
-        return Err(NetError::Device("it does not accept its own features"));
-    }
-    Ok(())
-}
-
 /// Frames the device fills.
 pub(super) struct RxRing {
     queue: Queue,
@@ -161,9 +110,8 @@ pub(super) struct RxRing {
 }
 
 impl RxRing {
-    fn new(transport: &mut PciTransport, doorbell: Doorbell) -> Result<Self, NetError> {
-        let mut queue = new_queue(transport, QUEUE_RX)?;
-        queue.set_dev_notify(false);
+    fn new(function: &mut Function) -> Result<Self, DeviceError> {
+        let (queue, doorbell) = function.queue(QUEUE_RX)?;
         Ok(Self { queue, doorbell, frames: frames(), frame_of: [0; QUEUE_SIZE], empty: all_frames() })
     }
 
@@ -198,7 +146,7 @@ impl RxRing {
                 }
             }
         }
-        ring_if_wanted(&self.queue, &mut self.doorbell);
+        self.doorbell.ring_if_wanted(&self.queue);
     }
 }
 
@@ -214,9 +162,8 @@ pub(super) struct TxRing {
 }
 
 impl TxRing {
-    fn new(transport: &mut PciTransport, doorbell: Doorbell) -> Result<Self, NetError> {
-        let mut queue = new_queue(transport, QUEUE_TX)?;
-        queue.set_dev_notify(false);
+    fn new(function: &mut Function) -> Result<Self, DeviceError> {
+        let (queue, doorbell) = function.queue(QUEUE_TX)?;
         let frame_of = [0; QUEUE_SIZE];
         Ok(Self { queue, doorbell, frames: frames(), frame_of, free: all_frames(), unannounced: false })
     }
@@ -267,25 +214,11 @@ impl TxRing {
     fn announce(&mut self) {
         if self.unannounced {
             self.unannounced = false;
-            ring_if_wanted(&self.queue, &mut self.doorbell);
+            self.doorbell.ring_if_wanted(&self.queue);
         }
     }
 }
 
 fn all_frames() -> Vec<u16> {
     (0..).take(QUEUE_SIZE).collect()
-}
-
-fn new_queue(transport: &mut PciTransport, index: u16) -> Result<Queue, NetError> {
-    VirtQueue::new(transport, index, false, false)
-        .map_err(|_| NetError::Device("a queue has fewer than 256 entries, or there is no memory for it"))
-}
-
-/// Rings unless the device said that it is looking anyway. The fence orders our publishing of frames before our
-/// reading of its wish.
-fn ring_if_wanted(queue: &Queue, doorbell: &mut Doorbell) {
-    fence(Ordering::SeqCst);
-    if queue.should_notify() {
-        doorbell.ring();
-    }
 }

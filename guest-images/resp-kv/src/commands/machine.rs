@@ -39,6 +39,41 @@ pub(super) fn dirty_stat<H: Host>(host: &H, replies: &mut Replies) {
     }
 }
 
+fn number<T: core::str::FromStr>(text: &[u8]) -> Option<T> {
+    core::str::from_utf8(text).ok()?.parse().ok()
+}
+
+pub(super) fn disk<H: Host>(host: &mut H, command: &Command<'_>, replies: &mut Replies) {
+    let word = |name: &[u8]| command.arg(1).eq_ignore_ascii_case(name);
+    match (number(command.arg(2)), number(command.arg(3)), command.len()) {
+        (_, _, 2) if word(b"FLUSH") => ok_or_error(host.disk_flush(), replies),
+        (Some(sector), _, 3) if word(b"READ") => match host.disk_read(sector) {
+            Ok(content) => replies.bulk(&content),
+            Err(error) => replies.error(format_args!("ERR {error}")),
+        },
+        (Some(sector), Some(byte), 4) if word(b"WRITE") => {
+            ok_or_error(host.disk_write(sector, byte), replies);
+        }
+        _ => replies.error(format_args!(
+            "ERR syntax error; write BLK READ SECTOR, BLK WRITE SECTOR BYTE (0 to 255) or BLK FLUSH"
+        )),
+    }
+}
+
+/// As for [`dirty_stat`].
+pub(super) fn balloon<H: Host>(host: &H, replies: &mut Replies) {
+    match host.balloon() {
+        Ok(pages) => {
+            replies.array(4);
+            for (name, value) in [("target", pages.target), ("actual", pages.actual)] {
+                replies.bulk(name.as_bytes());
+                replies.count(value);
+            }
+        }
+        Err(error) => replies.error(format_args!("ERR {error}")),
+    }
+}
+
 pub(super) fn clocks<H: Host>(host: &mut H, replies: &mut Replies) {
     let clocks = host.clocks();
     replies.array(4);
@@ -72,6 +107,9 @@ mod tests {
     fn a_host_without_these_says_so() {
         assert_eq!(ask("DIRTY hot 10\r\n"), "-ERR not available in this guest\r\n");
         assert_eq!(ask("CRASH\r\n"), "-ERR not available in this guest\r\n");
+        assert_eq!(ask("BLK READ 0\r\nBLK FLUSH\r\n"), "-ERR not available in this guest\r\n".repeat(2));
+        assert_eq!(ask("BALLOON\r\n"), "-ERR not available in this guest\r\n");
+        assert!(ask("BLK WRITE 1 256\r\n").starts_with("-ERR syntax error"));
         assert_eq!(ask("DIRTY STOP\r\n"), "+OK\r\n");
         assert_eq!(ask("CLOCKS\r\n"), "*4\r\n:0\r\n:0\r\n:0\r\n:0\r\n");
         assert_eq!(ask("COUNTER\r\n"), ":0\r\n");

@@ -61,7 +61,7 @@ use Arity::{AtLeast, Exactly};
 
 /// Every command, the most frequent first: lookup goes down the list.
 #[rustfmt::skip]
-static SPECS: [Spec; 27] = [
+static SPECS: [Spec; 29] = [
     spec("get", Exactly(2), (1, 1, 1), false, "The value of a key"),
     spec("set", AtLeast(3), (1, 1, 1), true, "Sets a key; NX only if absent, XX only if present"),
     spec("incr", Exactly(2), (1, 1, 1), true, "Adds one to an integer value"),
@@ -88,6 +88,8 @@ static SPECS: [Spec; 27] = [
     spec("triplefault", Exactly(1), NO_KEYS, false, "Makes the guest fault beyond recovery"),
     spec("poweroff", Exactly(1), NO_KEYS, false, "Powers the guest off"),
     spec("reset", Exactly(1), NO_KEYS, false, "Resets the guest"),
+    spec("blk", AtLeast(2), NO_KEYS, true, "The first disk: BLK READ SECTOR, BLK WRITE SECTOR BYTE, BLK FLUSH"),
+    spec("balloon", Exactly(1), NO_KEYS, false, "Pages of memory the hypervisor wants, and pages it has"),
     spec("time", Exactly(1), NO_KEYS, false, "Wall-clock time: seconds and microseconds"),
 ];
 
@@ -151,6 +153,8 @@ fn run<H: Host>(engine: &mut Engine<H>, name: &str, command: &Command<'_>, repli
         "select" => server::select(command, replies),
         "dirty" => machine::dirty(&mut engine.host, command, replies),
         "dirtystat" => machine::dirty_stat(&engine.host, replies),
+        "blk" => machine::disk(&mut engine.host, command, replies),
+        "balloon" => machine::balloon(&engine.host, replies),
         "clocks" => machine::clocks(&mut engine.host, replies),
         "time" => machine::time(&mut engine.host, replies),
         "counter" => replies.count(engine.host.counter()),

@@ -122,13 +122,13 @@ mod tests {
         assert_eq!(ask("CONFIG GET nothing\r\n"), "*0\r\n");
         assert_eq!(ask("CLIENT SETINFO LIB-NAME x\r\nCLIENT SETNAME y\r\n"), "+OK\r\n+OK\r\n");
         assert_eq!(ask("SELECT 0\r\nSELECT 1\r\n"), "+OK\r\n-ERR DB index is out of range\r\n");
-        assert_eq!(ask("COMMAND COUNT\r\n"), ":27\r\n");
+        assert_eq!(ask("COMMAND COUNT\r\n"), ":29\r\n");
         assert!(ask("COMMAND DOCS get nope\r\n").starts_with("*2\r\n$3\r\nget\r\n*2\r\n$7\r\nsummary\r\n"));
         assert!(
             ask("COMMAND\r\n")
-                .starts_with("*27\r\n*6\r\n$3\r\nget\r\n:2\r\n*1\r\n+readonly\r\n:1\r\n:1\r\n:1\r\n")
+                .starts_with("*29\r\n*6\r\n$3\r\nget\r\n:2\r\n*1\r\n+readonly\r\n:1\r\n:1\r\n:1\r\n")
         );
-        assert!(ask("COMMAND DOCS\r\n").starts_with("*54\r\n"));
+        assert!(ask("COMMAND DOCS\r\n").starts_with("*58\r\n"));
         assert!(ask("INFO\r\n").contains("keys:0\r\n"));
         assert_eq!(ask("PING\r\nPING hi\r\nECHO ho\r\n"), "+PONG\r\n$2\r\nhi\r\n$2\r\nho\r\n");
     }

@@ -37,7 +37,7 @@ pub(crate) fn host_initramfs(
     for file in files {
         archive.file(&file.path, file.mode, read(&file.source)?);
     }
-    archive.finish()
+    Ok(archive.finish()?)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, LabError> {

@@ -1,19 +1,10 @@
-//! What lab hosts and their guests boot from: fetched once, checked by hash, reused.
+//! What lab hosts and their guests boot from. Kernels and guests come from `mycelium-images`; here is what only the lab has: its
+//! hosts' initramfs, and binaries for it.
 
-mod apt;
-mod bzimage;
-mod cache;
-mod cpio;
-mod guest;
 mod initramfs;
-mod kernel;
-mod modules;
 mod static_binary;
 
-pub use bzimage::vmlinux_from_bzimage;
-pub use cache::Cache;
-pub use cpio::Archive;
-pub use guest::{GuestImage, MODULE_LIST_PATH, linux_guest_image};
 pub(crate) use initramfs::host_initramfs;
-pub use kernel::Kernel;
+pub use mycelium_images::linux::{Archive, GuestImage, Kernel, MODULE_LIST_PATH, linux_guest_image};
+pub use mycelium_images::{Cache, ImageError};
 pub use static_binary::static_binary;

@@ -1,15 +1,19 @@
 //! The calls, one function each.
 
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use endophyte_api::vm_server::Vm;
 use endophyte_api::{
-    ConsoleInput, ConsoleOutput, InfoRequest, PauseRequest, PauseResponse, ResumeRequest, ResumeResponse,
-    SetAllowedRequest, SetAllowedResponse, SetReplicasRequest, SetReplicasResponse, StopRequest,
-    StopResponse, VmInfo, WatchRequest,
+    ConsoleInput, ConsoleOutput, InfoRequest, MetricsRequest, MetricsResponse, PauseRequest, PauseResponse,
+    PressPowerButtonRequest, PressPowerButtonResponse, ResizeConsoleRequest, ResizeConsoleResponse,
+    ResumeRequest, ResumeResponse, SetAllowedRequest, SetAllowedResponse, SetBalloonRequest,
+    SetBalloonResponse, SetReplicasRequest, SetReplicasResponse, SnapshotProgress, SnapshotRequest,
+    StopRequest, StopResponse, VmInfo, WatchRequest,
 };
+use endophyte_vmm::machine::Machine;
 use rhizomorph_link::{PeerKey, Ticket};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
@@ -20,8 +24,9 @@ use tonic::{Request, Response, Status, Streaming};
 use super::console::serve_console;
 use super::ended;
 use super::info::vm_info;
-use crate::desk::{Desk, Peering};
+use crate::desk::{Desk, Order, Peering};
 use crate::limits::{ALLOWED_KEYS, API_PATIENCE, API_QUEUE};
+use crate::metrics::prometheus;
 
 /// The service on one desk.
 #[derive(Debug)]
@@ -43,6 +48,15 @@ impl Service {
             Status::failed_precondition(format!(
                 "{call}: this VM runs without protection; start it with `endophyte active` to give it replicas"
             ))
+        })
+    }
+
+    fn machine(&self) -> Result<Arc<Machine>, Status> {
+        let here = self.desk.machine();
+        here.ok_or_else(|| {
+            Status::failed_precondition(
+                "the guest does not run here (yet); ask the process that is its active",
+            )
         })
     }
 
@@ -76,6 +90,7 @@ fn parse_all<T: FromStr<Err: std::fmt::Display>>(field: &str, texts: &[String]) 
 impl Vm for Service {
     type WatchStream = Answers<VmInfo>;
     type ConsoleStream = Answers<ConsoleOutput>;
+    type SnapshotStream = Answers<SnapshotProgress>;
 
     async fn info(&self, _: Request<InfoRequest>) -> Result<Response<VmInfo>, Status> {
         Ok(Response::new(vm_info(&self.desk)))
@@ -133,6 +148,69 @@ impl Vm for Service {
         let (to_client, answers) = mpsc::channel(API_QUEUE);
         tokio::spawn(serve_console(self.desk.clone(), request.into_inner(), to_client, self.end.clone()));
         Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+    }
+
+    async fn snapshot(
+        &self,
+        request: Request<SnapshotRequest>,
+    ) -> Result<Response<Self::SnapshotStream>, Status> {
+        let SnapshotRequest { path, stop } = request.into_inner();
+        let path = PathBuf::from(path);
+        if !path.is_absolute() {
+            let said = format!(
+                "path: {} is relative to nothing this process knows; make it absolute",
+                path.display()
+            );
+            return Err(Status::invalid_argument(said));
+        }
+        let (tell, answers) = mpsc::channel(API_QUEUE);
+        if self.desk.order(Order::Snapshot { path, stop, tell }) {
+            return Ok(Response::new(Box::pin(ReceiverStream::new(answers))));
+        }
+        Err(Status::failed_precondition(
+            "only a VM without protection can be saved to a file; a protected one has its replica",
+        ))
+    }
+
+    async fn press_power_button(
+        &self,
+        _: Request<PressPowerButtonRequest>,
+    ) -> Result<Response<PressPowerButtonResponse>, Status> {
+        self.machine()?.press_power_button();
+        Ok(Response::new(PressPowerButtonResponse {}))
+    }
+
+    async fn set_balloon(
+        &self,
+        request: Request<SetBalloonRequest>,
+    ) -> Result<Response<SetBalloonResponse>, Status> {
+        let pages = request.into_inner().bytes / 4096;
+        let set = self.machine()?.set_balloon(pages);
+        set.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        Ok(Response::new(SetBalloonResponse {}))
+    }
+
+    async fn resize_console(
+        &self,
+        request: Request<ResizeConsoleRequest>,
+    ) -> Result<Response<ResizeConsoleResponse>, Status> {
+        let ResizeConsoleRequest { port, columns, rows } = request.into_inner();
+        let short = |name: &str, value: u32| {
+            u16::try_from(value)
+                .map_err(|_| Status::invalid_argument(format!("{name}: {value} is no terminal's size")))
+        };
+        let (columns, rows) = (short("columns", columns)?, short("rows", rows)?);
+        let port = usize::try_from(port).unwrap_or(usize::MAX);
+        if self.machine()?.resize(port, columns, rows) {
+            return Ok(Response::new(ResizeConsoleResponse {}));
+        }
+        Err(Status::not_found(format!(
+            "the guest has no console port {port}; the spec's [[console]] tables make them"
+        )))
+    }
+
+    async fn metrics(&self, _: Request<MetricsRequest>) -> Result<Response<MetricsResponse>, Status> {
+        Ok(Response::new(MetricsResponse { text: prometheus(&*self.machine()?) }))
     }
 
     async fn stop(&self, _: Request<StopRequest>) -> Result<Response<StopResponse>, Status> {

@@ -24,7 +24,9 @@ const OEM_REVISION: u32 = 1;
 /// Revision of a DSDT whose integers have 64 bits.
 const DSDT_REVISION: u8 = 2;
 
-/// Boot architecture flags: legacy devices exist (bit 0), no 8042 (bit 1 clear), no VGA (bit 2).
+/// Boot architecture flags: legacy devices exist (bit 0), no 8042 (bit 1 clear), no VGA (bit 2). A controller does
+/// answer at the 8042's ports, for those who reset through it; but it has neither keyboard nor mouse, and kernels that
+/// are told of none do not spend their boot looking. The clock is there (bit 5 clear).
 const BOOT_ARCH: u16 = 1 << 0 | 1 << 2;
 /// Writing this to the reset port resets.
 pub(crate) const RESET_VALUE: u8 = 0x06;
@@ -75,11 +77,11 @@ fn fadt(dsdt: u64) -> impl Aml {
         let bits = u8::try_from(bytes * 8).unwrap_or(0);
         GAS::new(GasSpace::SystemIo, bits, 0, access, u64::from(address))
     };
+    // The power button is one of the fixed events (its flag would say it is not); there is no sleep button.
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
         .dsdt_64(dsdt)
         .preferred_pm_profile(PmProfile::EnterpriseServer)
         .flag(Flags::Wbinvd)
-        .flag(Flags::PwrButton)
         .flag(Flags::SlpButton)
         .flag(Flags::ResetRegSup);
     fadt.dsdt = u32::try_from(dsdt).unwrap_or(0).into();

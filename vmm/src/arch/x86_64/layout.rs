@@ -44,6 +44,7 @@ pub(crate) const LEGACY_END: u64 = 0x10_0000;
 
 /// First port and number of ports of each device.
 pub(crate) mod port {
+    pub(crate) const KEYBOARD_DATA: u16 = 0x60;
     pub(crate) const KEYBOARD_COMMAND: u16 = 0x64;
     pub(crate) const CMOS: u16 = 0x70;
     pub(crate) const CMOS_LEN: u16 = 2;
@@ -61,9 +62,11 @@ pub(crate) mod port {
     pub(crate) const PCI_DATA: u16 = 0xcfc;
 }
 
+/// The real-time clock's interrupt line.
+pub(crate) const RTC_IRQ: u32 = 8;
 /// COM1's interrupt line.
 pub(crate) const COM1_IRQ: u32 = 4;
-/// ACPI's interrupt line (never raised: there is no power button yet).
+/// ACPI's interrupt line: the power button.
 pub(crate) const SCI_IRQ: u16 = 9;
 /// Lines of the IOAPIC; message interrupts are numbered after them.
 pub(crate) const IOAPIC_LINES: u32 = 24;

@@ -28,9 +28,6 @@ const DEVICE_TYPE: u16 = 2;
 const CLASS_STORAGE: [u8; 3] = [1, 0x80, 0];
 /// Bytes of `struct virtio_blk_config`.
 const CONFIG_BYTES: usize = 60;
-/// Queues of the disk a fuzzer plays with.
-#[cfg(feature = "fuzzing")]
-pub(crate) const QUEUES_OF_FUZZED: u16 = 2;
 
 /// A disk.
 pub(crate) type Disk = Function<Block>;

@@ -22,7 +22,5 @@ mod request;
 mod metrics;
 
 pub(crate) use device::Disk;
-#[cfg(feature = "fuzzing")]
-pub(crate) use device::{Block, QUEUES_OF_FUZZED};
 pub use image::{DiskImage, ImageError};
 pub use metrics::BlockMetrics;

@@ -6,6 +6,7 @@ use crate::state::{Fields, Payload, StateError};
 /// The device as read from a state.
 #[derive(Debug)]
 pub(crate) struct PowerState {
+    status: u16,
     enabled_events: u16,
     control: u16,
 }
@@ -13,13 +14,14 @@ pub(crate) struct PowerState {
 impl Power {
     /// Writes the section.
     pub(crate) fn save(&self, out: &mut Payload<'_>) {
+        out.u16(self.status);
         out.u16(self.enabled_events);
         out.u16(self.control);
     }
 
     /// Takes a state.
     pub(crate) fn restore(&mut self, state: &PowerState) {
-        *self = Power { enabled_events: state.enabled_events, control: state.control };
+        self.take(state.status, state.enabled_events, state.control);
     }
 }
 
@@ -29,7 +31,8 @@ impl PowerState {
     /// # Errors
     /// [`StateError`].
     pub(crate) fn decode(mut fields: Fields<'_>) -> Result<PowerState, StateError> {
-        let state = PowerState { enabled_events: fields.u16()?, control: fields.u16()? };
+        let state =
+            PowerState { status: fields.u16()?, enabled_events: fields.u16()?, control: fields.u16()? };
         fields.finish()?;
         Ok(state)
     }

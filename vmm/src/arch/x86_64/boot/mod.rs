@@ -18,7 +18,7 @@ use vm_memory::{Bytes, GuestAddress, ReadVolatile};
 
 use super::{acpi, layout};
 use crate::kvm::{KvmError, refused};
-use crate::limits::CMDLINE_BYTES_MAX;
+use crate::limits::{CMDLINE_BYTES_MAX, DISK_BOOT_DEADLINE};
 use crate::memory::{GuestRam, PAGE_BYTES};
 
 /// Why a guest could not be loaded.
@@ -73,6 +73,12 @@ pub enum BootError {
     /// A disk has nothing to boot, or it cannot be read.
     #[error(transparent)]
     Disk(#[from] endophyte_bootdisk::BootDiskError),
+    /// A disk's file system leads in circles.
+    #[error(
+        "the disk's boot files were not read within {} s; its file system is damaged or made to lead in circles: check it with fsck, or name a kernel",
+        DISK_BOOT_DEADLINE.as_secs()
+    )]
+    Endless,
     /// Boot structures cannot be written.
     #[error("cannot write boot structures: {0}")]
     Structures(#[from] vm_memory::GuestMemoryError),
