@@ -11,6 +11,12 @@ pub enum ThreadKind {
     Devices,
     /// Serves a disk, and may wait for it.
     Disk,
+    /// Serves the balloon: gives memory back.
+    Balloon,
+    /// Looks for what a disk boots, in file systems that the guest wrote.
+    Boot,
+    /// Brings the memory of a machine that is restored while it runs.
+    Faults,
 }
 
 static ON_START: OnceLock<fn(ThreadKind)> = OnceLock::new();

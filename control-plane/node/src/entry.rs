@@ -72,6 +72,11 @@ impl VmFolder {
         self.0.join("run")
     }
 
+    /// Where the VM's process may write what it is asked to save.
+    pub(crate) fn snapshots(&self) -> PathBuf {
+        self.0.join("snapshots")
+    }
+
     pub(crate) fn log(&self) -> PathBuf {
         self.0.join("endophyte.log")
     }

@@ -95,6 +95,10 @@ pub(crate) struct ProcessArgs {
     /// Run the VM without the sandbox that keeps a guest which breaks out from the rest of the host.
     #[arg(long, conflicts_with = "user")]
     pub(crate) no_sandbox: bool,
+    /// A folder in which the API may write snapshots and find disks; may be given several times. What is elsewhere is out of
+    /// the sandbox's reach.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) reach: Vec<PathBuf>,
     /// Become this user once the devices of the host are open; the VM's files must be within its reach.
     #[arg(long, value_name = "NAME|UID[:GID]")]
     pub(crate) user: Option<User>,

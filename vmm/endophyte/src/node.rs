@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 use crate::api::Api;
 use crate::cli::{NodeArgs, TimingArgs};
-use crate::confine::{self, Taps};
+use crate::confine::{self, Needs, Taps};
 use crate::console::Tape;
 use crate::desk::{Allowed, Desk, Peering};
 use crate::exit::{Exit, Failure, OrExit};
@@ -60,7 +60,8 @@ impl Node {
         let vm = VmId::new(spec.name.clone()).or_exit(Failure::Spec)?;
         let identity = Identity::load(&args.key).or_exit(Failure::Spec)?;
         let run_dir = RunDir::open(&args.run_dir).or_exit(Failure::Host)?;
-        let taps = confine::enter(&spec, &args.process, Some(&args.run_dir))?;
+        let needs = Needs { run_dir: Some(&args.run_dir), ..Needs::default() };
+        let taps = confine::enter(&spec, &args.process, needs)?.taps;
         let signals = Signals::block()?;
         let status = Status {
             vm: spec.name.clone(),

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use crate::api::Api;
 use crate::cli::RunArgs;
-use crate::confine::{self, Taps};
+use crate::confine::{self, Needs, Opened};
 use crate::console::{Tape, Taped, type_stdin};
 use crate::desk::{Desk, Hands, Order};
 use crate::exit::{Exit, Failure, OrExit};
@@ -31,7 +31,9 @@ enum Happening {
 
 pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Exit> {
     let spec = VmSpec::load(&args.spec).or_exit(Failure::Spec)?;
-    let taps = confine::enter(&spec, &args.process, None)?;
+    let (snapshot, faults) = (args.restore.as_deref(), args.restore.is_some() && !args.whole);
+    let needs = Needs { snapshot, faults, ..Needs::default() };
+    let opened = confine::enter(&spec, &args.process, needs)?;
     let signals = Signals::block()?;
     let board = watch::Sender::new(Status {
         vm: spec.name.clone(),
@@ -42,7 +44,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Exit> {
     let desk = Desk::new(&spec, board, Tape::in_memory(), signals.stopper(), None);
     let api = args.process.api.as_deref();
     let _api = api.map(|path| Api::on_thread(path, desk.clone())).transpose().or_exit(Failure::Host)?;
-    let machine = start(&spec, &taps, api.map(|_| desk.tape.clone()), args)?;
+    let machine = start(&spec, opened, api.map(|_| desk.tape.clone()), args)?;
     let happenings = happenings(&machine, &signals, &desk)?;
     tell(&desk, "running", "");
     let ended = supervise(&machine, &happenings, &desk);
@@ -54,15 +56,20 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Exit> {
     ended
 }
 
-fn start(spec: &VmSpec, taps: &Taps, tape: Option<Arc<Tape>>, args: &RunArgs) -> Result<Arc<Machine>, Exit> {
-    let taps = taps.again().or_exit(Failure::Host)?;
+fn start(
+    spec: &VmSpec,
+    opened: Opened,
+    tape: Option<Arc<Tape>>,
+    args: &RunArgs,
+) -> Result<Arc<Machine>, Exit> {
+    let taps = opened.taps.again().or_exit(Failure::Host)?;
     let mut ports = MachinePorts::on_taps(spec, taps).or_exit(Failure::Host)?;
     if let Some(tape) = tape {
         ports.serial = Arc::new(Taped { port: ports.serial, tape });
     }
     let machine = Arc::new(Machine::build(spec, ports).or_exit(Failure::Host)?);
     match &args.restore {
-        Some(file) => snapshot::restore(&machine, file, args.whole)?,
+        Some(file) => snapshot::restore(&machine, file, opened.userfault)?,
         None => machine.boot().or_exit(Failure::Host)?,
     }
     machine.set_rx_enabled(true);

@@ -23,6 +23,8 @@ enum Use {
     ReadWrite,
     /// Files in it are made, replaced and removed.
     Keep,
+    /// The same, and its block devices are used.
+    Reach,
     /// Sockets in it are made, reached and removed.
     Sockets,
 }
@@ -45,6 +47,11 @@ impl Files {
     /// Files in a folder are made, read, written, replaced and removed.
     pub fn keep(&mut self, folder: &Path) {
         self.add(folder, Use::Keep);
+    }
+
+    /// As [`keep`](Self::keep), and disks may be there: files or block devices.
+    pub fn reach(&mut self, folder: &Path) {
+        self.add(folder, Use::Reach);
     }
 
     /// A socket is made or reached at this path, or beside it. Removing it takes the right to remove others of its folder:
@@ -102,11 +109,13 @@ impl Fence {
 
 fn rights(path: &Path, what: Use) -> BitFlags<AccessFs> {
     let write = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate;
+    let keep = write | AccessFs::ReadDir | AccessFs::MakeReg | AccessFs::RemoveFile;
     match what {
         Use::Read if path.is_dir() => AccessFs::ReadFile | AccessFs::ReadDir,
         Use::Read => device_rights(path) | AccessFs::ReadFile,
         Use::ReadWrite => write | device_rights(path),
-        Use::Keep => write | AccessFs::ReadDir | AccessFs::MakeReg | AccessFs::RemoveFile,
+        Use::Keep => keep,
+        Use::Reach => keep | AccessFs::IoctlDev,
         Use::Sockets => AccessFs::MakeSock | AccessFs::RemoveFile | AccessFs::ResolveUnix,
     }
 }

@@ -6,12 +6,12 @@
 //!
 //! ```text
 //!  one thread                                                                  many threads
-//!  open what needs rights ──> Sandbox::enter ────────────────────────────────> confine(kind), by each thread at its start
+//!  open what needs rights ──> enter ─────────────────────────────────────────> confine(kind), by each thread at its start
 //!  (KVM, taps, keys)          cgroup, user, capabilities, limits, Landlock,    a narrower filter on top
 //!                             the filter of the whole process
 //! ```
 //! Capabilities, users, Landlock and seccomp belong to threads, not to processes. A thread inherits them from the one that
-//! starts it, so [`Sandbox::enter`] must be called while there is one thread only. It refuses otherwise.
+//! starts it, so [`enter`] must be called while there is one thread only. It refuses otherwise.
 
 mod cgroup;
 mod error;
@@ -19,10 +19,7 @@ mod files;
 mod limits;
 mod privileges;
 mod seccomp;
-mod uffd;
 mod user;
-
-use std::os::fd::OwnedFd;
 
 pub use cgroup::Cgroup;
 pub use error::SandboxError;
@@ -44,47 +41,33 @@ pub struct Plan {
     pub user: Option<User>,
     /// Moves into this control group.
     pub cgroup: Option<Cgroup>,
-    /// Opens a userfaultfd that sees the kernel's own faults, while that is still possible.
-    pub userfaultfd: bool,
+    /// Serves faults of guest memory, on a userfaultfd that is open already: unprivileged processes get none that sees the
+    /// kernel's own faults.
+    pub faults: bool,
     /// Forbidden system calls go to the kernel's log and are carried out. For finding out what a filter lacks.
     pub report: bool,
 }
 
-/// The sandbox, entered.
-#[derive(Debug)]
-pub struct Sandbox {
-    userfaultfd: Option<OwnedFd>,
-}
-
-impl Sandbox {
-    /// Enters: of this thread and all it will start, for ever. What the kernel does not offer is said in the log and left out;
-    /// what it refuses is an error.
-    ///
-    /// # Errors
-    /// [`SandboxError`]; the process has then lost some of its rights and is of no more use.
-    pub fn enter(plan: &Plan) -> Result<Self, SandboxError> {
-        privileges::require_single_thread()?;
-        // Has `rustix` look for the kernel's clock now: on kernels before 6.4 it reads /proc/self/auxv for that.
-        let _ = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        if let Some(cgroup) = &plan.cgroup {
-            cgroup.enter()?;
-        }
-        let userfaultfd = if plan.userfaultfd { uffd::open() } else { None };
-        let fence = files::Fence::around(&plan.files)?;
-        privileges::bound();
-        let kept = privileges::needed(plan);
-        if let Some(user) = &plan.user {
-            user.become_it(!kept.is_empty())?;
-            privileges::require_access(&plan.files, user.uid)?;
-        }
-        privileges::drop_all_but(kept)?;
-        fence.close()?;
-        seccomp::begin(plan)?;
-        Ok(Self { userfaultfd })
+/// Enters: of this thread and all it will start, for ever. What the kernel does not offer is said in the log and left out;
+/// what it refuses is an error.
+///
+/// # Errors
+/// [`SandboxError`]; the process has then lost some of its rights and is of no more use.
+pub fn enter(plan: &Plan) -> Result<(), SandboxError> {
+    privileges::require_single_thread()?;
+    // Has `rustix` look for the kernel's clock now: on kernels before 6.4 it reads /proc/self/auxv for that.
+    let _ = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    if let Some(cgroup) = &plan.cgroup {
+        cgroup.enter()?;
     }
-
-    /// The userfaultfd that the plan asked for; `None` without one in this kernel, or once it was taken.
-    pub fn userfaultfd(&mut self) -> Option<OwnedFd> {
-        self.userfaultfd.take()
+    let fence = files::Fence::around(&plan.files)?;
+    privileges::bound();
+    let kept = privileges::needed(plan);
+    if let Some(user) = &plan.user {
+        user.become_it(!kept.is_empty())?;
+        privileges::require_access(&plan.files, user.uid)?;
     }
+    privileges::drop_all_but(kept)?;
+    fence.close()?;
+    seccomp::begin(plan)
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use endophyte_sandbox::{EXIT_VIOLATION, Kind, Network, Plan, Sandbox, User, confine, landlock_abi};
+use endophyte_sandbox::{EXIT_VIOLATION, Kind, Network, Plan, User, confine, enter, landlock_abi};
 
 const CASE: &str = "SANDBOX_TEST_CASE";
 const FOLDER: &str = "SANDBOX_TEST_FOLDER";
@@ -15,6 +15,17 @@ const CAME_THROUGH: i32 = 77;
 
 /// Exit code of a case that a signal ended.
 const KILLED: i32 = 99;
+
+/// Every kind of thread, and how a violation calls it.
+const KINDS: [(&str, Kind, &str); 7] = [
+    ("vcpu", Kind::Vcpu, "vCPU"),
+    ("devices", Kind::Devices, "devices"),
+    ("disk", Kind::Disk, "disk"),
+    ("balloon", Kind::Balloon, "balloon"),
+    ("boot", Kind::Boot, "boot"),
+    ("faults", Kind::Faults, "page faults"),
+    ("runtime", Kind::Runtime, "runtime"),
+];
 
 /// Runs `case` in a process of its own, in `folder`.
 fn try_in(folder: &Path, case: &str) -> Output {
@@ -41,7 +52,9 @@ fn comes_through(output: &Output) {
 fn is_stopped(case: &str, call: libc::c_long) {
     let output = try_it(case);
     assert_eq!(output.status.code(), Some(i32::from(EXIT_VIOLATION)), "{case}: {}", said(&output));
-    let word = format!("used forbidden system call {call} (");
+    let kind = case.split_once('/').unwrap().0;
+    let name = KINDS.iter().find(|(word, ..)| *word == kind).map_or("process", |(.., name)| *name);
+    let word = format!("endophyte: thread culprit ({name}) used forbidden system call {call} (");
     assert!(said(&output).contains(&word), "{case}: {}", said(&output));
 }
 
@@ -74,30 +87,20 @@ fn play(folder: &Path, kind: &str, attempt: &str) -> i32 {
     plan.files.read_write(&folder.join("disk"));
     plan.files.keep(&folder.join("run"));
     plan.files.socket(&folder.join("run/api.sock"));
+    plan.files.reach(&folder.join("reach"));
     plan.user = attempt.strip_prefix("as-").map(|user| user.parse().unwrap());
-    plan.userfaultfd = attempt == "userfaultfd";
+    plan.faults = true;
     plan.report = attempt.starts_with("reported-");
-    let mut sandbox = match Sandbox::enter(&plan) {
-        Ok(sandbox) => sandbox,
-        Err(error) => {
-            eprintln!("{error}");
-            return 1;
-        }
-    };
-    let kind = match kind {
-        "process" => None,
-        "vcpu" => Some(Kind::Vcpu),
-        "devices" => Some(Kind::Devices),
-        "disk" => Some(Kind::Disk),
-        _ => Some(Kind::Runtime),
-    };
+    if let Err(error) = enter(&plan) {
+        eprintln!("{error}");
+        return 1;
+    }
+    let kind = KINDS.iter().find(|(word, ..)| *word == kind).map(|(_, kind, _)| *kind);
     let (folder, attempt) = (folder.to_owned(), attempt.to_owned());
-    let fd = sandbox.userfaultfd();
     let thread = move || {
         kind.into_iter().for_each(confine);
         let attempt = attempt.strip_prefix("reported-").unwrap_or(&attempt);
         match attempt {
-            "userfaultfd" => fd.is_some(),
             "files" => files(&folder),
             "rights" => rights(),
             user if user.starts_with("as-") => is_user(),
@@ -142,6 +145,16 @@ fn carry_out(attempt: &str) -> bool {
             "kill-others" => drop(libc::syscall(libc::SYS_tgkill, 1, 1, 0)),
             "tun-ioctl" => drop(libc::ioctl(0, 0x4004_54ca)),
             "kvm-create" => drop(libc::ioctl(0, 0xae01)),
+            "uffd-copy" => return libc::ioctl(0, 0xc028_aa03) < 0,
+            "uffd-new" => drop(libc::syscall(libc::SYS_userfaultfd, 0)),
+            "punch" => return libc::fallocate(-1, libc::FALLOC_FL_PUNCH_HOLE, 0, 1) < 0,
+            "connect" => drop(libc::connect(-1, std::ptr::null(), 0)),
+            "read-vectored" => return libc::preadv(-1, std::ptr::null(), 0, 0) < 0,
+            "crash" => return libc::signal(libc::SIGSEGV, libc::SIG_DFL) != libc::SIG_ERR,
+            "confine-again" => {
+                confine(Kind::Runtime);
+                return true;
+            }
             "kvm-run" => return libc::ioctl(0, 0xae80) < 0,
             "open" => {
                 // Softly refused: the allocator tries.
@@ -178,6 +191,10 @@ fn files(folder: &Path) -> bool {
     fs::rename(at("run/.status.new"), at("run/status")).unwrap();
     denied(fs::rename(at("run/status"), at("status")), "moving a file out");
     denied(fs::create_dir(at("run/sub")), "making a folder");
+    fs::write(at("reach/.saved.partial"), "x").unwrap();
+    fs::rename(at("reach/.saved.partial"), at("reach/saved")).unwrap();
+    fs::File::open(at("reach")).unwrap().sync_all().unwrap();
+    denied(fs::rename(at("reach/saved"), at("run/saved")), "moving a file between folders");
     drop(std::os::unix::net::UnixListener::bind(at("run/api.sock")).unwrap());
     fs::remove_file(at("run/api.sock")).unwrap();
     true
@@ -205,7 +222,7 @@ fn rights() -> bool {
 
 fn folder_with_files() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["run", "readable"] {
+    for name in ["run", "readable", "reach"] {
         fs::create_dir(dir.path().join(name)).unwrap();
     }
     for name in ["kernel", "disk", "secret"] {
@@ -249,7 +266,7 @@ fn the_whole_process_may_do_what_it_needs() {
 
 #[test]
 fn each_kind_of_thread_is_stopped_at_what_is_not_its_own() {
-    for kind in ["vcpu", "devices", "disk", "runtime"] {
+    for (kind, ..) in KINDS {
         is_stopped(&format!("{kind}/exec"), libc::SYS_execve);
         is_stopped(&format!("{kind}/ptrace"), libc::SYS_ptrace);
         is_stopped(&format!("{kind}/tcp"), libc::SYS_socket);
@@ -260,9 +277,11 @@ fn each_kind_of_thread_is_stopped_at_what_is_not_its_own() {
         is_stopped(&format!("{kind}/mount"), libc::SYS_mount);
         is_stopped(&format!("{kind}/handler"), libc::SYS_rt_sigaction);
         is_stopped(&format!("{kind}/kvm-create"), libc::SYS_ioctl);
+        is_stopped(&format!("{kind}/uffd-new"), libc::SYS_userfaultfd);
         comes_through(&try_it(&format!("{kind}/memory")));
+        comes_through(&try_it(&format!("{kind}/crash")));
     }
-    for kind in ["vcpu", "devices", "disk"] {
+    for (kind, ..) in KINDS.into_iter().filter(|(kind, ..)| *kind != "runtime") {
         is_stopped(&format!("{kind}/udp"), libc::SYS_socket);
         is_stopped(&format!("{kind}/fork"), libc::SYS_clone);
         // The C library blocks signals while it starts a thread: then it is the kernel that kills.
@@ -272,14 +291,29 @@ fn each_kind_of_thread_is_stopped_at_what_is_not_its_own() {
     comes_through(&try_it("runtime/udp"));
     comes_through(&try_it("runtime/thread"));
     is_stopped("runtime/open-write", libc::SYS_openat);
+    comes_through(&try_it("runtime/confine-again"));
     comes_through(&try_it("vcpu/kvm-run"));
-    is_stopped("disk/kvm-run", libc::SYS_ioctl);
+    comes_through(&try_it("faults/uffd-copy"));
+    comes_through(&try_it("balloon/punch"));
+    comes_through(&try_it("boot/read-vectored"));
+    for kind in ["devices", "disk", "balloon", "boot", "faults", "runtime"] {
+        is_stopped(&format!("{kind}/kvm-run"), libc::SYS_ioctl);
+    }
+    for kind in ["vcpu", "devices", "disk", "balloon", "boot", "runtime"] {
+        is_stopped(&format!("{kind}/uffd-copy"), libc::SYS_ioctl);
+    }
+    for kind in ["boot", "faults"] {
+        is_stopped(&format!("{kind}/punch"), libc::SYS_fallocate);
+    }
+    for kind in ["vcpu", "devices", "disk", "balloon", "boot", "faults"] {
+        is_stopped(&format!("{kind}/connect"), libc::SYS_connect);
+    }
 }
 
 #[test]
 fn the_culprit_is_named() {
     let output = try_it("vcpu/bpf");
-    assert!(said(&output).contains("endophyte: thread culprit used"), "{}", said(&output));
+    assert!(said(&output).contains("endophyte: thread culprit (vCPU) used"), "{}", said(&output));
 }
 
 #[test]
@@ -312,24 +346,17 @@ fn it_becomes_another_user_who_must_reach_the_files() {
     assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
     assert!(said(&refused).contains("user 12345 cannot"), "{}", said(&refused));
     let user = User { uid: 12345, gid: 54321 };
-    for path in ["", "run", "readable", "kernel", "disk", "readable/base"] {
+    for path in ["", "run", "readable", "reach", "kernel", "disk", "readable/base"] {
         std::os::unix::fs::chown(dir.path().join(path), Some(user.uid), Some(user.gid)).unwrap();
     }
     comes_through(&try_in(dir.path(), "process/as-12345:54321"));
 }
 
 #[test]
-fn a_userfaultfd_is_there_for_who_asks() {
-    if is_root("userfaultfd for faults of the kernel") && Path::new("/dev/userfaultfd").exists() {
-        comes_through(&try_it("process/userfaultfd"));
-    }
-}
-
-#[test]
 fn it_is_refused_when_there_are_threads() {
     let (stop, wait) = std::sync::mpsc::channel::<()>();
     let thread = std::thread::spawn(move || wait.recv());
-    let refused = Sandbox::enter(&Plan::default()).unwrap_err().to_string();
+    let refused = enter(&Plan::default()).unwrap_err().to_string();
     assert!(refused.contains("only thread"), "{refused}");
     drop(stop);
     drop(thread.join());

@@ -123,6 +123,9 @@ pub(super) const SOCKETS: &[c_long] = &[
 /// Giving a socket its address.
 pub(super) const ADDRESSES: &[c_long] = &[libc::SYS_bind, libc::SYS_connect, libc::SYS_listen];
 
+/// More of reading files that are open, and no more than that.
+pub(super) const READ_FILES: &[c_long] = &[libc::SYS_preadv, libc::SYS_preadv2, libc::SYS_fadvise64];
+
 /// Making what a machine and a runtime consist of, and knowing oneself.
 pub(super) const BUILDING: &[c_long] = &[
     libc::SYS_memfd_create,

@@ -10,6 +10,7 @@ mod policy;
 mod rules;
 mod trap;
 
+use std::cell::Cell;
 use std::sync::OnceLock;
 
 use seccompiler::{BpfProgram, SeccompAction, apply_filter};
@@ -28,11 +29,43 @@ pub enum Kind {
     Devices,
     /// Serves a disk.
     Disk,
+    /// Gives a guest's memory back to the host.
+    Balloon,
+    /// Reads the file systems that a guest wrote to its disk.
+    Boot,
+    /// Brings guest memory as it is touched.
+    Faults,
     /// Serves the API, links to peers and the arbiter.
     Runtime,
 }
 
-const KINDS: [Kind; 4] = [Kind::Vcpu, Kind::Devices, Kind::Disk, Kind::Runtime];
+const KINDS: [Kind; 7] =
+    [Kind::Vcpu, Kind::Devices, Kind::Disk, Kind::Balloon, Kind::Boot, Kind::Faults, Kind::Runtime];
+
+impl Kind {
+    /// As it is called in the line about a violation.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Vcpu => "vCPU",
+            Self::Devices => "devices",
+            Self::Disk => "disk",
+            Self::Balloon => "balloon",
+            Self::Boot => "boot",
+            Self::Faults => "page faults",
+            Self::Runtime => "runtime",
+        }
+    }
+}
+
+thread_local! {
+    /// What this thread was confined as. Without a destructor, so that a signal handler may look at it.
+    static OWN: Cell<Option<Kind>> = const { Cell::new(None) };
+}
+
+/// What this thread was confined as; `None`: it has the filter of the process.
+fn own_kind() -> Option<Kind> {
+    OWN.get()
+}
 
 /// Whom a process may talk to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,18 +99,18 @@ pub(crate) fn begin(plan: &Plan) -> Result<(), SandboxError> {
     let compile = |policy: policy::Policy| -> Result<Filters, SandboxError> {
         Ok(Filters { soft: policy.soft()?, hard: policy.hard(violation.clone())? })
     };
-    let kinds =
-        KINDS.iter().map(|kind| compile(policy::of(*kind, plan.network))).collect::<Result<_, _>>()?;
+    let kinds = KINDS.iter().map(|kind| compile(policy::of(*kind, plan))).collect::<Result<_, _>>()?;
     install_handler().map_err(refused("handle SIGSYS"))?;
     // A second sandbox in one process only happens in tests; the first one's filters stay.
     let _ = FILTERS.set(kinds);
-    Ok(compile(policy::of_process(plan.network))?.apply()?)
+    Ok(compile(policy::of_process(plan))?.apply()?)
 }
 
 /// Puts the calling thread under the filter of its kind and takes its remaining capabilities. Does nothing in a process without
 /// a sandbox. Ends the process if the kernel refuses: nothing runs outside.
 pub fn confine(kind: Kind) {
     let Some(filters) = FILTERS.get() else { return };
+    OWN.set(Some(kind));
     let own = KINDS.iter().zip(filters).find(|(of, _)| **of == kind).map(|(_, filters)| filters);
     let confined = privileges::drop_rest()
         .and_then(|()| own.map_or(Ok(()), |filters| filters.apply().map_err(SandboxError::from)));

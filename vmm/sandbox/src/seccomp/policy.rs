@@ -3,20 +3,26 @@
 use libc::{PROT_EXEC, c_long};
 use seccompiler::{BpfProgram, Error, SeccompAction};
 
-use super::calls::{ADDRESSES, BUILDING, CHANGING, LOOKING, OPEN_FILES, ORDINARY, SOCKETS};
+use super::calls::{ADDRESSES, BUILDING, CHANGING, LOOKING, OPEN_FILES, ORDINARY, READ_FILES, SOCKETS};
 use super::rules::{Rules, has, is, is_not, is_null, lacks};
 use super::{Kind, Network};
+use crate::Plan;
 
 /// `ioctl` numbers of KVM carry its letter in bits 8 to 15.
 const KVM_LETTER: (u32, u32) = (0xff00, 0xae00);
 const KVM_RUN: u32 = 0xae80;
 /// Of a vCPU thread that explains why it cannot go on.
 const KVM_GET_REGS: u32 = 0x8090_ae81;
-/// A guest programs its interrupts and moves its devices' doorbells through a vCPU's exits.
-const KVM_WIRING: [u32; 3] = [KVM_SET_GSI_ROUTING, KVM_IRQFD, KVM_IOEVENTFD];
+/// A guest programs its interrupts and moves its devices' doorbells through a vCPU's exits; some lines are set by hand.
+const KVM_WIRING: [u32; 4] = [KVM_SET_GSI_ROUTING, KVM_IRQFD, KVM_IOEVENTFD, KVM_IRQ_LINE];
+const KVM_IRQ_LINE: u32 = 0x4008_ae61;
 const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
 const KVM_IRQFD: u32 = 0x4020_ae76;
 const KVM_IOEVENTFD: u32 = 0x4040_ae79;
+/// Of a userfaultfd that is open: UFFDIO_REGISTER, and what serves faults.
+const FAULTS_BEGIN: u32 = 0xc020_aa00;
+/// UFFDIO_UNREGISTER, UFFDIO_WAKE, UFFDIO_COPY, UFFDIO_ZEROPAGE.
+const FAULTS: [u32; 4] = [0x8010_aa01, 0x8010_aa02, 0xc028_aa03, 0xc020_aa04];
 /// Sizes of block devices, giving blocks back, zeroing them: BLKGETSIZE64, BLKSSZGET, BLKPBSZGET, BLKDISCARD, BLKZEROOUT.
 const BLOCK_DEVICE: [u32; 5] = [0x8008_1272, 0x1268, 0x127b, 0x1277, 0x127f];
 /// Terminals are told from files, and sockets made non-blocking: TCGETS, FIONBIO, FIONREAD, FIOCLEX.
@@ -87,7 +93,7 @@ const SOFTLY_REFUSED: [c_long; 5] =
 
 /// The rules of the whole process: of the thread that builds the machine, boots it and watches over it, and of helpers that
 /// no kind is made for.
-pub(super) fn of_process(network: Network) -> Policy {
+pub(super) fn of_process(plan: &Plan) -> Policy {
     let mut allowed = ordinary();
     allowed.all(OPEN_FILES).all(LOOKING).all(CHANGING).all(SOCKETS).all(ADDRESSES).all(BUILDING);
     allowed.when(libc::SYS_ioctl, [is(1, KVM_RUN)]);
@@ -95,8 +101,12 @@ pub(super) fn of_process(network: Network) -> Policy {
     ioctls(&mut allowed, &BLOCK_DEVICE);
     threads(&mut allowed);
     unix_sockets(&mut allowed);
-    if network.peers {
+    if plan.network.peers {
         udp_sockets(&mut allowed);
+    }
+    if plan.faults {
+        ioctls(&mut allowed, &[FAULTS_BEGIN]);
+        ioctls(&mut allowed, &FAULTS);
     }
     allowed.when(libc::SYS_prctl, [is(0, bits(libc::PR_SET_NO_NEW_PRIVS))]);
     // Any but the one that ends this process.
@@ -107,17 +117,23 @@ pub(super) fn of_process(network: Network) -> Policy {
 }
 
 /// The narrower rules of a kind of thread.
-pub(super) fn of(kind: Kind, network: Network) -> Policy {
+pub(super) fn of(kind: Kind, plan: &Plan) -> Policy {
     let mut allowed = ordinary();
     match kind {
         Kind::Vcpu => vcpu(&mut allowed),
-        Kind::Devices => devices(&mut allowed, network),
+        Kind::Devices => devices(&mut allowed, plan.network),
         Kind::Disk => disk(&mut allowed),
-        Kind::Runtime => runtime(&mut allowed, network),
+        Kind::Balloon => balloon(&mut allowed),
+        Kind::Boot => {
+            allowed.all(READ_FILES);
+        }
+        Kind::Faults => ioctls(&mut allowed, &FAULTS),
+        Kind::Runtime => runtime(&mut allowed, plan.network),
     }
     let mut policy = Policy { allowed, refused: Rules::default() };
     if kind == Kind::Runtime {
-        policy.refuse(&[libc::SYS_clone3, libc::SYS_open]);
+        // The last to let go of a machine removes its sockets; should it be one of these, they stay.
+        policy.refuse(&[libc::SYS_clone3, libc::SYS_open, libc::SYS_unlink, libc::SYS_unlinkat]);
     } else {
         policy.refuse(&SOFTLY_REFUSED);
     }
@@ -130,6 +146,10 @@ fn ordinary() -> Rules {
     rules.all(ORDINARY);
     rules.when(libc::SYS_mmap, [lacks(2, bits(PROT_EXEC))]);
     rules.when(libc::SYS_mprotect, [lacks(2, bits(PROT_EXEC))]);
+    // How a crash becomes one: the handler that tells of an overflown stack goes, and so does abort's.
+    for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGABRT] {
+        rules.when(libc::SYS_rt_sigaction, [is(0, bits(signal))]);
+    }
     // A signal to a thread of this process: a vCPU is kicked out of the guest, or abort().
     rules.when(libc::SYS_tgkill, [is(0, std::process::id())]);
     rules.when(libc::SYS_prctl, [is(0, bits(libc::PR_SET_NAME))]);
@@ -167,6 +187,12 @@ fn devices(rules: &mut Rules, network: Network) {
     }
 }
 
+/// Holes are made in the guest's memory, which is a file.
+fn balloon(rules: &mut Rules) {
+    ioctls(rules, &KVM_WIRING);
+    rules.all(&[libc::SYS_fallocate]);
+}
+
 fn disk(rules: &mut Rules) {
     ioctls(rules, &KVM_WIRING);
     ioctls(rules, &BLOCK_DEVICE);
@@ -181,7 +207,11 @@ fn runtime(rules: &mut Rules, network: Network) {
         libc::SYS_timerfd_create,
         libc::SYS_epoll_create1,
         libc::SYS_uname,
+        // A thread started by such a one confines itself, too; both only ever take away.
+        libc::SYS_capset,
+        libc::SYS_seccomp,
     ]);
+    rules.when(libc::SYS_prctl, [is(0, bits(libc::PR_SET_NO_NEW_PRIVS))]);
     rules.when(libc::SYS_openat, [lacks(2, OPEN_CHANGES)]);
     threads(rules);
     if network.peers {
@@ -222,11 +252,14 @@ fn udp_sockets(rules: &mut Rules) {
 mod tests {
     use super::*;
 
-    const EVERYONE: Network = Network { peers: true, host_sockets: true };
+    fn everything() -> Plan {
+        let network = Network { peers: true, host_sockets: true };
+        Plan { network, faults: true, ..Plan::default() }
+    }
 
     fn all() -> Vec<Policy> {
-        let mut policies: Vec<_> = super::super::KINDS.iter().map(|kind| of(*kind, EVERYONE)).collect();
-        policies.push(of_process(EVERYONE));
+        let mut policies: Vec<_> = super::super::KINDS.iter().map(|kind| of(*kind, &everything())).collect();
+        policies.push(of_process(&everything()));
         policies
     }
 
@@ -291,18 +324,20 @@ mod tests {
             libc::SYS_bind,
             libc::SYS_seccomp,
             libc::SYS_capset,
-            libc::SYS_rt_sigaction,
             libc::SYS_memfd_create,
             libc::SYS_unlinkat,
             libc::SYS_openat,
         ];
-        for kind in [Kind::Vcpu, Kind::Devices, Kind::Disk] {
-            let rules = of(kind, EVERYONE).allowed;
+        for kind in [Kind::Vcpu, Kind::Devices, Kind::Disk, Kind::Balloon, Kind::Boot, Kind::Faults] {
+            let rules = of(kind, &everything()).allowed;
             making.iter().for_each(|call| assert!(!rules.has(*call), "{kind:?}: {call}"));
         }
-        let silent = Network { peers: true, host_sockets: false };
-        assert!(!of(Kind::Devices, silent).allowed.has(libc::SYS_connect));
-        assert!(!of(Kind::Runtime, Network::default()).allowed.has(libc::SYS_socket));
+        assert!(!of(Kind::Devices, &Plan::default()).allowed.has(libc::SYS_connect));
+        assert!(!of(Kind::Runtime, &Plan::default()).allowed.has(libc::SYS_socket));
+        for kind in [Kind::Boot, Kind::Balloon, Kind::Faults] {
+            assert!(!of(kind, &everything()).allowed.has(libc::SYS_sendmsg), "{kind:?}");
+        }
+        assert!(!of(Kind::Boot, &everything()).allowed.has(libc::SYS_ioctl));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::io::Write;
 
 use vmm_sys_util::signal::register_signal_handler;
 
+use super::{Kind, own_kind};
 use crate::limits::EXIT_VIOLATION;
 
 /// The part of `siginfo_t` that seccomp fills, which `libc` has no names for.
@@ -41,10 +42,10 @@ extern "C" fn on_violation(_: libc::c_int, info: *mut libc::siginfo_t, context: 
         let name = thread_name();
         let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
         let name = str::from_utf8(name).unwrap_or("?");
-        let call = violation.call;
+        let (call, kind) = (violation.call, own_kind().map_or("process", Kind::name));
         writeln!(
             text,
-            "endophyte: thread {name} used forbidden system call {call} ({first:#x}, {second:#x}); the VM is stopped"
+            "endophyte: thread {name} ({kind}) used forbidden system call {call} ({first:#x}, {second:#x}); the VM is stopped"
         )
     } else {
         writeln!(text, "endophyte: somebody sent SIGSYS; the VM is stopped")
