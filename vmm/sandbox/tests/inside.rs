@@ -31,7 +31,7 @@ const KINDS: [(&str, Kind, &str); 7] = [
 fn try_in(folder: &Path, case: &str) -> Output {
     let mut child = Command::new(std::env::current_exe().unwrap());
     child.args(["--exact", "the_other_process", "--ignored", "--nocapture", "--test-threads=1"]);
-    child.env(CASE, case).env(FOLDER, folder).output().unwrap()
+    child.env(CASE, case).env(FOLDER, folder).env("RUST_BACKTRACE", "full").output().unwrap()
 }
 
 fn try_it(case: &str) -> Output {
@@ -162,6 +162,8 @@ fn carry_out(attempt: &str) -> bool {
                 return fd < 0 && *libc::__errno_location() == libc::ENOSYS;
             }
             "open-write" => drop(libc::open(c"/dev/null".as_ptr(), libc::O_WRONLY)),
+            // With all that telling of it takes.
+            "panic" => return std::panic::catch_unwind(|| panic!("on purpose")).is_err(),
             "thread" => return std::thread::spawn(|| 1).join().unwrap() == 1,
             other => panic!("{other} is no attempt"),
         }
@@ -281,6 +283,7 @@ fn each_kind_of_thread_is_stopped_at_what_is_not_its_own() {
         is_stopped(&format!("{kind}/uffd-new"), libc::SYS_userfaultfd);
         comes_through(&try_it(&format!("{kind}/memory")));
         comes_through(&try_it(&format!("{kind}/crash")));
+        comes_through(&try_it(&format!("{kind}/panic")));
     }
     for (kind, ..) in KINDS.into_iter().filter(|(kind, ..)| *kind != "runtime") {
         is_stopped(&format!("{kind}/udp"), libc::SYS_socket);
