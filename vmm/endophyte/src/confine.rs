@@ -174,7 +174,10 @@ fn files(spec: &VmSpec, args: &ProcessArgs, needs: Needs<'_>) -> Files {
     }
     if let (SerialSpec::File(log), None) = (&spec.serial, needs.run_dir) {
         // Made now, so that there is a file to allow; if that fails, whoever opens it says so.
-        let _ = std::fs::File::options().create(true).append(true).open(log);
+        let made = std::fs::File::options().create_new(true).append(true).open(log);
+        if let (Ok(_), Some(user)) = (made, args.user) {
+            let _ = std::os::unix::fs::chown(log, Some(user.uid), Some(user.gid));
+        }
         files.read_write(log);
     }
     needs.run_dir.iter().for_each(|folder| files.keep(folder));
