@@ -61,19 +61,24 @@ impl MachinePorts {
     /// # Errors
     /// [`PortsError`] when a tap or the console's file cannot be opened.
     pub fn plain(spec: &VmSpec) -> Result<MachinePorts, PortsError> {
-        let open = |tap: &str| -> Result<NicPort, PortsError> {
-            let tap = Arc::new(Tap::open(tap)?);
-            Ok(NicPort { port: Arc::new(TapPort::new(Arc::clone(&tap))), tap })
+        let taps = spec.net.iter().map(|card| Tap::open(&card.tap)).collect::<Result<_, _>>()?;
+        Self::on_taps(spec, taps)
+    }
+
+    /// As [`plain`](Self::plain), on taps that are open: one per network card of the spec, in its order.
+    ///
+    /// # Errors
+    /// [`PortsError`] when the console's file or a socket of a device cannot be opened.
+    pub fn on_taps(spec: &VmSpec, taps: Vec<Tap>) -> Result<MachinePorts, PortsError> {
+        let port = |tap: Tap| {
+            let tap = Arc::new(tap);
+            NicPort { port: Arc::new(TapPort::new(Arc::clone(&tap))), tap }
         };
+        let vsock = |spec| VsockLink::bind(spec, Arc::new(DirectPort));
         Ok(MachinePorts {
-            net: spec.net.iter().map(|card| open(&card.tap)).collect::<Result<_, _>>()?,
+            net: taps.into_iter().map(port).collect(),
             serial: Arc::new(open_console(&spec.serial)?),
-            vsock: spec
-                .devices
-                .vsock
-                .as_ref()
-                .map(|v| VsockLink::bind(v, Arc::new(DirectPort)))
-                .transpose()?,
+            vsock: spec.devices.vsock.as_ref().map(vsock).transpose()?,
             consoles: spec.devices.consoles.iter().map(ConsoleLink::direct).collect::<Result<_, _>>()?,
         })
     }

@@ -104,6 +104,14 @@ impl Tap {
         Tap { file: File::from(fd), name: name.to_owned() }
     }
 
+    /// The same tap once more: frames go to whichever reads first.
+    ///
+    /// # Errors
+    /// When this process has too many descriptors.
+    pub fn try_clone(&self) -> io::Result<Tap> {
+        Ok(Tap { file: self.file.try_clone()?, name: self.name.clone() })
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
