@@ -13,7 +13,9 @@ pub enum FigureError {
         figure: String,
     },
     /// Not in the goals' language.
-    #[error("goal {text:?}: {part:?} is no bound; write for example \"<= 0.5\", \"p99 <= 40\" or \"printed\"")]
+    #[error(
+        "goal {text:?}: {part:?} is no bound; write for example \"<= 0.5\", \"p99 <= 40\" or \"printed\""
+    )]
     Goal {
         /// The whole goal.
         text: String,

@@ -153,7 +153,8 @@ mod tests {
 
     #[test]
     fn what_is_no_goal_is_refused_by_name() {
-        for bad in ["", "fast", "< 3", "p50 <= x", "p98 <= 3", "<= 3 bananas", "<= NaN", "<= 1 and", "p50 <="] {
+        for bad in ["", "fast", "< 3", "p50 <= x", "p98 <= 3", "<= 3 bananas", "<= NaN", "<= 1 and", "p50 <="]
+        {
             let error = Goal::parse(bad).unwrap_err().to_string();
             assert!(error.contains(&format!("{bad:?}")), "{error}");
         }

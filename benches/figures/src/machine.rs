@@ -47,7 +47,8 @@ impl Machine {
     /// The same for people.
     #[must_use]
     pub fn line(&self, versions: &BTreeMap<String, String>, run: &str) -> String {
-        let versions: Vec<String> = versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
+        let versions: Vec<String> =
+            versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
         format!(
             "run {run}: {}, {} cores, {} MiB, Linux {}, {}, load {:.1}; {}",
             self.cpu,

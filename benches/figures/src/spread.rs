@@ -47,7 +47,10 @@ mod tests {
     fn percentiles_are_values_of_the_series() {
         let hundred = (1..=100).rev().map(f64::from).collect();
         let spread = Spread::of(hundred).unwrap();
-        assert_eq!((spread.p50, spread.p99, spread.max, spread.n), (50.0, Some(99.0), Some(100.0), Some(100)));
+        assert_eq!(
+            (spread.p50, spread.p99, spread.max, spread.n),
+            (50.0, Some(99.0), Some(100.0), Some(100))
+        );
         let three = Spread::of(vec![3.0, 1.0, 2.0]).unwrap();
         assert_eq!((three.p50, three.p99, three.max), (2.0, Some(3.0), Some(3.0)));
         assert_eq!(Spread::of(Vec::new()), None);

@@ -95,7 +95,8 @@ fn draw_bar<B: DrawingBackend>(
     top: i32,
 ) -> Result<(), String> {
     let fill = |from: i32, to: i32, above: i32, below: i32| {
-        let rectangle = Rectangle::new([(from, top + above), (to.max(from + 1), top + below)], bar.color.filled());
+        let rectangle =
+            Rectangle::new([(from, top + above), (to.max(from + 1), top + below)], bar.color.filled());
         area.draw(&rectangle).map_err(|error| error.to_string())
     };
     let (p50, p99) = (length(bar.spread.p50, longest), length(end(&bar.spread), longest));
