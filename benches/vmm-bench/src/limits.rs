@@ -56,3 +56,6 @@ pub(crate) const KNOCK_EVERY: Duration = Duration::from_millis(2);
 /// Connections being tried at a time. A slow restore lasts longer than this many, and a guest that wakes to hundreds would be
 /// measured at answering those.
 pub(crate) const KNOCKS_MAX: usize = 16;
+
+/// Processes of one VMM that are looked at: a sandbox and its helpers are a handful.
+pub(crate) const FAMILY_MAX: usize = 64;

@@ -6,6 +6,7 @@
 mod bench;
 mod console;
 mod disk;
+mod family;
 mod guests;
 mod limits;
 mod measure;

@@ -15,21 +15,27 @@ pub(crate) struct Shares {
     pub(crate) ram_mapped: u64,
 }
 
-/// Of a process whose guest RAM is a memfd called `memfd`.
+/// Of some processes that are one VMM, whose guest RAM is a memfd called `memfd`.
 ///
 /// # Errors
-/// When the file cannot be read, or maps less guest RAM than `ram_bytes`: then the name is wrong, and RAM would be counted as
-/// something else.
-pub(crate) fn of_process(pid: u32, memfd: &str, ram_bytes: u64) -> Result<Shares> {
-    let path = format!("/proc/{pid}/smaps");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    let shares = parse(&text, memfd);
+/// When a process cannot be read, or they map less guest RAM than `ram_bytes`: then the name is wrong, and RAM would be counted
+/// as something else.
+pub(crate) fn of_processes(pids: &[u32], memfd: &str, ram_bytes: u64) -> Result<Shares> {
+    let mut all = Shares::default();
+    for pid in pids {
+        let path = format!("/proc/{pid}/smaps");
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        let one = parse(&text, memfd);
+        all.ram += one.ram;
+        all.other += one.other;
+        all.ram_mapped += one.ram_mapped;
+    }
     ensure!(
-        shares.ram_mapped >= ram_bytes,
-        "{path} has {} bytes of memfd {memfd} instead of the guest's {ram_bytes}",
-        shares.ram_mapped
+        all.ram_mapped >= ram_bytes,
+        "processes {pids:?} map {} bytes of memfd {memfd} instead of the guest's {ram_bytes}",
+        all.ram_mapped
     );
-    Ok(shares)
+    Ok(all)
 }
 
 fn parse(text: &str, memfd: &str) -> Shares {
@@ -91,7 +97,7 @@ Pss:                  24 kB
 
     #[test]
     fn a_process_without_the_memfd_is_an_error() {
-        let error = of_process(std::process::id(), "the-ram", 1).unwrap_err().to_string();
+        let error = of_processes(&[std::process::id()], "the-ram", 1).unwrap_err().to_string();
         assert!(error.contains("the-ram"), "{error}");
     }
 

@@ -1,4 +1,4 @@
-//! A VMM's process, which ends when this is dropped.
+//! A VMM's processes, which end when this is dropped.
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::{Begin, Setup, Vmm};
 use crate::console::Console;
+use crate::family;
 use crate::limits::{PATIENCE, STDERR_LINES};
 use crate::stop::Stop;
 
@@ -38,9 +40,9 @@ impl Running {
         Ok(Self { child, console, spawned, folder })
     }
 
-    /// The process.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+    /// The VMM's processes.
+    pub(crate) fn processes(&self) -> Vec<u32> {
+        family::of(self.child.id())
     }
 
     /// Just before the process was made.
@@ -98,9 +100,18 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may have ended already; waiting for it is what matters.
+        // Once it was waited for, its number may be somebody else's.
+        let family = if matches!(self.child.try_wait(), Ok(None)) { self.processes() } else { Vec::new() };
+        // They may have ended already; waiting is what matters.
         let _ = self.child.kill();
+        family.iter().skip(1).for_each(|pid| kill(*pid));
         let _ = self.child.wait();
+    }
+}
+
+fn kill(pid: u32) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = kill_process(pid, Signal::KILL);
     }
 }
 

@@ -1,5 +1,5 @@
-//! What a VMM's process needs beyond its guest's RAM: its proportional share (PSS) of all it maps, less that of the memfd that is
-//! guest RAM, while a guest with a network card has nothing to do.
+//! What a VMM's processes need beyond their guest's RAM: their proportional share (PSS) of all they map, less that of the memfd
+//! that is guest RAM, while a guest with a network card has nothing to do.
 //!
 //! What the kernel keeps for a VM, page tables and KVM's own, is in no process' share and not counted.
 
@@ -30,7 +30,7 @@ fn turn(bench: &Bench, vmm: &dyn Vmm) -> Result<f64> {
     let mut running = bench.start(vmm, &setup, Begin::Boot)?;
     running.ready(&bench.stop)?;
     bench.stop.pause(IDLE)?;
-    let shares = smaps::of_process(running.pid(), vmm.ram_memfd(), u64::from(RAM_MIB) << 20)?;
+    let shares = smaps::of_processes(&running.processes(), vmm.ram_memfd(), u64::from(RAM_MIB) << 20)?;
     let bytes = u32::try_from(shares.other).context("more than 4 GiB beyond guest RAM")?;
     Ok(f64::from(bytes))
 }
