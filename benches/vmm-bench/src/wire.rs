@@ -13,6 +13,8 @@ const HOST: &str = "10.99.0.1";
 const GUEST: &str = "10.99.0.2";
 const PORT: u16 = 6379;
 const MAC: &str = "02:00:00:00:00:63";
+/// The same on each new tap: a restored guest remembers it.
+const HOST_MAC: &str = "02:00:00:00:00:01";
 
 /// Moves this program into a namespace of its own. To be called once, before the first wire and before any thread.
 pub(crate) fn enter_namespace() -> Result<()> {
@@ -28,6 +30,7 @@ impl Wire {
     pub(crate) fn lay() -> Result<Self> {
         ip(&format!("tuntap add {TAP} mode tap"))?;
         let wire = Self(());
+        ip(&format!("link set {TAP} address {HOST_MAC}"))?;
         ip(&format!("addr add {HOST}/24 dev {TAP}"))?;
         ip(&format!("link set {TAP} up"))?;
         // Resolving the address again and again would be measured, too, in steps of a second.
