@@ -31,7 +31,11 @@ enum Happening {
 }
 
 pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Exit> {
-    let spec = VmSpec::load(&args.spec).or_exit(Failure::Spec)?;
+    let mut spec = VmSpec::load(&args.spec).or_exit(Failure::Spec)?;
+    if args.run_dir.is_some() && spec.serial == SerialSpec::Unsaid {
+        // The folder has the log.
+        spec.serial = SerialSpec::Null;
+    }
     let (snapshot, faults) = (args.restore.as_deref(), args.restore.is_some() && !args.whole);
     let needs = Needs { snapshot, faults, ..Needs::default() };
     let tape = tape(args.run_dir.as_deref()).or_exit(Failure::Host)?;
