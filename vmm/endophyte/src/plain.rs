@@ -8,41 +8,54 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use endophyte_vmm::machine::{Machine, MachineEvent, MachinePorts};
 use endophyte_vmm::spec::{Policy, SerialSpec, VmSpec};
+use rhizomorph_link::Identity;
 use tokio::sync::watch;
 
+use crate::announce::Announcer;
 use crate::api::Api;
 use crate::cli::RunArgs;
 use crate::console::{Tape, Taped, type_stdin};
-use crate::desk::{Desk, Hands, Order};
+use crate::desk::{Allowed, Desk, Hands, Order, Peering};
 use crate::exit::{Exit, Failure, OrExit};
+use crate::migrate::{self, Host, Incoming, Keeper};
+use crate::outlet::say;
+use crate::replicas::Replicas;
 use crate::rundir::Status;
 use crate::signals::Signals;
 use crate::snapshot;
 
 /// What ends or interrupts the run of a VM.
-enum Happening {
+#[derive(Debug)]
+pub(crate) enum Happening {
     Signal,
     Event(MachineEvent),
     /// The operator wants the guest to stand, or to go on.
     Hold(bool),
     Order(Order),
+    /// Word of the migration under way.
+    Migration(migrate::Step),
 }
 
 pub(crate) fn run(args: &RunArgs, signals: &Signals) -> Result<ExitCode, Exit> {
     let spec = VmSpec::load(&args.spec).or_exit(Failure::Spec)?;
+    let identity = identity(args)?;
     let board = watch::Sender::new(Status {
         vm: spec.name.clone(),
         role: "run".to_owned(),
         state: "starting".to_owned(),
+        node: identity.peer_key().to_string(),
         ..Status::default()
     });
-    let desk = Desk::new(&spec, board, Tape::in_memory(), signals.stopper(), None);
+    let peering = Peering { replicas: Replicas::new(board.clone()), allowed: Allowed::default() };
+    let allowed = peering.allowed.clone();
+    let desk = Desk::new(&spec, board, Tape::in_memory(), signals.stopper(), Some(peering));
     let api = args.process.api.as_deref();
     let _api = api.map(|path| Api::on_thread(path, desk.clone())).transpose().or_exit(Failure::Host)?;
-    let machine = start(&spec, api.map(|_| desk.tape.clone()), args)?;
-    let happenings = happenings(&machine, signals, &desk)?;
+    let incoming = Incoming::open(args, &identity, &allowed, &desk)?;
+    let Some(machine) = start(&spec, &desk, args, incoming, signals)? else { return Ok(ExitCode::SUCCESS) };
+    let (happenings, sender) = happenings(&machine, signals, &desk)?;
     tell(&desk, "running", "");
-    let ended = supervise(&machine, &happenings, &desk);
+    let ended = supervise(&machine, &happenings, &desk, Keeper::new(&machine, &desk, identity, sender));
     tell(
         &desk,
         "stopped",
@@ -51,11 +64,37 @@ pub(crate) fn run(args: &RunArgs, signals: &Signals) -> Result<ExitCode, Exit> {
     ended
 }
 
-fn start(spec: &VmSpec, tape: Option<Arc<Tape>>, args: &RunArgs) -> Result<Arc<Machine>, Exit> {
-    let mut ports = MachinePorts::plain(spec).or_exit(Failure::Host)?;
-    if let Some(tape) = tape {
-        ports.serial = Arc::new(Taped { port: ports.serial, tape });
+/// The key this process is known by where its VM is to be migrated to.
+fn identity(args: &RunArgs) -> Result<Identity, Exit> {
+    match &args.key {
+        Some(file) => Identity::load(file).or_exit(Failure::Spec),
+        None => Identity::generate().or_exit(Failure::Host),
     }
+}
+
+/// Builds the machine and lets the guest run; `None` if a signal came before there was one.
+fn start(
+    spec: &VmSpec,
+    desk: &Arc<Desk>,
+    args: &RunArgs,
+    incoming: Option<Incoming>,
+    signals: &Signals,
+) -> Result<Option<Arc<Machine>>, Exit> {
+    let mut ports = MachinePorts::plain(spec).or_exit(Failure::Host)?;
+    if args.process.api.is_some() {
+        ports.serial = Arc::new(Taped { port: ports.serial, tape: desk.tape.clone() });
+    }
+    let machine = match incoming {
+        Some(incoming) => arrive(spec, ports, desk, incoming, signals)?,
+        None => Some(boot(spec, ports, args)?),
+    };
+    if let (Some(machine), SerialSpec::Unsaid | SerialSpec::Stdio) = (&machine, &spec.serial) {
+        type_stdin(Arc::downgrade(machine));
+    }
+    Ok(machine)
+}
+
+fn boot(spec: &VmSpec, ports: MachinePorts, args: &RunArgs) -> Result<Arc<Machine>, Exit> {
     let machine = Arc::new(Machine::build(spec, ports).or_exit(Failure::Host)?);
     match &args.restore {
         Some(file) => snapshot::restore(&machine, file, args.whole)?,
@@ -67,10 +106,25 @@ fn start(spec: &VmSpec, tape: Option<Arc<Tape>>, args: &RunArgs) -> Result<Arc<M
         machine.fetch_ahead().or_exit(Failure::Host)?;
         machine.announce();
     }
-    if matches!(spec.serial, SerialSpec::Unsaid | SerialSpec::Stdio) {
-        type_stdin(Arc::downgrade(&machine));
-    }
     Ok(machine)
+}
+
+/// Waits for a guest that is migrated here.
+fn arrive(
+    spec: &VmSpec,
+    ports: MachinePorts,
+    desk: &Arc<Desk>,
+    incoming: Incoming,
+    signals: &Signals,
+) -> Result<Option<Arc<Machine>>, Exit> {
+    let cards = spec.net.iter().map(|card| card.mac.0).zip(ports.net.iter().map(|port| port.tap.clone()));
+    let announcer = Announcer::new(cards.collect());
+    let machine = Arc::new(Machine::build_incoming(spec, ports).or_exit(Failure::Host)?);
+    let host = Host { machine: machine.clone(), desk: desk.clone(), announcer };
+    if let (Some(ticket), false) = (desk.reach(), spec.serial == SerialSpec::Stdio) {
+        say(&ticket.to_string());
+    }
+    Ok(incoming.receive(&host, signals)?.then_some(machine))
 }
 
 fn tell(desk: &Desk, state: &str, reason: &str) {
@@ -78,9 +132,14 @@ fn tell(desk: &Desk, state: &str, reason: &str) {
 }
 
 /// Acts on what happens until the VM has ended.
-fn supervise(machine: &Machine, happenings: &Receiver<Happening>, desk: &Desk) -> Result<ExitCode, Exit> {
+fn supervise(
+    machine: &Machine,
+    happenings: &Receiver<Happening>,
+    desk: &Desk,
+    mut keeper: Keeper,
+) -> Result<ExitCode, Exit> {
     let policies = machine.spec().policies;
-    for happening in happenings {
+    while let Some(happening) = keeper.next(happenings) {
         let (what, policy) = match happening {
             Happening::Signal | Happening::Event(MachineEvent::GuestShutdown) => {
                 return Ok(ExitCode::SUCCESS);
@@ -99,12 +158,14 @@ fn supervise(machine: &Machine, happenings: &Receiver<Happening>, desk: &Desk) -
                 }
                 continue;
             }
+            // The keeper's.
+            Happening::Order(Order::Migrate(_)) | Happening::Migration(_) => continue,
             Happening::Event(MachineEvent::GuestReset) => ("guest reset", Policy::Reset),
             Happening::Event(MachineEvent::GuestPanic { .. }) => ("guest panic", policies.on_panic),
             Happening::Event(MachineEvent::TripleFault { .. }) => ("triple fault", policies.on_triple_fault),
             Happening::Event(MachineEvent::WatchdogExpired) => ("watchdog expired", policies.on_watchdog),
             Happening::Event(MachineEvent::MemoryLost { reason }) => {
-                return Err(anyhow!("the snapshot cannot be read any further: {reason}"))
+                return Err(anyhow!("the guest's memory cannot be completed: {reason}"))
                     .or_exit(Failure::Guest);
             }
             Happening::Event(MachineEvent::VcpuError { vcpu, reason }) => {
@@ -117,7 +178,7 @@ fn supervise(machine: &Machine, happenings: &Receiver<Happening>, desk: &Desk) -
         }
         carry_out(machine, desk, policy).with_context(|| format!("after {what}"))?;
     }
-    Ok(ExitCode::SUCCESS)
+    keeper.verdict()
 }
 
 fn carry_out(machine: &Machine, desk: &Desk, policy: Policy) -> anyhow::Result<()> {
@@ -142,7 +203,11 @@ fn set_held(machine: &Machine, desk: &Desk, hold: bool) -> anyhow::Result<()> {
 }
 
 /// Signals, machine events and the API's orders as one stream.
-fn happenings(machine: &Arc<Machine>, signals: &Signals, desk: &Desk) -> Result<Receiver<Happening>, Exit> {
+fn happenings(
+    machine: &Arc<Machine>,
+    signals: &Signals,
+    desk: &Desk,
+) -> Result<(Receiver<Happening>, Sender<Happening>), Exit> {
     let (sender, receiver) = channel();
     let on_signal = sender.clone();
     signals.on_signal(move || drop(on_signal.send(Happening::Signal)))?;
@@ -152,8 +217,8 @@ fn happenings(machine: &Arc<Machine>, signals: &Signals, desk: &Desk) -> Result<
     let order = move |order| drop(to_machine.send(Happening::Order(order)));
     let (hold, order) = (Box::new(hold), Some(Box::new(order) as Box<dyn Fn(Order) + Send>));
     desk.take(Hands { machine: Arc::downgrade(machine), hold, order });
-    pass_events(machine, sender);
-    Ok(receiver)
+    pass_events(machine, sender.clone());
+    Ok((receiver, sender))
 }
 
 fn pass_events(machine: &Machine, to: Sender<Happening>) {

@@ -174,6 +174,16 @@ impl Machine {
     }
 
     fn start_lazily(&self, snapshot: Snapshot, userfault: Userfault) -> Result<LazyMemory, FileError> {
+        self.fill_lazily(|regions, options| {
+            LazyMemory::start(Arc::new(snapshot), regions, userfault, options)
+        })
+    }
+
+    /// Has `start` fill RAM as it is touched.
+    pub(super) fn fill_lazily(
+        &self,
+        start: impl FnOnce(Vec<Region>, LazyOptions) -> Result<LazyMemory, StartError>,
+    ) -> Result<LazyMemory, FileError> {
         let region = |slot: crate::memory::Slot<'_>| {
             let pages = slot.bytes / PAGE_BYTES as u64;
             let host = usize::try_from(slot.host).expect("an address of this process");
@@ -190,7 +200,7 @@ impl Machine {
             on_error: Box::new(move |error| lose(&platform, &error)),
             on_done: Box::new(move || ram.set_filling(false)),
         };
-        let started = LazyMemory::start(Arc::new(snapshot), regions, userfault, options);
+        let started = start(regions, options);
         if started.is_err() {
             self.ram.set_filling(false);
         }

@@ -182,7 +182,11 @@ fn a_guest_goes_on_while_its_memory_comes_from_a_snapshot() {
     let second = native.build(cmdline, VSOCK);
     let snapshot = Snapshot::open(&file).unwrap();
     second.machine.restore_state(snapshot.state(), Default::default()).unwrap();
-    let options = LazyOptions { fault_threads: 1, on_error: Box::new(|error| eprintln!("{error}")), on_done: Box::new(|| ()) };
+    let options = LazyOptions {
+        fault_threads: 1,
+        on_error: Box::new(|error| eprintln!("{error}")),
+        on_done: Box::new(|| ()),
+    };
     let lazy = LazyMemory::start(Arc::new(snapshot), vec![region(&second)], userfault, options).unwrap();
     second.machine.resume().unwrap();
     second.console.wait_text(0, &format!("tick {} ", ticks + 1));

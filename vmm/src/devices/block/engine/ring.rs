@@ -2,13 +2,13 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use io_uring::types::{Fixed, FsyncFlags};
 use io_uring::{IoUring, opcode, squeue};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::Finished;
 use crate::devices::block::request::Operation;
@@ -24,7 +24,6 @@ pub(crate) struct RingEngine {
     ring: IoUring,
     flights: Vec<Flight>,
     under_way: usize,
-    done: EventFd,
     memory_align: usize,
     /// Through the page cache, whatever the registered file does; holds the lock.
     plain: File,
@@ -66,21 +65,21 @@ impl RingEngine {
         memory_align: usize,
         ram: Arc<GuestRam>,
         slots: u16,
+        done: &EventFd,
     ) -> io::Result<RingEngine> {
         let ring = IoUring::new(u32::from(slots).next_power_of_two())?;
         ring.submitter().register_files(&[file.as_raw_fd()])?;
-        let done = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         ring.submitter().register_eventfd(done.as_raw_fd())?;
         let flights = std::iter::repeat_with(Flight::default).take(usize::from(slots)).collect();
-        Ok(RingEngine { ring, flights, under_way: 0, done, memory_align, plain, ram })
+        Ok(RingEngine { ring, flights, under_way: 0, memory_align, plain, ram })
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.plain
     }
 
     pub(super) fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         self.plain.read_exact_at(into, offset)
-    }
-
-    pub(super) fn fd(&self) -> RawFd {
-        self.done.as_raw_fd()
     }
 
     pub(super) fn start(&mut self, slot: u16, operation: Operation, memory: &[HostRange]) {
