@@ -183,7 +183,9 @@ impl Keeper {
             End::Stayed(failure) => {
                 let (status, trouble) = (status_of(failure), failure.to_string());
                 session.tell.failed(status);
-                self.desk.board.send_modify(|s| s.held = session.held());
+                if let Some(held) = session.held() {
+                    self.desk.board.send_modify(|s| s.held = held);
+                }
                 self.stayed(Some(format!("migration: {trouble}")));
                 Some(())
             }

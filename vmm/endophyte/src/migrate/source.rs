@@ -59,6 +59,7 @@ struct Stopwatch {
     since: Option<Instant>,
     /// It stood already, by the operator's order.
     held: bool,
+    asked: bool,
     measured: Downtime,
     downtime: Downtime,
 }
@@ -275,7 +276,7 @@ impl Session {
             Heard::Message(Message::Complete) => Event::Complete,
             Heard::Message(Message::Want(want)) => return self.give(want).err(),
             Heard::Message(Message::Ready { restore_us }) => {
-                self.clock.measured.restore_us = restore_us;
+                self.is_there(restore_us);
                 Event::Ready
             }
             Heard::Message(Message::Running { disks_us, resume_us }) => {
@@ -297,23 +298,23 @@ impl Session {
         self.tell.enter(MigratePhase::Switching);
         let begun = Instant::now();
         self.clock.held = self.desk.board.borrow().held;
+        self.clock.asked = true;
         self.clock.since = Some(begun);
         self.machine.pause().map_err(|error| failed(&error))?;
         self.machine.set_rx_enabled(false);
         self.clock.measured.pause_us = micros(begun.elapsed());
         let sending = Instant::now();
         self.deadline = Some(sending + endophyte_migration::limits::FINAL_WAIT + self.wish.downtime);
-        let mut receipts = self.send_rest()?;
-        let queued = sending.elapsed();
+        // Their arrival is told by `Ready`.
+        drop(self.send_rest()?);
+        self.clock.measured.pages_us = micros(sending.elapsed());
         let saving = Instant::now();
         let switch = self.save()?;
         self.clock.measured.state_us = micros(saving.elapsed());
-        let sending = Instant::now();
         let message = Message::Switch(self.stamped(switch, saving));
-        receipts.push_back(self.peer.say(&message).map_err(Event::Lost)?);
-        self.settle_all(&mut receipts)?;
-        self.clock.measured.pages_us = micros(queued + sending.elapsed());
+        drop(self.peer.say(&message).map_err(Event::Lost)?);
         self.deadline = None;
+        self.entered = Instant::now();
         Ok(())
     }
 
@@ -347,6 +348,14 @@ impl Session {
         released.map_or_else(|error| Event::Failed(error.to_string()), |()| Event::Released)
     }
 
+    /// What went by since everything was handed to the link, but for restoring and one round trip, was the last pages' way.
+    fn is_there(&mut self, restore_us: u64) {
+        let way = micros(self.entered.elapsed()).saturating_sub(restore_us);
+        let measured = &mut self.clock.measured;
+        measured.pages_us += way.saturating_sub(micros(self.peer.round_trip()));
+        measured.restore_us = restore_us;
+    }
+
     fn arrived(&mut self, disks_us: u64, resume_us: u64) {
         let Some(since) = self.clock.since else { return };
         let mut measured = self.clock.measured;
@@ -358,17 +367,19 @@ impl Session {
     /// The guest goes on here as before.
     fn resume(&mut self) -> Result<(), String> {
         self.machine.take_disks().map_err(|error| error.to_string())?;
-        if self.clock.since.take().is_some() {
+        if self.clock.since.is_some() {
             self.machine.set_rx_enabled(true);
             if !self.clock.held {
                 self.machine.resume().map_err(|error| error.to_string())?;
             }
+            self.clock.since = None;
         }
         Ok(())
     }
 
-    pub(super) fn held(&self) -> bool {
-        self.clock.held
+    /// Whether the guest stands by the operator's order, if the switch has asked.
+    pub(super) fn held(&self) -> Option<bool> {
+        self.clock.asked.then_some(self.clock.held)
     }
 
     /// What has to be done when it is over.
