@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use endophyte_api::{
     CancelMigrationRequest, ConsoleInput, InfoRequest, MigrateMode, MigrateOutcome, MigratePhase,
-    MigrateProgress, MigrateRequest, PauseRequest, ResumeRequest, SetAllowedRequest, StopRequest, VmClient,
-    VmInfo, WatchRequest, connect,
+    MigrateProgress, MigrateRequest, PauseRequest, ResumeRequest, SetAllowedRequest, SnapshotRequest,
+    StopRequest, VmClient, VmInfo, WatchRequest, connect,
 };
 use mycelium_lab::net::PrivateNamespace;
 use rhizomorph_link::Identity;
@@ -46,6 +46,14 @@ fn ip(arguments: &str) {
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// A link of 10 MB/s: a guest on a busy machine does not write faster than two processes there copy.
+fn slow_link() {
+    let tc =
+        run(Command::new("tc")
+            .args("qdisc add dev lo root tbf rate 80mbit burst 256kb latency 100ms".split(' ')));
+    assert!(tc.status.success(), "{}", String::from_utf8_lossy(&tc.stderr));
+}
+
 impl Lab {
     /// `extra` goes into the spec, `cmdline` to the guest.
     fn new(ram_mib: u32, cmdline: &str, extra: &str) -> Option<Self> {
@@ -67,7 +75,8 @@ impl Lab {
             );
             fs::write(dir.path().join(format!("{tap}.toml")), spec).unwrap();
         }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         Some(Self { dir, runtime })
     }
 
@@ -82,7 +91,7 @@ impl Lab {
         command.arg("--api").arg(&socket).args(rest).stdin(Stdio::null()).stdout(Stdio::null());
         let process = Running(command.spawn().unwrap());
         let api = self.runtime.block_on(reach(&socket));
-        Vm { lab: self, process, api }
+        Vm { lab: self, process, api, socket }
     }
 
     /// A process that waits for a VM.
@@ -109,6 +118,7 @@ struct Vm<'a> {
     lab: &'a Lab,
     process: Running,
     api: VmClient,
+    socket: PathBuf,
 }
 
 impl Vm<'_> {
@@ -200,7 +210,9 @@ impl Vm<'_> {
         let first = ConsoleInput { from_offset: Some(from), bytes: Vec::new() };
         let mut text = String::new();
         let reading = async {
-            let mut output = self.api.console(once(first).chain(pending())).await.unwrap().into_inner();
+            // On a connection of its own: HTTP/2 gives one up over which many short messages come that nobody reads.
+            let mut api = reach(&self.socket).await;
+            let mut output = api.console(once(first).chain(pending())).await.unwrap().into_inner();
             while !text.contains(wanted) {
                 let chunk = output.next().await.expect("the console goes on").unwrap();
                 text += &String::from_utf8_lossy(&chunk.bytes);
@@ -541,7 +553,8 @@ fn migrate_cancelled_leaves_the_source_running_and_ends_the_destination() {
 
 #[test]
 fn migrate_a_guest_faster_than_the_link_is_given_up_with_the_remedy_and_post_copy_moves_it() {
-    let Some(lab) = Lab::new(512, "dirty=contiguous:20000", "") else { return };
+    let Some(lab) = Lab::new(512, "dirty=contiguous:10000", "") else { return };
+    slow_link();
     let mut a = lab.vm("a0", &[]);
     let mut talk = Conversation::open();
     talk.wait_dirty(2);
@@ -557,6 +570,121 @@ fn migrate_a_guest_faster_than_the_link_is_given_up_with_the_remedy_and_post_cop
     a.moves(&mut c, post_copy());
     assert_eq!(talk.ask("PING"), "+PONG");
     check_memory();
+}
+
+#[test]
+fn migrate_post_copy_that_loses_its_source_says_that_memory_is_lost() {
+    let Some(lab) = Lab::new(256, "dirty=contiguous:10000", "") else { return };
+    slow_link();
+    let mut a = lab.vm("a0", &[]);
+    Conversation::open().wait_dirty(1);
+    let mut b = lab.incoming("b0");
+    let ticket = b.ticket(&mut a);
+    let process = a.process.0.id().to_string();
+    let (_, error) = a.migrate(MigrateRequest { ticket, ..post_copy() }, |step| {
+        if step.phase() == MigratePhase::Serving {
+            run(Command::new("kill").args(["-KILL", &process]));
+        }
+    });
+    assert!(error.is_some());
+    let ended = b.until("its end", |i| i.state == "stopped");
+    assert!(ended.reason.contains("memory cannot be completed"), "{ended:?}");
+    assert_eq!(b.process.0.wait().unwrap().code(), Some(5));
+}
+
+/// A disk that each side reaches by a name of its own, which can be taken away.
+struct Shelf(tempfile::TempDir);
+
+impl Shelf {
+    fn new() -> Self {
+        let shelf = Self(tempfile::tempdir().unwrap());
+        fs::File::create(shelf.0.path().join("disk")).unwrap().set_len(1 << 20).unwrap();
+        ["a0", "b0", "c0"].into_iter().for_each(|side| shelf.put(side));
+        shelf
+    }
+
+    fn name(&self, side: &str) -> PathBuf {
+        self.0.path().join(side)
+    }
+
+    fn put(&self, side: &str) {
+        std::os::unix::fs::symlink(self.0.path().join("disk"), self.name(side)).unwrap();
+    }
+
+    fn remove(&self, side: &str) {
+        fs::remove_file(self.name(side)).unwrap();
+    }
+
+    /// A lab in which each side names the disk by its own name.
+    fn lab(&self) -> Option<Lab> {
+        let extra = format!("[[disk]]\npath = {:?}\nformat = \"raw\"\n", self.name("a0"));
+        let lab = Lab::new(64, "heartbeat=5", &extra)?;
+        for side in ["b0", "c0"] {
+            let file = lab.path(&format!("{side}.toml"));
+            let spec = fs::read_to_string(&file).unwrap();
+            let [theirs, own] = ["a0", side].map(|side| self.name(side).to_str().unwrap().to_owned());
+            fs::write(&file, spec.replace(&theirs, &own)).unwrap();
+        }
+        Some(lab)
+    }
+}
+
+#[test]
+fn migrate_to_a_destination_that_cannot_open_the_disk_gives_the_guest_back() {
+    let shelf = Shelf::new();
+    let Some(lab) = shelf.lab() else { return };
+    let mut a = lab.vm("a0", &[]);
+    a.console(0, "tick ");
+    let mut b = lab.incoming("b0");
+    let ticket = b.ticket(&mut a);
+    shelf.remove("b0");
+    let (_, error) = a.migrate(MigrateRequest { ticket, ..pre_copy() }, |_| ());
+    let error = error.unwrap();
+    assert_eq!(error.code(), tonic::Code::Aborted, "{error:?}");
+    assert!(error.message().contains("cannot open disk") && error.message().contains("b0"), "{error:?}");
+    assert_eq!(b.process.0.wait().unwrap().code(), Some(7));
+    let goes_on = a.info();
+    assert!(goes_on.state == "running" && !goes_on.paused, "{goes_on:?}");
+    a.console(goes_on.console_bytes, "tick ");
+    let mut c = lab.incoming("c0");
+    a.moves(&mut c, pre_copy());
+}
+
+/// Neither side can open the disk: the guest stands until the operator has seen to it.
+#[test]
+fn migrate_that_ends_nowhere_stands_until_it_is_resumed() {
+    let shelf = Shelf::new();
+    let Some(lab) = shelf.lab() else { return };
+    let mut a = lab.vm("a0", &[]);
+    a.console(0, "tick ");
+    let mut b = lab.incoming("b0");
+    let ticket = b.ticket(&mut a);
+    ["a0", "b0"].into_iter().for_each(|side| shelf.remove(side));
+    let (_, error) = a.migrate(MigrateRequest { ticket, ..pre_copy() }, |_| ());
+    let error = error.unwrap();
+    assert_eq!(error.code(), tonic::Code::Unknown, "{error:?}");
+    assert_eq!(b.process.0.wait().unwrap().code(), Some(7));
+    let stands = a.until("a guest that stands", |i| i.state == "handed over");
+    assert!(stands.paused && stands.last_trouble.contains("Resume"), "{stands:?}");
+    // Nothing that could let it go on by itself does.
+    let ticket = lab.incoming("c0").until("a process that waits", |i| !i.ticket.is_empty()).ticket;
+    let refused = a.migrate(MigrateRequest { ticket, ..pre_copy() }, |_| ()).1.unwrap();
+    assert!(refused.message().contains("handed over"), "{refused:?}");
+    let file = lab.path("snapshot").to_str().unwrap().to_owned();
+    let request = SnapshotRequest { path: file, stop: false };
+    let saved = lab.runtime.block_on(async {
+        let mut saving = a.api.snapshot(request).await.unwrap().into_inner();
+        saving.next().await.unwrap()
+    });
+    assert_eq!(saved.unwrap_err().code(), tonic::Code::FailedPrecondition);
+    assert_eq!(a.info().console_bytes, stands.console_bytes);
+    // The operator has mended it.
+    shelf.put("a0");
+    lab.runtime.block_on(a.api.resume(ResumeRequest {})).unwrap();
+    a.console(stands.console_bytes, "tick ");
+    assert_eq!(a.info().state, "running");
+    let mut c = lab.incoming("c0");
+    a.moves(&mut c, pre_copy());
 }
 
 fn with_disk(format: &str, request: MigrateRequest) {
@@ -646,7 +774,8 @@ fn migrate_is_refused_for_a_protected_vm() {
     command.args(["active", "--die-with-parent", "--spec"]).arg(lab.path("a0.toml")).arg("--key").arg(&key);
     command.args(["--arbiter", &arbiter, "--run-dir"]).arg(lab.path("run")).arg("--api").arg(&socket);
     let process = Running(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
-    let mut a = Vm { lab: &lab, process, api: lab.runtime.block_on(reach(&socket)) };
+    let api = lab.runtime.block_on(reach(&socket));
+    let mut a = Vm { lab: &lab, process, api, socket };
     let ticket = format!("{}@127.0.0.1:9", identity.peer_key());
     let (_, error) = a.migrate(MigrateRequest { ticket, ..Default::default() }, |_| ());
     let error = error.unwrap();

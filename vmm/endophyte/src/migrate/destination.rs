@@ -91,7 +91,7 @@ impl Incoming {
                 Some(Some(link)) => link,
             };
             if let Some(arrival) = Arrival::meet(host.clone(), link, &self.runtime, signals)? {
-                return arrival.arrive(self);
+                return Arrival { _door: Some(self), ..arrival }.arrive();
             }
         }
     }
@@ -116,6 +116,8 @@ struct Arrival {
     entered: Instant,
     end: Option<End>,
     stopped: bool,
+    /// After the link, whose tasks it runs.
+    _door: Option<Incoming>,
 }
 
 impl Arrival {
@@ -147,6 +149,7 @@ impl Arrival {
             entered: Instant::now(),
             end: None,
             stopped: false,
+            _door: None,
             host,
             peer,
         };
@@ -164,7 +167,7 @@ impl Arrival {
     }
 
     /// Takes everything in; returns when the guest runs here, and leaves the rest to a thread.
-    fn arrive(mut self, door: Incoming) -> Result<bool, Exit> {
+    fn arrive(mut self) -> Result<bool, Exit> {
         while self.end.is_none() && self.core.state() != State::Running {
             let event = self.wait();
             self.take(event);
@@ -177,8 +180,7 @@ impl Arrival {
             }
             moved @ (Some(End::Moved) | None) => {
                 self.end = moved;
-                let linger = move || self.linger(&door);
-                let spawned = std::thread::Builder::new().name("arrival".into()).spawn(linger);
+                let spawned = std::thread::Builder::new().name("arrival".into()).spawn(move || self.linger());
                 spawned.or_exit(Failure::Host)?;
                 Ok(true)
             }
@@ -186,7 +188,7 @@ impl Arrival {
     }
 
     /// The guest runs: what it lacks still comes, and the source has to learn that it is not needed any more.
-    fn linger(mut self, door: &Incoming) {
+    fn linger(mut self) {
         while self.end.is_none() {
             let event = self.wait();
             self.take(event);
@@ -198,8 +200,6 @@ impl Arrival {
         // The source closes the link when it has heard.
         let until = Instant::now() + RUNNING_WAIT;
         while Instant::now() < until && !matches!(self.peer.hear(IDLE), Some(Heard::Lost(_))) {}
-        drop(self);
-        let _ = door;
     }
 
     fn take(&mut self, event: Event) {

@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,6 +22,9 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_millis(50);
 const BUDGET_BYTES: usize = 48 << 20;
 /// A last word has this long to arrive before the link is closed over it.
 const PARTING_WORD: Duration = Duration::from_secs(1);
+
+/// A link that is closed has this long to tell the other side.
+const CLOSING: Duration = Duration::from_millis(50);
 
 /// What comes into the inbox of a migration.
 #[derive(Debug)]
@@ -123,13 +126,9 @@ impl Peer {
         }
     }
 
-    /// What was heard already.
+    /// What was heard already. That the link is closed is heard once.
     pub(super) fn overhear(&self) -> Option<Heard> {
-        match self.inbox.try_recv() {
-            Ok(heard) => Some(heard),
-            Err(TryRecvError::Empty) => None,
-            Err(TryRecvError::Disconnected) => Some(Heard::Lost("the link was closed".to_owned())),
-        }
+        self.inbox.try_recv().ok()
     }
 
     /// The way there and back, as the best path has it.
@@ -142,6 +141,8 @@ impl Peer {
 impl Drop for Peer {
     fn drop(&mut self) {
         self.sender.close();
+        // The other side hears of it at once instead of by silence.
+        self.runtime.block_on(async { sleep(CLOSING).await });
     }
 }
 

@@ -42,6 +42,14 @@ impl Wants {
         Ok((id, comes))
     }
 
+    /// Why an answer did not come.
+    fn why(&self) -> String {
+        self.lock()
+            .lost
+            .clone()
+            .unwrap_or_else(|| format!("the source does not answer within {} s", WANT_WAIT.as_secs()))
+    }
+
     /// An answer has come.
     pub(super) fn answer(&self, id: u64, batch: Bytes) {
         if let Some(waits) = self.lock().by_id.remove(&id) {
@@ -73,7 +81,7 @@ impl RemotePages {
         let want = Message::Want(Want { id, first_page, pages }).encode();
         let sent = self.runtime.block_on(self.sender.send_bundle(Priority::Control, want));
         sent.map_err(|error| error.to_string())?;
-        comes.recv_timeout(WANT_WAIT).map_err(|_| "the source does not answer".to_owned())
+        comes.recv_timeout(WANT_WAIT).map_err(|_| self.wants.why())
     }
 
     fn fill(&self, first_page: u64, into: &mut [u8]) -> Result<(), String> {

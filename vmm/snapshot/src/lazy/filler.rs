@@ -210,6 +210,10 @@ impl Filler {
         let page = pages.start;
         let contents = &mut buffer[..bytes_of(extent.pages)];
         let fetched = self.fetch.fetch(extent.first_page, contents);
+        // Supplied meanwhile: then it does not matter what became of the fetch, and who waited has been woken.
+        if self.present.absent(pages.clone()).next().is_none() {
+            return Ok(());
+        }
         if fetched.map_err(|source| LazyError::Fetch { page, wanted, source })? == Fetched::Zeros {
             return self.fill_zeros(region, pages, wanted);
         }

@@ -173,6 +173,55 @@ fn pages_that_are_here_stay_and_missing_ones_come_when_touched_or_given() {
     (0..).zip(&expected).for_each(|(page, contents)| assert!(mapping.page(page) == *contents, "page {page}"));
 }
 
+/// Pages that cannot be had from where they are.
+struct Nowhere {
+    pages: u64,
+    asked: Mutex<std::sync::mpsc::Sender<u64>>,
+    fail: Mutex<Receiver<()>>,
+}
+
+impl PageFetch for Nowhere {
+    fn extent(&self, page: u64) -> Extent {
+        Extent { first_page: page, pages: 1, zeros: false }
+    }
+
+    fn fetch(&self, first_page: u64, _: &mut [u8]) -> Result<Fetched, FetchError> {
+        self.asked.lock().unwrap().send(first_page).unwrap();
+        self.fail.lock().unwrap().recv().unwrap();
+        Err(FetchError { first_page, source: "gone".into() })
+    }
+
+    fn pages(&self) -> u64 {
+        self.pages
+    }
+}
+
+/// A guest was once declared lost because a fetch failed whose page had come by itself.
+#[test]
+fn a_fetch_that_fails_after_its_page_was_given_harms_nobody() {
+    let Some(userfault) = userfault() else { return };
+    let ram = Ram::new(64);
+    let mapping = ram.map();
+    let ((asked, asks), (fail, fails)) = (channel(), channel());
+    let fetch = Nowhere { pages: 64, asked: Mutex::new(asked), fail: Mutex::new(fails) };
+    let (tell, told) = channel();
+    let on_error = Box::new(move |error: LazyError| drop(tell.send(error)));
+    let options = LazyOptions { fault_threads: 1, on_error, on_done: Box::new(|| ()) };
+    let missing = [7..9];
+    let lazy =
+        LazyMemory::start_partly(Arc::new(fetch), mapping.regions(), &missing, userfault, options).unwrap();
+    let touched = touch_as_kvm_does(&mapping, 7);
+    assert_eq!(asks.recv_timeout(LONG), Ok(7));
+    lazy.supply(7, Some(&[5; PAGE])).unwrap();
+    assert_eq!(touched.recv_timeout(LONG), Ok(Ok(())));
+    fail.send(()).unwrap();
+    lazy.supply(8, None).unwrap();
+    assert!(lazy.wait(LONG), "{lazy:?}");
+    assert!(mapping.page(7) == [5; PAGE] && mapping.page(8) == [0; PAGE]);
+    drop(lazy);
+    assert!(told.try_recv().is_err());
+}
+
 #[test]
 fn missing_pages_that_make_no_sense_are_refused() {
     let Some(userfault) = userfault() else { return };
