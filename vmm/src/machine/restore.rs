@@ -106,6 +106,9 @@ impl Machine {
         }
         let mut state = Vec::new();
         self.save_state(&mut state)?;
+        // What a format keeps in memory is written now, not when the image is closed: a disk that is written to afterwards
+        // does not belong to the snapshot any more.
+        self.flush_disks()?;
         let info = SnapshotInfo {
             machine: self.fingerprint.clone(),
             saved_wall_ns: wall_ns(),
@@ -175,6 +178,16 @@ impl Machine {
     }
 
     fn start_lazily(&self, snapshot: Snapshot, userfault: Userfault) -> Result<LazyMemory, FileError> {
+        self.fill_lazily(|regions, options| {
+            LazyMemory::start(Arc::new(snapshot), regions, userfault, options)
+        })
+    }
+
+    /// Has `start` fill RAM as it is touched.
+    pub(super) fn fill_lazily(
+        &self,
+        start: impl FnOnce(Vec<Region>, LazyOptions) -> Result<LazyMemory, StartError>,
+    ) -> Result<LazyMemory, FileError> {
         let region = |slot: crate::memory::Slot<'_>| {
             let pages = slot.bytes / PAGE_BYTES as u64;
             let host = usize::try_from(slot.host).expect("an address of this process");
@@ -192,7 +205,7 @@ impl Machine {
             on_error: Box::new(move |error| lose(&platform, &error)),
             on_done: Box::new(move || ram.set_filling(false)),
         };
-        let started = LazyMemory::start(Arc::new(snapshot), regions, userfault, options);
+        let started = start(regions, options);
         if started.is_err() {
             self.ram.set_filling(false);
         }
@@ -210,6 +223,10 @@ impl Machine {
             Some(disk) => Err(FileError::DiskChanged { disk: disk.path.clone(), path: path.to_owned() }),
             None => Ok(()),
         }
+    }
+
+    fn flush_disks(&self) -> Result<(), MachineError> {
+        self.platform.disks().iter().try_for_each(|disk| Ok(disk.flush()?))
     }
 
     fn disks_now(&self) -> Result<Vec<DiskThen>, MachineError> {

@@ -21,6 +21,6 @@ mod request;
 
 mod metrics;
 
-pub(crate) use device::Disk;
+pub(crate) use device::{Behind, Disk};
 pub use image::{DiskImage, ImageError};
 pub use metrics::BlockMetrics;
