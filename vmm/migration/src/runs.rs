@@ -18,7 +18,7 @@ pub fn write(pages: &PageSet) -> Vec<Bytes> {
     for PageIndex(page) in pages.iter() {
         match runs.last_mut() {
             Some((first, length)) if *first + u64::from(*length) == page && *length < u32::MAX => {
-                *length += 1
+                *length += 1;
             }
             _ => runs.push((page, 1)),
         }

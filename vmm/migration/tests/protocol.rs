@@ -57,10 +57,12 @@ struct World {
     guest_killed: bool,
 }
 
-const WHY: &str = "";
+/// Adds the world that a change leads to.
+type Step<'a> = dyn FnMut(&dyn Fn(&mut World)) + 'a;
 
+/// Reasons make no difference here.
 fn why() -> String {
-    WHY.to_owned()
+    String::new()
 }
 
 impl World {
@@ -255,7 +257,7 @@ impl World {
         next
     }
 
-    fn source_steps(&self, step: &mut dyn FnMut(&dyn Fn(&mut World))) {
+    fn source_steps(&self, step: &mut Step<'_>) {
         use source::Event;
         if !self.to_source.is_empty() {
             step(&|w| {
@@ -285,7 +287,7 @@ impl World {
         });
     }
 
-    fn destination_steps(&self, step: &mut dyn FnMut(&dyn Fn(&mut World))) {
+    fn destination_steps(&self, step: &mut Step<'_>) {
         use destination::Event;
         if !self.to_destination.is_empty() {
             step(&|w| {

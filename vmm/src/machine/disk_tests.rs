@@ -397,6 +397,7 @@ fn an_image_is_based_on_files_of_its_own_folder_only() {
 fn a_disk_let_go_of_is_anybodys_and_comes_back_as_it_was_left() {
     for format in [DiskFormat::Raw, DiskFormat::Qcow2] {
         let Some(mut bench) = Bench::new(format, |_| ()) else { return };
+        bench.rig.machine.resume().unwrap();
         bench.rig.put(BUFFERS, &[7; 512]);
         assert_eq!(bench.ask(OUT, 3, &[(BUFFERS, 512, false)]), OK);
         let taker = || {

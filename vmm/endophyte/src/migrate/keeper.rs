@@ -131,7 +131,8 @@ impl Keeper {
         let (machine, desk, identity) = (self.machine.clone(), self.desk.clone(), self.identity.clone());
         let back = self.happenings.clone();
         let copy = move || {
-            drop(back.send(Happening::Migration(approach(machine, desk, &identity, wish, (post, inbox)))))
+            let step = approach(machine, desk, &identity, wish, (post, inbox));
+            drop(back.send(Happening::Migration(step)));
         };
         match std::thread::Builder::new().name("migrate".into()).spawn(copy) {
             Ok(thread) => self.copying = Some(thread),

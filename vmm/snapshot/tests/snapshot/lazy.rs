@@ -207,7 +207,7 @@ fn a_fetch_that_fails_after_its_page_was_given_harms_nobody() {
     let (tell, told) = channel();
     let on_error = Box::new(move |error: LazyError| drop(tell.send(error)));
     let options = LazyOptions { fault_threads: 1, on_error, on_done: Box::new(|| ()) };
-    let missing = [7..9];
+    let missing = [7..8, 8..9];
     let lazy =
         LazyMemory::start_partly(Arc::new(fetch), mapping.regions(), &missing, userfault, options).unwrap();
     let touched = touch_as_kvm_does(&mapping, 7);
