@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::engine::Engine;
-use super::image::{DiskImage, Geometry, ImageError};
+use super::image::{DiskImage, DiskThen, Geometry, ImageError};
 use super::metrics::BlockMetrics;
 use super::persist::BlockSaved;
 use super::rate::{Bucket, Limits};
@@ -45,6 +45,8 @@ pub(crate) struct Block {
     done: EventFd,
     ram: Arc<GuestRam>,
     spec: DiskSpec,
+    /// The image's file when it was opened, if it is open.
+    found: Option<DiskThen>,
     /// By slot; `None` is free.
     pub(super) under_way: Vec<Option<Pending>>,
     pub(super) free: Vec<u16>,
@@ -106,6 +108,11 @@ impl Disk {
         self.lock().device.geometry.bytes
     }
 
+    /// Its image's file as it was found when it was opened; `None` if it is not open here.
+    pub(crate) fn found(&self) -> Option<DiskThen> {
+        self.lock().device.found
+    }
+
     /// Whether its image is not open in this process.
     pub(crate) fn is_away(&self) -> bool {
         matches!(self.lock().device.engine, Engine::Away)
@@ -157,11 +164,11 @@ impl Block {
         let now = Instant::now();
         let bucket = |rate: Option<u64>| rate.map(|per_s| Bucket::new(per_s, now));
         let done = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        let (geometry, engine) = match behind {
-            Behind::Away(geometry) => (geometry, Engine::Away),
+        let (geometry, found, engine) = match behind {
+            Behind::Away(geometry) => (geometry, None, Engine::Away),
             Behind::Open(image) => {
-                let geometry = image.geometry;
-                (geometry, Engine::new(image, Arc::clone(place.ram), DISK_REQUESTS_MAX, &done)?)
+                let (geometry, found) = (image.geometry, Some(image.found));
+                (geometry, found, Engine::new(image, Arc::clone(place.ram), DISK_REQUESTS_MAX, &done)?)
             }
         };
         Ok(Block {
@@ -172,6 +179,7 @@ impl Block {
             done,
             ram: Arc::clone(place.ram),
             spec: spec.clone(),
+            found,
             under_way: std::iter::repeat_with(|| None).take(usize::from(DISK_REQUESTS_MAX)).collect(),
             free: (0..DISK_REQUESTS_MAX).rev().collect(),
             limits: Limits { requests: bucket(spec.iops), bytes: bucket(spec.bytes_per_s) },
@@ -190,7 +198,7 @@ impl Block {
 
     fn release(&mut self) -> Result<(), ImageError> {
         self.flush()?;
-        self.engine = Engine::Away;
+        (self.engine, self.found) = (Engine::Away, None);
         Ok(())
     }
 
@@ -203,6 +211,7 @@ impl Block {
         if is != was {
             return Err(ImageError::Resized { path: self.spec.path.clone(), is, was });
         }
+        self.found = Some(image.found);
         let failed =
             |source| ImageError::Open { path: self.spec.path.clone(), readonly: self.spec.readonly, source };
         self.engine =

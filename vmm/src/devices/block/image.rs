@@ -1,15 +1,17 @@
 //! Opening disk images, with the mistakes people make told apart.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use imago::file::File as ImagoFile;
 use imago::format::gate::ImplicitOpenGate;
 use imago::qcow2::Qcow2;
 use imago::{FormatAccess, FormatDriverBuilder, Storage, StorageOpenOptions};
+
+use serde::{Deserialize, Serialize};
 
 use super::request::SECTOR_BYTES;
 use crate::spec::{DiskCache, DiskFormat, DiskSpec};
@@ -19,6 +21,23 @@ const QCOW2_MAGIC: &[u8; 4] = b"QFI\xfb";
 const QCOW2_SIZE_AT: u64 = 24;
 /// Largest block a guest is told of.
 const BLOCK_BYTES_MAX: u64 = 4096;
+
+/// A disk at some time, as far as its file tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskThen {
+    /// Bytes of the image file.
+    pub bytes: u64,
+    /// Last change of its contents, nanoseconds since 1970.
+    pub changed_ns: i128,
+}
+
+impl DiskThen {
+    /// What these words about a file say.
+    pub(crate) fn of(found: &Metadata) -> DiskThen {
+        let changed_ns = i128::from(found.mtime()) * 1_000_000_000 + i128::from(found.mtime_nsec());
+        DiskThen { bytes: found.size(), changed_ns }
+    }
+}
 
 /// Why a disk image cannot be used. It has not been changed.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +128,8 @@ pub struct DiskImage {
     pub(super) memory_align: usize,
     /// Through the page cache; held for its lock.
     pub(super) plain: File,
+    /// The file as it was found.
+    pub(super) found: DiskThen,
 }
 
 pub(super) enum Store {
@@ -163,6 +184,8 @@ impl DiskImage {
         let direct = spec.cache == DiskCache::Direct;
         let plain = OpenOptions::new().read(true).write(!spec.readonly).open(path).map_err(fail)?;
         lock(&plain, spec)?;
+        // Before anybody tries out how the file may be written to: it changes by that.
+        let found = DiskThen::of(&plain.metadata().map_err(fail)?);
         // What this host remembers of a disk that another one has written to is not what it holds.
         let _ = rustix::fs::fadvise(&plain, 0, None, rustix::fs::Advice::DontNeed);
         check_magic(&plain, spec)?;
@@ -176,13 +199,13 @@ impl DiskImage {
                 let (memory_align, block_bytes) = if direct { direct_alignment(&file) } else { (1, 512) };
                 let geometry = geometry(bytes, block_bytes, spec);
                 check_size(bytes, geometry, path)?;
-                Ok(DiskImage { store: Store::Raw(file), geometry, memory_align, plain })
+                Ok(DiskImage { store: Store::Raw(file), geometry, memory_align, plain, found })
             }
             DiskFormat::Qcow2 => {
                 let access = open_qcow2(path, !spec.readonly, direct)?;
                 let geometry = geometry(access.size(), 512, spec);
                 check_size(access.size(), geometry, path)?;
-                Ok(DiskImage { store: Store::Format(Box::new(access)), geometry, memory_align: 1, plain })
+                Ok(DiskImage { store: Store::Format(Box::new(access)), geometry, memory_align: 1, plain, found })
             }
         }
     }

@@ -22,5 +22,5 @@ mod request;
 mod metrics;
 
 pub(crate) use device::{Behind, Disk};
-pub use image::{DiskImage, ImageError};
+pub use image::{DiskImage, DiskThen, ImageError};
 pub use metrics::BlockMetrics;
