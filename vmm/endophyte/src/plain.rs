@@ -80,7 +80,12 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Exit> {
 fn needs(args: &RunArgs) -> Needs<'_> {
     let lazily = args.restore.is_some() && !args.whole;
     let incoming = !args.incoming.is_empty();
-    Needs { snapshot: args.restore.as_deref(), faults: lazily || incoming, peers: incoming, ..Needs::default() }
+    Needs {
+        snapshot: args.restore.as_deref(),
+        faults: lazily || incoming,
+        peers: incoming,
+        ..Needs::default()
+    }
 }
 
 /// Where the console is kept for those who read it later.

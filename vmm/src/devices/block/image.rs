@@ -205,7 +205,13 @@ impl DiskImage {
                 let access = open_qcow2(path, !spec.readonly, direct)?;
                 let geometry = geometry(access.size(), 512, spec);
                 check_size(access.size(), geometry, path)?;
-                Ok(DiskImage { store: Store::Format(Box::new(access)), geometry, memory_align: 1, plain, found })
+                Ok(DiskImage {
+                    store: Store::Format(Box::new(access)),
+                    geometry,
+                    memory_align: 1,
+                    plain,
+                    found,
+                })
             }
         }
     }
