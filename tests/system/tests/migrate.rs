@@ -592,6 +592,49 @@ fn migrate_post_copy_that_loses_its_source_says_that_memory_is_lost() {
     assert_eq!(b.process.0.wait().unwrap().code(), Some(5));
 }
 
+/// What a reset does to memory the dirty log does not see.
+#[test]
+fn migrate_of_a_guest_that_resets_ends_and_the_guest_boots_where_it_is() {
+    let Some(lab) = Lab::new(256, "dirty=contiguous:10000", "") else { return };
+    slow_link();
+    let mut a = lab.vm("a0", &[]);
+    let mut talk = Conversation::open();
+    talk.wait_dirty(1);
+    let mut b = lab.incoming("b0");
+    let ticket = b.ticket(&mut a);
+    let mut asked = false;
+    let (_, error) = a.migrate(MigrateRequest { ticket, ..pre_copy() }, |step| {
+        if step.phase() == MigratePhase::Copying && step.pages_sent > 256 && !asked {
+            asked = true;
+            talk.ask("RESET");
+        }
+    });
+    let error = error.unwrap();
+    assert!(error.code() == tonic::Code::Cancelled && error.message().contains("GuestReset"), "{error:?}");
+    assert_eq!(b.process.0.wait().unwrap().code(), Some(7));
+    assert_eq!(Conversation::open().ask("PING"), "+PONG");
+    assert_eq!(a.stop(), Some(0));
+}
+
+#[test]
+fn migrate_of_a_vm_that_is_stopped_ends_both() {
+    let Some(lab) = Lab::new(256, "dirty=contiguous:10000", "") else { return };
+    slow_link();
+    let mut a = lab.vm("a0", &[]);
+    Conversation::open().wait_dirty(1);
+    let mut b = lab.incoming("b0");
+    let ticket = b.ticket(&mut a);
+    let process = a.process.0.id().to_string();
+    let (_, error) = a.migrate(MigrateRequest { ticket, ..pre_copy() }, |step| {
+        if step.phase() == MigratePhase::Copying && step.pages_sent > 256 {
+            run(Command::new("kill").args(["-TERM", &process]));
+        }
+    });
+    assert!(error.is_some());
+    assert_eq!(a.process.0.wait().unwrap().code(), Some(0));
+    assert_eq!(b.process.0.wait().unwrap().code(), Some(7));
+}
+
 /// A disk that each side reaches by a name of its own, which can be taken away.
 struct Shelf(tempfile::TempDir);
 

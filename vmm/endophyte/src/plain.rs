@@ -20,7 +20,7 @@ use crate::confine::{self, Needs, Opened};
 use crate::console::{Tape, Taped, type_stdin};
 use crate::desk::{Allowed, Desk, Hands, Order, Peering};
 use crate::exit::{Exit, Failure, OrExit};
-use crate::migrate::{self, Host, Incoming, Keeper};
+use crate::migrate::{Host, Incoming, Keeper};
 use crate::outlet::say;
 use crate::replicas::Replicas;
 use crate::rundir::{RunDir, Status};
@@ -35,8 +35,8 @@ pub(crate) enum Happening {
     /// The operator wants the guest to stand, or to go on.
     Hold(bool),
     Order(Order),
-    /// Word of the migration under way.
-    Migration(migrate::Step),
+    /// The thread that copies memory for a migration has ended.
+    Copied,
 }
 
 pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Exit> {
@@ -196,7 +196,7 @@ fn supervise(
                 continue;
             }
             // The keeper's.
-            Happening::Order(Order::Migrate(_)) | Happening::Migration(_) => continue,
+            Happening::Order(Order::Migrate(_)) | Happening::Copied => continue,
             Happening::Event(MachineEvent::GuestReset) => ("guest reset", Policy::Reset),
             Happening::Event(MachineEvent::GuestPanic { .. }) => ("guest panic", policies.on_panic),
             Happening::Event(MachineEvent::TripleFault { .. }) => ("triple fault", policies.on_triple_fault),

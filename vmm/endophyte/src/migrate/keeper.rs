@@ -22,9 +22,9 @@ use crate::plain::Happening;
 /// While the guest stands handed over, word from the destination is looked for this often.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Word from the thread that copies memory.
+/// How far the thread that copies memory came.
 #[derive(Debug)]
-pub(crate) enum Step {
+enum Step {
     /// The destination was not reached.
     Unreached,
     /// The guest is to be stopped, or it is over already.
@@ -38,7 +38,7 @@ pub(crate) struct Keeper {
     desk: Arc<Desk>,
     identity: Identity,
     happenings: Sender<Happening>,
-    copying: Option<JoinHandle<()>>,
+    copying: Option<JoinHandle<Step>>,
     limbo: Option<Box<Session>>,
     /// Post-copy, and the guest was lost.
     broken: Option<String>,
@@ -95,17 +95,17 @@ impl Keeper {
     fn sift(&mut self, happening: Happening) -> Option<Option<Happening>> {
         match happening {
             Happening::Order(Order::Migrate(wish)) => self.begin(wish),
-            Happening::Migration(step) => self.step(step)?,
+            Happening::Copied => self.copied()?,
             Happening::Hold(hold) if self.limbo.is_some() => self.held_in_limbo(hold)?,
             Happening::Order(Order::Snapshot { tell, .. }) if self.limbo.is_some() => {
                 let _ = tell.try_send(Err(handed_over()));
             }
             Happening::Order(Order::Snapshot { stop: true, .. }) | Happening::Signal => {
-                self.give_up("its process was told to stop");
+                self.give_up("its process was told to stop")?;
                 return Some(Some(happening));
             }
             Happening::Event(ref event) => {
-                self.give_up(&format!("something happened to the guest: {event:?}"));
+                self.give_up(&format!("something happened to the guest: {event:?}"))?;
                 return Some(Some(happening));
             }
             other => return Some(Some(other)),
@@ -132,7 +132,8 @@ impl Keeper {
         let back = self.happenings.clone();
         let copy = move || {
             let step = approach(machine, desk, &identity, wish, (post, inbox));
-            drop(back.send(Happening::Migration(step)));
+            drop(back.send(Happening::Copied));
+            step
         };
         match std::thread::Builder::new().name("migrate".into()).spawn(copy) {
             Ok(thread) => self.copying = Some(thread),
@@ -140,9 +141,10 @@ impl Keeper {
         }
     }
 
-    fn step(&mut self, step: Step) -> Option<()> {
-        self.copying = None;
-        match step {
+    /// The thread has ended, if nobody has seen to that already.
+    fn copied(&mut self) -> Option<()> {
+        let Some(thread) = self.copying.take() else { return Some(()) };
+        match thread.join().unwrap_or(Step::Unreached) {
             Step::Unreached => {
                 self.stayed(None);
                 Some(())
@@ -212,12 +214,9 @@ impl Keeper {
     }
 
     /// Ends a migration that is under way and waits until it has ended: what follows changes memory behind its back.
-    fn give_up(&mut self, why: &str) {
+    fn give_up(&mut self, why: &str) -> Option<()> {
         self.desk.migration.cancel(why);
-        if let Some(thread) = self.copying.take() {
-            // Its last word waits among the happenings.
-            let _ = thread.join();
-        }
+        self.copied()
     }
 
     fn show(&self, state: &str, trouble: Option<String>) {

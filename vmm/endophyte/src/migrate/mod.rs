@@ -15,5 +15,5 @@ mod words;
 
 pub(crate) use desk::Bell;
 pub(crate) use destination::{Host, INCOMING, Incoming};
-pub(crate) use keeper::{Keeper, Step};
+pub(crate) use keeper::Keeper;
 pub(crate) use words::Wish;

@@ -25,7 +25,7 @@ const IDLE: Duration = Duration::from_secs(1);
 
 /// One migration, at its source.
 #[derive(Debug)]
-pub(crate) struct Session {
+pub(super) struct Session {
     pub(super) core: Source,
     pub(super) machine: Arc<Machine>,
     pub(super) desk: Arc<Desk>,
@@ -66,7 +66,7 @@ struct Stopwatch {
 
 /// Where the driver stopped.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Stop {
+pub(super) enum Stop {
     /// The guest is to be paused: that is for the thread that keeps the VM.
     BeforeSwitch,
     /// The guest stands and nobody here may let it go on.
