@@ -149,6 +149,7 @@ fn pages_that_are_here_stay_and_missing_ones_come_when_touched_or_given() {
     let mapping = here.map();
     let options = LazyOptions {
         fault_threads: 4,
+        on_thread: || (),
         on_error: Box::new(|error| panic!("{error}")),
         on_done: Box::new(|| ()),
     };
@@ -206,7 +207,7 @@ fn a_fetch_that_fails_after_its_page_was_given_harms_nobody() {
     let fetch = Nowhere { pages: 64, asked: Mutex::new(asked), fail: Mutex::new(fails) };
     let (tell, told) = channel();
     let on_error = Box::new(move |error: LazyError| drop(tell.send(error)));
-    let options = LazyOptions { fault_threads: 1, on_error, on_done: Box::new(|| ()) };
+    let options = LazyOptions { fault_threads: 1, on_thread: || (), on_error, on_done: Box::new(|| ()) };
     let missing = [7..8, 8..9];
     let lazy =
         LazyMemory::start_partly(Arc::new(fetch), mapping.regions(), &missing, userfault, options).unwrap();
@@ -226,7 +227,12 @@ fn a_fetch_that_fails_after_its_page_was_given_harms_nobody() {
 fn missing_pages_that_make_no_sense_are_refused() {
     let Some(userfault) = userfault() else { return };
     let ram = Ram::new(64);
-    let options = LazyOptions { fault_threads: 1, on_error: Box::new(|_| ()), on_done: Box::new(|| ()) };
+    let options = LazyOptions {
+        fault_threads: 1,
+        on_thread: || (),
+        on_error: Box::new(|_| ()),
+        on_done: Box::new(|| ()),
+    };
     let fetch = Arc::new(Elsewhere(Ram::new(64)));
     let started = LazyMemory::start_partly(fetch, ram.map().regions(), &[5..9, 8..10], userfault, options);
     assert!(matches!(started, Err(StartError::Regions { .. })), "{started:?}");
