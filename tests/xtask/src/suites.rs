@@ -49,7 +49,9 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
         Suite::Sim => ("sim", step(move || sim(size))),
         Suite::Failover => (
             "failover",
-            step(move || system(&["failover", "bad_input", "redis_tools", "runtime_api", "sandbox"], size)),
+            step(move || {
+                system(&["failover", "bad_input", "redis_tools", "runtime_api", "sandbox", "migrate"], size)
+            }),
         ),
         Suite::Slice => ("slice", step(move || slice(size))),
         Suite::Lab => ("lab", step(move || lab(size))),

@@ -45,9 +45,11 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Exit> {
         // The folder has the log.
         spec.serial = SerialSpec::Null;
     }
-    let identity = identity(args)?;
+    let key = args.key.as_deref().map(Identity::load).transpose().or_exit(Failure::Spec)?;
     let tape = tape(args.run_dir.as_deref()).or_exit(Failure::Host)?;
     let opened = confine::enter(&spec, &args.process, needs(args))?;
+    // The key this process is known by where its VM is to be migrated to.
+    let identity = key.map_or_else(Identity::generate, Ok).or_exit(Failure::Host)?;
     let signals = Signals::block()?;
     let board = watch::Sender::new(Status {
         vm: spec.name.clone(),
@@ -92,14 +94,6 @@ fn needs(args: &RunArgs) -> Needs<'_> {
 fn tape(run_dir: Option<&Path>) -> anyhow::Result<Arc<Tape>> {
     let Some(folder) = run_dir else { return Ok(Tape::in_memory()) };
     Ok(Tape::on_log(RunDir::open(folder)?.serial_log()?))
-}
-
-/// The key this process is known by where its VM is to be migrated to.
-fn identity(args: &RunArgs) -> Result<Identity, Exit> {
-    match &args.key {
-        Some(file) => Identity::load(file).or_exit(Failure::Spec),
-        None => Identity::generate().or_exit(Failure::Host),
-    }
 }
 
 /// Builds the machine and lets the guest run; `None` if a signal came before there was one.

@@ -459,7 +459,8 @@ fn a_program_that_goes_away_ends_both_directions() {
     program.write_all(b"bye").unwrap();
     drop(program);
     assert_eq!(driver.expect(80, port, RW).data, b"bye");
-    assert_eq!(driver.expect(80, port, SHUTDOWN).flags, 3);
+    // That it will say nothing more may be seen before that it is gone altogether.
+    assert!([2, 3].contains(&driver.expect(80, port, SHUTDOWN).flags));
     driver.say(80, port, RST);
     assert!(driver.try_receive().is_none());
     let (program, port) = driver.accept(80);
