@@ -99,7 +99,7 @@ impl Place {
         match fs::rename(&self.write, &self.keep) {
             Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
                 disk::copy(&self.write, &self.keep, &Unwatched)?;
-                fs::remove_file(&self.write).map_err(Into::into)
+                fs::remove_file(&self.write)
             }
             moved => moved,
         }

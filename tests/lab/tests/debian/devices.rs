@@ -12,7 +12,7 @@ use super::guest::{Debian, GUEST_VSOCK, PATIENCE};
 use super::redis::Redis;
 
 /// Bytes sent over TCP in each direction.
-const STREAM_BYTES: usize = 100 << 20;
+const STREAM_BYTES: u32 = 100 << 20;
 const STREAM_PORT: u16 = 5000;
 /// Bytes over a vsock connection in each direction.
 const VSOCK_BYTES: &str = "1000000";
@@ -41,7 +41,8 @@ fn a_hundred_megabytes_come_back_whole(debian: &Debian<'_>) {
     debian.run(&format!(
         "(socat -u TCP-LISTEN:{STREAM_PORT},reuseaddr OPEN:/dev/shm/got,creat,trunc; echo received) >/dev/shm/state 2>&1 &"
     ));
-    let sent: Vec<u8> = (0..STREAM_BYTES).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let words = (0..STREAM_BYTES / 4).map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes());
+    let sent: Vec<u8> = words.flatten().collect();
     let hash: String = Sha256::digest(&sent).iter().map(|byte| format!("{byte:02x}")).collect();
     let mut stream = connect();
     let begun = Instant::now();

@@ -1,7 +1,7 @@
 //! A running Debian, seen from its console.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mycelium_lab::net::GUEST_TAP;
 use mycelium_lab::{ExitStatus, Process, Stream};
@@ -93,6 +93,15 @@ impl<'a> Debian<'a> {
     /// Types a command that the guest does not answer.
     pub(crate) fn order(&self, command: &str) {
         self.type_line(command);
+    }
+
+    /// The process is there and a guest can be moved to it.
+    pub(crate) fn waits_for_its_guest(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        let status = || self.bench.hosts[self.host].exec(&[ENDOPHYTE, "status", "--api", &self.api]).unwrap();
+        while !String::from_utf8_lossy(&status().stdout).contains("incoming") {
+            assert!(Instant::now() < deadline, "it does not wait for a guest within {PATIENCE:?}");
+        }
     }
 
     /// Somebody else's shell goes on at this console: commands are counted from where they stopped.

@@ -70,7 +70,7 @@ impl<'a> Pair<'a> {
         let ticket = format!("{}@{}", keys.public[1], listens(bench).join(","));
         let active = endophyte(bench, &keys, 0, &["active", "--replica", &ticket]);
         // A booting system writes to all of its memory: on an emulated processor it is protected once it is up.
-        until("Debian's Redis answers", BOOT_PATIENCE, || Redis::answers());
+        until("Debian's Redis answers", BOOT_PATIENCE, Redis::answers);
         Pair { bench, keys, _arbiter: arbiter, _active: active }
     }
 
