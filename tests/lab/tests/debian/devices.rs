@@ -2,13 +2,13 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mycelium_lab::{ExitStatus, Stream};
 use sha2::{Digest, Sha256};
 
 use super::bench::{ADDRESS, Bench, RAW_DISK, VSOCK};
-use super::guest::{Debian, GUEST_VSOCK, PATIENCE};
+use super::guest::{Debian, GUEST_VSOCK, PATIENCE, until};
 use super::redis::Redis;
 
 /// Bytes sent over TCP in each direction.
@@ -64,7 +64,7 @@ fn a_hundred_megabytes_come_back_whole(debian: &Debian<'_>) {
 /// The guest may not listen yet.
 fn connect() -> TcpStream {
     let mut found = None;
-    until("the guest listens", || {
+    until("the guest listens", PATIENCE, || {
         found = TcpStream::connect((ADDRESS, STREAM_PORT)).ok();
         found.is_some()
     });
@@ -86,7 +86,7 @@ fn disk_writes_are_verified(debian: &Debian<'_>) {
 fn vsock_echoes(bench: &Bench, debian: &Debian<'_>) {
     debian.run("socat VSOCK-LISTEN:5000,reuseaddr EXEC:cat >/dev/null 2>&1 &");
     let call = || bench.hosts[0].exec(&[VSOCK, "call", GUEST_VSOCK, "5000", VSOCK_BYTES]).unwrap();
-    until("the guest echoes", || call().status == ExitStatus::Code(0));
+    until("the guest echoes", PATIENCE, || call().status == ExitStatus::Code(0));
 
     let server = bench.hosts[0].spawn(&[VSOCK, "serve", &format!("{GUEST_VSOCK}_5001")]).unwrap();
     server.wait_line(Stream::Stdout, "waits at", PATIENCE).unwrap();
@@ -102,16 +102,7 @@ fn the_balloon_takes_and_gives_back(debian: &Debian<'_>) {
     };
     let before = free();
     debian.vm(&["balloon", "--take", "128M"]);
-    until("the guest has given 128 MiB", || free() + (120 << 10) < before);
+    until("the guest has given 128 MiB", PATIENCE, || free() + (120 << 10) < before);
     debian.vm(&["balloon", "--take", "0"]);
-    until("the guest has its memory again", || free() == before);
-}
-
-/// Each look is a command in the guest, which takes its time.
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
-        std::thread::park_timeout(Duration::from_millis(100));
-    }
+    until("the guest has its memory again", PATIENCE, || free() == before);
 }

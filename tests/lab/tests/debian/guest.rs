@@ -1,6 +1,7 @@
 //! A running Debian, seen from its console.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use mycelium_lab::net::GUEST_TAP;
@@ -12,6 +13,8 @@ use super::bench::{BUSYBOX, Bench, ENDOPHYTE, MYCELIUM, spec};
 pub(crate) const BOOT_PATIENCE: Duration = Duration::from_secs(500);
 /// For a command in the guest.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(240);
+/// Interval of looks at a host or a guest; each look takes its time itself.
+const LOOK: Duration = Duration::from_millis(100);
 const SPEC: &str = "/lab/debian.toml";
 /// Where the VM's process is told what to do.
 const API: &str = "/run/debian.sock";
@@ -97,11 +100,10 @@ impl<'a> Debian<'a> {
 
     /// The process is there and a guest can be moved to it.
     pub(crate) fn waits_for_its_guest(&self) {
-        let deadline = Instant::now() + PATIENCE;
         let status = || self.bench.hosts[self.host].exec(&[ENDOPHYTE, "status", "--api", &self.api]).unwrap();
-        while !String::from_utf8_lossy(&status().stdout).contains("incoming") {
-            assert!(Instant::now() < deadline, "it does not wait for a guest within {PATIENCE:?}");
-        }
+        until("it waits for a guest", PATIENCE, || {
+            String::from_utf8_lossy(&status().stdout).contains("incoming")
+        });
     }
 
     /// Somebody else's shell goes on at this console: commands are counted from where they stopped.
@@ -121,5 +123,14 @@ impl<'a> Debian<'a> {
         let status = self.vmm.wait(PATIENCE).unwrap();
         let said = String::from_utf8_lossy(&self.vmm.written(Stream::Stderr)).into_owned();
         assert_eq!(status, ExitStatus::Code(0), "{said}\nconsole:\n{}", self.console());
+    }
+}
+
+/// Waits for what can only be looked at, now and again.
+pub(crate) fn until(what: &str, patience: Duration, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not within {patience:?}: {what}");
+        thread::park_timeout(LOOK);
     }
 }

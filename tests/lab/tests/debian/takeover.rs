@@ -4,13 +4,13 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mycelium_lab::images::static_binary;
 use mycelium_lab::{Process, Stream, Wire};
 
 use super::bench::{Bench, ENDOPHYTE, readonly_spec};
-use super::guest::BOOT_PATIENCE;
+use super::guest::{BOOT_PATIENCE, until};
 use super::redis::{Counting, Redis};
 
 const SPEC: &str = "/lab/debian.toml";
@@ -24,7 +24,6 @@ const TIMING: [&str; 8] =
     ["--epoch-ms", "200", "--epoch-min-ms", "100", "--heartbeat-ms", "100", "--detect-ms", "3000"];
 /// For the replica to hold all of the guest.
 const PATIENCE: Duration = Duration::from_secs(400);
-const LOOK: Duration = Duration::from_millis(200);
 
 #[test]
 #[ignore = "boots two hosts and Debian on one of them, minutes on two cores; run with --ignored"]
@@ -149,13 +148,5 @@ impl Drop for Arbiter {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
-    }
-}
-
-fn until(what: &str, patience: Duration, is_so: impl Fn() -> bool) {
-    let deadline = Instant::now() + patience;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "not within {patience:?}: {what}");
-        thread::park_timeout(LOOK);
     }
 }
