@@ -5,6 +5,8 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
+pub mod process;
+
 /// Folder of our programs, set by `cargo xtask test`.
 const PROGRAMS: &str = "MYCELIUM_PROGRAMS";
 /// Set when a suite is to run whole.

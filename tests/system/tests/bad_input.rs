@@ -5,11 +5,12 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use mycelium_lab::PrivateNamespace;
 use rhizomorph_link::Identity;
+use system_tests::process::{Running, ip};
 use system_tests::{has_kvm, program, run, skip};
 
 struct Mistake {
@@ -108,16 +109,6 @@ fn an_unreachable_arbiter_is_named_and_nothing_is_left_running() {
     m.expect(&[&args[..], &rest[..]].concat(), 7, &["arbiter", "127.0.0.1:9"]);
 }
 
-/// Ends with the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 fn start(command: &mut Command) -> Running {
     Running(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap())
 }
@@ -129,10 +120,6 @@ fn wait_until(what: &str, ready: impl Fn() -> bool) {
         assert!(Instant::now() < deadline, "waited in vain for {what}");
         std::thread::yield_now();
     }
-}
-
-fn ip(line: &str) -> bool {
-    run(Command::new("ip").args(line.split_whitespace())).status.success()
 }
 
 #[test]
@@ -173,7 +160,8 @@ fn a_tap_in_use_is_named() {
     let Ok(_namespace) = PrivateNamespace::enter() else {
         return skip("no right to make a network namespace");
     };
-    assert!(ip("tuntap add tap0 mode tap") && ip("link set tap0 up"));
+    ip("tuntap add tap0 mode tap");
+    ip("link set tap0 up");
     let card = "[[net]]\ntap = \"tap0\"\nmac = \"02:00:00:00:00:05\"\n";
     let spec = m.spec(&format!("name = \"x\"\nvcpus = 1\nram_mib = 64\nserial = \"null\"\n{kernel}\n{card}"));
     let args = ["run", "--spec", text_of(&spec)];

@@ -3,8 +3,8 @@
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -17,6 +17,7 @@ use endophyte_api::{
 };
 use mycelium_lab::net::PrivateNamespace;
 use rhizomorph_link::Identity;
+use system_tests::process::{Running, ip, reach};
 use system_tests::{has_kvm, program, run};
 use tokio::time::timeout;
 use tokio_stream::{StreamExt, once, pending};
@@ -25,25 +26,10 @@ use tokio_stream::{StreamExt, once, pending};
 const PATIENCE: Duration = Duration::from_secs(90);
 const SERVER: &str = "10.99.0.2:6379";
 
-/// A process that ends with the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// A folder of specs, a network of two taps on one bridge, and a runtime inside it.
 struct Lab {
     dir: tempfile::TempDir,
     runtime: tokio::runtime::Runtime,
-}
-
-fn ip(arguments: &str) {
-    let output = run(Command::new("ip").args(arguments.split(' ')));
-    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// A link of 10 MB/s: a guest on a busy machine does not write faster than two processes there copy.
@@ -89,8 +75,8 @@ impl Lab {
         command.args(["run", "--die-with-parent", "--spec"]).arg(self.path(&format!("{tap}.toml")));
         let socket = self.path(&format!("{tap}.sock"));
         command.arg("--api").arg(&socket).args(rest).stdin(Stdio::null()).stdout(Stdio::null());
-        let process = Running(command.spawn().unwrap());
-        let api = self.runtime.block_on(reach(&socket));
+        let mut process = Running(command.spawn().unwrap());
+        let api = self.runtime.block_on(reach(&mut process, &socket));
         Vm { lab: self, process, api, socket }
     }
 
@@ -98,19 +84,6 @@ impl Lab {
     fn incoming(&self, tap: &str) -> Vm<'_> {
         self.vm(tap, &["--incoming", "127.0.0.1:0"])
     }
-}
-
-/// Connects as soon as the process listens.
-async fn reach(socket: &Path) -> VmClient {
-    let connecting = async {
-        loop {
-            match connect(socket).await {
-                Ok(api) => return api,
-                Err(_) => tokio::task::yield_now().await,
-            }
-        }
-    };
-    timeout(PATIENCE, connecting).await.expect("the API answers")
 }
 
 /// A VM's process and the way to it.
@@ -211,7 +184,7 @@ impl Vm<'_> {
         let mut text = String::new();
         let reading = async {
             // On a connection of its own: HTTP/2 gives one up over which many short messages come that nobody reads.
-            let mut api = reach(&self.socket).await;
+            let mut api = connect(&self.socket).await.unwrap();
             let mut output = api.console(once(first).chain(pending())).await.unwrap().into_inner();
             while !text.contains(wanted) {
                 let chunk = output.next().await.expect("the console goes on").unwrap();
@@ -816,8 +789,8 @@ fn migrate_is_refused_for_a_protected_vm() {
     let mut command = Command::new(program("endophyte").unwrap());
     command.args(["active", "--die-with-parent", "--spec"]).arg(lab.path("a0.toml")).arg("--key").arg(&key);
     command.args(["--arbiter", &arbiter, "--run-dir"]).arg(lab.path("run")).arg("--api").arg(&socket);
-    let process = Running(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
-    let api = lab.runtime.block_on(reach(&socket));
+    let mut process = Running(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
+    let api = lab.runtime.block_on(reach(&mut process, &socket));
     let mut a = Vm { lab: &lab, process, api, socket };
     let ticket = format!("{}@127.0.0.1:9", identity.peer_key());
     let (_, error) = a.migrate(MigrateRequest { ticket, ..Default::default() }, |_| ());

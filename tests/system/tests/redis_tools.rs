@@ -3,29 +3,16 @@
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use mycelium_lab::PrivateNamespace;
+use system_tests::process::{Running, ip};
 use system_tests::{has_kvm, program, run, skip};
 
 const GUEST: &str = "10.90.0.2";
 
-struct Vm(Child);
-
-impl Drop for Vm {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn ip(line: &str) {
-    let output = run(Command::new("ip").args(line.split_whitespace()));
-    assert!(output.status.success(), "ip {line}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-fn start_vm(dir: &Path) -> Option<Vm> {
+fn start_vm(dir: &Path) -> Option<Running> {
     let (endophyte, guest) = (program("endophyte")?, program("native-guest")?);
     let spec = dir.join("vm.toml");
     let text = format!(
@@ -34,7 +21,7 @@ fn start_vm(dir: &Path) -> Option<Vm> {
     );
     fs::write(&spec, text).unwrap();
     let vm = Command::new(endophyte).arg("run").arg("--spec").arg(spec).stdin(Stdio::null()).spawn().unwrap();
-    Some(Vm(vm))
+    Some(Running(vm))
 }
 
 fn wait_until_it_serves() {

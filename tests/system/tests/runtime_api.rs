@@ -3,15 +3,16 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use endophyte_api::{
     ConsoleInput, InfoRequest, MetricsRequest, PauseRequest, PressPowerButtonRequest, ResumeRequest, Role,
     SetAllowedRequest, SetBalloonRequest, SetReplicasRequest, SnapshotProgress, SnapshotRequest, StopRequest,
-    VmClient, VmInfo, WatchRequest, connect,
+    VmClient, VmInfo, WatchRequest,
 };
 use rhizomorph_link::Identity;
+use system_tests::process::{Running, reach};
 use system_tests::{has_kvm, program, run, threads_of};
 use tokio::time::timeout;
 use tokio_stream::{StreamExt, iter, once, pending};
@@ -19,16 +20,6 @@ use tokio_stream::{StreamExt, iter, once, pending};
 /// Bounds a test that fails; two VMs seed each other on two busy cores.
 const PATIENCE: Duration = Duration::from_secs(60);
 const ARBITER: &str = "127.0.0.1:17600";
-
-/// A process that ends with the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// A folder with an arbiter, keys and a spec.
 struct Lab {
@@ -138,24 +129,12 @@ struct Vm {
     api: VmClient,
 }
 
-/// Connects as soon as the process listens.
-async fn reach(socket: &Path) -> VmClient {
-    let connecting = async {
-        loop {
-            match connect(socket).await {
-                Ok(api) => return api,
-                Err(_) => tokio::task::yield_now().await,
-            }
-        }
-    };
-    timeout(PATIENCE, connecting).await.expect("the API answers")
-}
-
 impl Vm {
     async fn start(mut command: Command, socket: &Path) -> Self {
         command.arg("--api").arg(socket).arg("--die-with-parent");
-        let process = Running(command.stdin(Stdio::null()).spawn().unwrap());
-        Self { process, api: reach(socket).await }
+        let mut process = Running(command.stdin(Stdio::null()).spawn().unwrap());
+        let api = reach(&mut process, socket).await;
+        Self { process, api }
     }
 
     async fn info(&mut self) -> VmInfo {
@@ -457,8 +436,8 @@ async fn a_vm_dies_with_its_caller() {
     let script = r#""$0" run --spec "$1" --api "$2" --die-with-parent & echo started; wait"#;
     let mut caller = Command::new("sh");
     caller.args(["-c", script]).arg(program("endophyte").unwrap()).args([&spec, &socket]);
-    let caller = Running(caller.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
-    let mut vm = reach(&socket).await;
+    let mut caller = Running(caller.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
+    let mut vm = reach(&mut caller, &socket).await;
     vm.info(InfoRequest {}).await.unwrap();
     let mut watch = vm.watch(WatchRequest {}).await.unwrap().into_inner();
     drop(caller);

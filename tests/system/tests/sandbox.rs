@@ -6,16 +6,16 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::chown;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use endophyte_api::{
     InfoRequest, MetricsRequest, PauseRequest, PressPowerButtonRequest, ResumeRequest, SetBalloonRequest,
-    SnapshotProgress, SnapshotRequest, StopRequest, VmClient, connect,
+    SnapshotProgress, SnapshotRequest, StopRequest, VmClient,
 };
 use rustix::io::{FdFlags, fcntl_setfd};
+use system_tests::process::{Running, reach};
 use system_tests::{Confinement, has_kvm, program, skip, threads_of};
-use tokio::time::timeout;
 use tokio_stream::StreamExt;
 
 /// Bounds a test that fails; a disk is verified on two busy cores.
@@ -70,8 +70,9 @@ impl Lab {
         let mut command = Command::new(program("endophyte").unwrap());
         command.args(["run", "--die-with-parent", "--spec"]).arg(self.path("vm.toml"));
         command.arg("--api").arg(self.path("doors/api")).arg("--reach").arg(self.path("saves")).args(rest);
-        let process = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
-        Vm { process, api: reach(&self.path("doors/api")).await, log: self.path("console") }
+        let mut process = Running(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
+        let api = reach(&mut process, &self.path("doors/api")).await;
+        Vm { process, api, log: self.path("console") }
     }
 
     /// A connection to a port of the guest's.
@@ -180,30 +181,11 @@ fn make_image(path: &Path, format: &str) -> Option<()> {
     }
 }
 
-/// A VM's process, killed with the test, and the way to it.
+/// A VM's process and the way to it.
 struct Vm {
-    process: Child,
+    process: Running,
     api: VmClient,
     log: PathBuf,
-}
-
-impl Drop for Vm {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-async fn reach(socket: &Path) -> VmClient {
-    let connecting = async {
-        loop {
-            match connect(socket).await {
-                Ok(api) => return api,
-                Err(_) => tokio::task::yield_now().await,
-            }
-        }
-    };
-    timeout(PATIENCE, connecting).await.expect("the API answers")
 }
 
 impl Vm {
@@ -375,7 +357,12 @@ async fn a_vm_of_another_user_works_without_root() {
     if !rustix::process::geteuid().is_root() {
         return skip("becoming another user takes root");
     }
-    for name in ["", "vm.toml", "disk", "doors", "saves"] {
+    // Where the programs are may be closed to that user.
+    let kernel = program("native-guest").unwrap();
+    fs::copy(&kernel, lab.path("guest")).unwrap();
+    let spec = fs::read_to_string(lab.path("vm.toml")).unwrap();
+    fs::write(lab.path("vm.toml"), spec.replace(kernel.to_str().unwrap(), "guest")).unwrap();
+    for name in ["", "guest", "vm.toml", "disk", "doors", "saves"] {
         chown(lab.path(name), Some(12345), Some(12345)).unwrap();
     }
     let mut vm = lab.run(&["--user", "12345"]).await;

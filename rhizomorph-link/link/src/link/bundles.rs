@@ -175,6 +175,10 @@ impl Link {
 impl State {
     fn launches(&mut self, now: std::time::Duration) -> Vec<Launch> {
         let mut launches = Vec::new();
+        if self.closed.is_some() {
+            // What a task still reports after the close finds neither connections nor bytes.
+            return launches;
+        }
         while let Some(Assignment { path, stripe }) = self.outbox.next(now) {
             let current = self.paths.get_mut(&path).and_then(|slot| slot.current.as_mut());
             let bundle = self.outgoing.get(&stripe.bundle());
@@ -196,5 +200,22 @@ impl State {
     fn forget_stripe(&mut self, path: PathId, stripe: &StripeHeader) -> bool {
         let current = self.paths.get_mut(&path).and_then(|slot| slot.current.as_mut());
         current.is_some_and(|current| current.stripes.remove(&(stripe.bundle(), stripe.index())).is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_closed_link_sends_nothing_more() {
+        let mut state = State::default();
+        state.outbox.path_up(PathId::new(0).unwrap(), Duration::from_millis(1));
+        state.outbox.push(Priority::Bulk, 100, 16384).unwrap();
+        state.closed = Some(CloseReason::Local);
+        drop(state.dismantle());
+        assert!(state.launches(Duration::ZERO).is_empty());
     }
 }
