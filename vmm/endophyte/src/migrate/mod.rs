@@ -3,6 +3,7 @@
 //! The source copies memory from a thread of its own while [`crate::plain`] keeps the VM; the switch happens in the thread that
 //! keeps the VM, so that nothing else can pause or resume it meanwhile. docs/migration.md tells what is lost when what fails.
 
+mod arrival;
 mod copy;
 mod desk;
 mod destination;
@@ -11,6 +12,7 @@ mod peer;
 mod remote;
 mod serve;
 mod source;
+mod switch;
 mod words;
 
 pub(crate) use desk::Bell;
