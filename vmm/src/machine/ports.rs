@@ -10,7 +10,7 @@ use crate::devices::listener::SocketError;
 use crate::devices::net::{NicPort, Tap, TapError, TapPort};
 use crate::devices::serial::{SerialPort, StreamPort};
 use crate::devices::vsock::{DirectPort, VsockLink};
-use crate::spec::{SerialSpec, VmSpec};
+use crate::spec::{NetSpec, SerialSpec, VmSpec};
 
 /// Everything that leads out of a machine.
 #[derive(Clone)]
@@ -61,12 +61,12 @@ impl MachinePorts {
     /// # Errors
     /// [`PortsError`] when a tap or the console's file cannot be opened.
     pub fn plain(spec: &VmSpec) -> Result<MachinePorts, PortsError> {
-        let open = |tap: &str| -> Result<NicPort, PortsError> {
-            let tap = Arc::new(Tap::open(tap)?);
+        let open = |card: &NetSpec| -> Result<NicPort, PortsError> {
+            let tap = Arc::new(Tap::open(card)?);
             Ok(NicPort { port: Arc::new(TapPort::new(Arc::clone(&tap))), tap })
         };
         Ok(MachinePorts {
-            net: spec.net.iter().map(|card| open(&card.tap)).collect::<Result<_, _>>()?,
+            net: spec.net.iter().map(open).collect::<Result<_, _>>()?,
             serial: Arc::new(open_console(&spec.serial)?),
             vsock: spec
                 .devices

@@ -3,20 +3,18 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::time::Instant;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
 };
-use vmm_sys_util::timerfd::TimerFd;
 
 use super::engine::Engine;
 use super::image::{DiskImage, Geometry};
 use super::metrics::BlockMetrics;
 use super::persist::BlockSaved;
-use super::rate::{Bucket, Limits};
 use super::request::{Operation, SECTOR_BYTES};
+use crate::devices::rate::Limiter;
 use crate::kvm::KvmError;
 use crate::limits::{DISK_CLEAR_SECTORS_MAX, DISK_REQUESTS_MAX, QUEUE_SIZE};
 use crate::memory::HostRange;
@@ -41,9 +39,7 @@ pub(crate) struct Block {
     /// By slot; `None` is free.
     pub(super) under_way: Vec<Option<Pending>>,
     pub(super) free: Vec<u16>,
-    pub(super) limits: Limits,
-    /// Wakes queues that the rate limit holds.
-    timer: TimerFd,
+    pub(super) limiter: Limiter,
     /// Queues that could not be worked off for lack of slots or rate.
     pub(super) waiting: Vec<bool>,
     /// Queues with answers the driver has not been told of.
@@ -101,8 +97,6 @@ impl Disk {
 
 impl Block {
     fn new(spec: &DiskSpec, image: DiskImage, place: Place<'_>) -> io::Result<Block> {
-        let now = Instant::now();
-        let bucket = |rate: Option<u64>| rate.map(|per_s| Bucket::new(per_s, now));
         Ok(Block {
             geometry: image.geometry,
             serial: spec.serial.clone(),
@@ -110,8 +104,7 @@ impl Block {
             engine: Engine::new(image, Arc::clone(place.ram), DISK_REQUESTS_MAX)?,
             under_way: std::iter::repeat_with(|| None).take(usize::from(DISK_REQUESTS_MAX)).collect(),
             free: (0..DISK_REQUESTS_MAX).rev().collect(),
-            limits: Limits { requests: bucket(spec.iops), bytes: bucket(spec.bytes_per_s) },
-            timer: TimerFd::new()?,
+            limiter: Limiter::new(spec.iops, spec.bytes_per_s)?,
             waiting: vec![false; usize::from(spec.queues)],
             answered: vec![false; usize::from(spec.queues)],
             metrics: BlockMetrics::default(),
@@ -123,13 +116,6 @@ impl Block {
         let mut field = [0; crate::limits::DISK_SERIAL_BYTES_MAX];
         field[..self.serial.len()].copy_from_slice(self.serial.as_bytes());
         field
-    }
-
-    /// Has the waiting queues looked at again after `wait`.
-    pub(super) fn wake_after(&mut self, wait: std::time::Duration) {
-        if let Err(error) = self.timer.reset(wait, None) {
-            tracing::error!(%error, "a disk's timer cannot be set; its rate limit may hold the guest");
-        }
     }
 
     /// Waits for everything under way; with a driver that is still there, it gets its answers.
@@ -176,7 +162,7 @@ impl DeviceType for Block {
     }
 
     fn sources(&self) -> Vec<RawFd> {
-        self.engine.fd().into_iter().chain([self.timer.as_raw_fd()]).collect()
+        self.engine.fd().into_iter().chain([self.limiter.as_raw_fd()]).collect()
     }
 
     fn event(&mut self, _: u16, io: &mut Io<'_>) -> Result<Turn, ChainError> {
