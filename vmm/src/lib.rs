@@ -25,6 +25,7 @@ pub mod memory;
 mod pci;
 pub mod spec;
 pub mod state;
+pub mod threads;
 mod vcpu;
 mod virtio;
 

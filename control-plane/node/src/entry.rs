@@ -74,6 +74,12 @@ impl VmFolder {
         self.0.join("run")
     }
 
+    /// Where the VM's process may write what it is asked to save. Not in this folder, which goes with the VM.
+    pub(crate) fn snapshots(&self) -> PathBuf {
+        let daemon_folder = self.0.ancestors().nth(2).unwrap_or(&self.0);
+        daemon_folder.join("snapshots").join(self.0.file_name().unwrap_or_default())
+    }
+
     pub(crate) fn log(&self) -> PathBuf {
         self.0.join("endophyte.log")
     }
@@ -109,6 +115,12 @@ impl VmFolder {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn snapshots_outlive_the_vm() {
+        let folder = VmFolder::of(Path::new("/state"), "a");
+        assert_eq!(folder.snapshots(), Path::new("/state/snapshots/a"));
+    }
 
     #[test]
     fn an_entry_is_found_again_and_a_damaged_one_is_left_alone() {

@@ -1,7 +1,8 @@
 //! The VMs of this node.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use endophyte_vmm::spec::VmSpec;
@@ -260,9 +261,12 @@ impl Vms {
         let folder = VmFolder::of(&self.config.folder, &entry.name);
         folder.save(&entry)?;
         std::fs::write(folder.spec(), spec)?;
+        std::fs::create_dir_all(folder.snapshots())?;
         let api = self.api_of(&entry.name);
+        api.parent().map_or(Ok(()), make_private)?;
         let mut args = role.to_vec();
         args.extend(["--spec".to_owned(), folder.spec().display().to_string()]);
+        args.extend(["--reach".to_owned(), folder.snapshots().display().to_string()]);
         args.extend(match entry.started_as {
             StartedAs::Alone => vec!["--run-dir".to_owned(), folder.run_dir().display().to_string()],
             _ => self.process_args(spore, &folder),
@@ -304,13 +308,26 @@ impl Vms {
             return Err(VmError::Runs(name.to_owned()));
         }
         keeper.folder().remove()?;
+        if let Some(folder) = self.api_of(name).parent() {
+            // A pod's is elsewhere, and then there is none.
+            let _ = std::fs::remove_dir(folder);
+        }
         self.keepers().remove(name);
         Ok(())
     }
 
+    /// In a folder of its own: the VM's process may remove what is there, and not the sockets of others.
     fn api_of(&self, name: &str) -> PathBuf {
-        let dir = self.config.api.parent().unwrap_or_else(|| std::path::Path::new("/run/mycelium"));
-        dir.join(format!("vm-{name}.sock"))
+        let dir = self.config.api.parent().unwrap_or_else(|| Path::new("/run/mycelium"));
+        dir.join(format!("vm-{name}")).join("api.sock")
+    }
+}
+
+/// Makes a folder for this user only, unless it is there.
+fn make_private(folder: &Path) -> std::io::Result<()> {
+    match std::fs::DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -335,8 +352,8 @@ fn parse(spec: &str) -> Result<VmSpec, VmError> {
     if spec.len() > limits::SPEC_BYTES {
         return Err(VmError::Spec(format!("{} bytes, at most {} are taken", spec.len(), limits::SPEC_BYTES)));
     }
-    let parsed = VmSpec::parse(spec, std::path::Path::new("/vm.toml"))
-        .map_err(|error| VmError::Spec(error.to_string()))?;
+    let parsed =
+        VmSpec::parse(spec, Path::new("/vm.toml")).map_err(|error| VmError::Spec(error.to_string()))?;
     VmId::new(parsed.name.clone()).map_err(|error| VmError::Spec(error.to_string()))?;
     Ok(parsed)
 }

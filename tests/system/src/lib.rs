@@ -43,6 +43,54 @@ pub fn has_kvm() -> bool {
     has
 }
 
+/// How far a thread is confined, by what the kernel shows of it.
+#[derive(Clone, Debug)]
+pub struct Confinement {
+    /// The thread's name.
+    pub name: String,
+    /// Whether its system calls are filtered.
+    pub filtered: bool,
+    /// By how many filters.
+    pub filters: u64,
+    /// Whether it can regain rights by executing something.
+    pub no_new_privileges: bool,
+    /// Its permitted capabilities, as bits.
+    pub capabilities: u64,
+    /// Its effective user.
+    pub user: u64,
+}
+
+/// All threads of a process. One that ends meanwhile is left out.
+///
+/// # Panics
+/// When the process is gone.
+#[must_use]
+pub fn threads_of(process: u32) -> Vec<Confinement> {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).expect("the process runs");
+    tasks
+        .filter_map(|task| confinement(&std::fs::read_to_string(task.ok()?.path().join("status")).ok()?))
+        .collect()
+}
+
+fn confinement(status: &str) -> Option<Confinement> {
+    let field = |name: &str| {
+        let mut fields = status.lines().filter_map(|line| line.split_once(':'));
+        fields.find(|(found, _)| *found == name).map(|(_, value)| value.trim())
+    };
+    let number = |name, place, radix| {
+        let value = field(name)?.split_whitespace().nth(place)?;
+        u64::from_str_radix(value, radix).ok()
+    };
+    Some(Confinement {
+        name: field("Name")?.to_owned(),
+        filtered: number("Seccomp", 0, 10)? == 2,
+        filters: number("Seccomp_filters", 0, 10)?,
+        no_new_privileges: number("NoNewPrivs", 0, 10)? == 1,
+        capabilities: number("CapPrm", 0, 16)?,
+        user: number("Uid", 1, 10)?,
+    })
+}
+
 /// Plays the demo and returns its verdict.
 ///
 /// # Panics

@@ -12,7 +12,7 @@ use endophyte_api::{
     VmClient, VmInfo, WatchRequest, connect,
 };
 use rhizomorph_link::Identity;
-use system_tests::{has_kvm, program, run};
+use system_tests::{has_kvm, program, run, threads_of};
 use tokio::time::timeout;
 use tokio_stream::{StreamExt, iter, once, pending};
 
@@ -109,6 +109,7 @@ impl Lab {
     async fn run(&self) -> Vm {
         let mut command = Command::new(program("endophyte").unwrap());
         command.args(["run", "--spec"]).arg(self.path("vm.toml")).stdout(Stdio::null());
+        command.arg("--reach").arg(self.dir.path());
         Vm::start(command, &self.path("run.sock")).await
     }
 
@@ -228,6 +229,13 @@ impl Vm {
             last = step?;
         }
         Ok(last)
+    }
+
+    /// Every thread of it is under a filter.
+    fn is_confined(&self) {
+        for thread in threads_of(self.process.0.id()) {
+            assert!(thread.filtered && thread.no_new_privileges, "{thread:?}");
+        }
     }
 
     /// Asks it to stop and returns its exit code.
@@ -378,6 +386,8 @@ async fn protection_is_given_taken_and_given_again_through_losses() {
     a.set_replicas(&[&to_b]).await;
     a.until_protected().await;
     assert_eq!(lab.listed(), 1);
+    a.is_confined();
+    b.is_confined();
     let first = b.until("the replica to be listed", |i| i.listed).await.incarnation;
 
     a.set_replicas(&[]).await;

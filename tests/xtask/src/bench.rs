@@ -1,8 +1,11 @@
 //! `cargo xtask bench`: figures as JSON lines, from repeated runs of the real thing.
 
+mod vmm;
+
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
+use bench_figures::Figure;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
@@ -13,15 +16,17 @@ pub(crate) struct BenchArgs {
     /// What to measure.
     #[arg(value_enum, default_value_t = What::Takeover)]
     what: What,
-    /// Runs per fault.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
-    repeats: u64,
-    /// First seed; each run has its own.
+    /// Takeover: runs per fault. Vmm: rounds in which each VMM has its turn. 5 if not given.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    repeats: Option<u64>,
+    /// Takeover: first seed; each run has its own.
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// One JSON object per figure instead of a table.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    vmm: vmm::VmmArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -30,8 +35,12 @@ enum What {
     Takeover,
     /// Forming a network, its arbiter, and pods against runc, by real daemons and a real containerd.
     Slice,
+    /// Our VMM against QEMU's microvm: start, memory, network, disk and restore of the same guest, by `vmm-bench`.
+    Vmm,
 }
 
+/// Runs per fault.
+const REPEATS: u64 = 5;
 const FAULTS: [&str; 3] = ["kill", "stop", "link"];
 /// Figure, and where it stands in a demo's verdict.
 const FIGURES: [(&str, &str); 7] = [
@@ -45,17 +54,23 @@ const FIGURES: [(&str, &str); 7] = [
 ];
 
 pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
-    if args.what == What::Slice {
-        return slice(args.json);
+    match args.what {
+        What::Takeover => takeover(args),
+        What::Slice => slice(args.json),
+        What::Vmm => vmm::run(&args.vmm, args.repeats, args.json),
     }
+}
+
+fn takeover(args: &BenchArgs) -> Result<ExitCode> {
+    let repeats = args.repeats.unwrap_or(REPEATS);
     tools::ensure(&[tools::GCC])?;
     let built = build::programs()?;
     let mut good = true;
     for fault in FAULTS {
         let mut verdicts = Vec::new();
-        for n in 0..args.repeats {
+        for n in 0..repeats {
             let seed = (args.seed + n).to_string();
-            eprintln!("{fault}: run {} of {}, seed {seed}", n + 1, args.repeats);
+            eprintln!("{fault}: run {} of {repeats}, seed {seed}", n + 1);
             let demo = ["demo", "--json", "--fault", fault, "--seed", &seed];
             let output = Command::new(built.program("mycelium")).args(demo).output()?;
             let text = String::from_utf8_lossy(&output.stdout);
@@ -103,28 +118,13 @@ fn slice(as_json: bool) -> Result<ExitCode> {
     let output = measure.env("MYCELIUM_PROGRAMS", &built.folder).stderr(Stdio::inherit()).output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let mut good = output.status.success();
+    if !as_json {
+        println!("{}", bench_figures::heading());
+    }
     for line in text.lines().filter(|line| line.starts_with('{')) {
-        let figure: Value = serde_json::from_str(line)?;
-        good &= figure["met"] == true;
-        if as_json { println!("{line}") } else { println!("{}", row(&figure)) }
+        let figure: Figure = serde_json::from_str(line)?;
+        good &= figure.met;
+        if as_json { println!("{line}") } else { println!("{}", bench_figures::row(&figure)) }
     }
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn row(figure: &Value) -> String {
-    let ours = |key: &str| figure["ours"][key].as_f64().unwrap_or(f64::NAN);
-    let text = |key: &str| figure[key].as_str().unwrap_or_default();
-    let peer =
-        figure["ratio"].as_f64().map_or_else(String::new, |r| format!("  {r:.2} of {}", text("peer_name")));
-    format!(
-        "{:<18} p50 {:>8.2}  p99 {:>8.2}  max {:>8.2} {:<4} n {:>4}  goal {}: {}{peer}",
-        text("figure"),
-        ours("p50"),
-        ours("p99"),
-        ours("max"),
-        text("unit"),
-        ours("n"),
-        text("goal"),
-        if figure["met"] == true { "met" } else { "NOT MET" }
-    )
 }

@@ -21,7 +21,7 @@ impl Built {
 
 /// Builds the programs and the native guest, and puts the guest beside the programs.
 pub(crate) fn programs() -> Result<Built> {
-    programs_with(&["--exclude", "slice-tests", "--bins"])
+    programs_with(&["--exclude", "slice-tests", "--exclude", "vmm-bench", "--bins"])
 }
 
 /// As [`programs`], with all tests: the same selection every time, because cargo builds a dependency anew for every other set of
@@ -32,7 +32,19 @@ pub(crate) fn programs_and_tests() -> Result<Built> {
 
 fn programs_with(selection: &[&str]) -> Result<Built> {
     must(cargo().args(["build", "--workspace"]).args(selection))?;
-    let folder = target_folder()?.join(TARGET).join("debug");
+    with_guest("debug")
+}
+
+/// Builds the programs of some packages as users get them, and the native guest, for what is to be measured.
+pub(crate) fn release_programs(packages: &[&str]) -> Result<Built> {
+    let packages = packages.iter().flat_map(|package| ["--package", package]);
+    must(cargo().args(["build", "--release", "--bins"]).args(packages))?;
+    with_guest("release")
+}
+
+/// Puts the native guest beside the programs of a profile.
+fn with_guest(profile: &str) -> Result<Built> {
+    let folder = target_folder()?.join(TARGET).join(profile);
     let guest = native_guest()?;
     let beside = folder.join("native-guest");
     fs::copy(&guest, &beside).with_context(|| format!("cannot copy the guest to {}", beside.display()))?;

@@ -47,9 +47,10 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     let plan = suites.into_iter().map(|suite| match suite {
         Suite::Unit => ("unit", step(unit)),
         Suite::Sim => ("sim", step(move || sim(size))),
-        Suite::Failover => {
-            ("failover", step(move || system(&["failover", "bad_input", "redis_tools", "runtime_api"], size)))
-        }
+        Suite::Failover => (
+            "failover",
+            step(move || system(&["failover", "bad_input", "redis_tools", "runtime_api", "sandbox"], size)),
+        ),
         Suite::Slice => ("slice", step(move || slice(size))),
         Suite::Lab => ("lab", step(move || lab(size))),
     });

@@ -23,7 +23,7 @@ pub(crate) const TCPDUMP: Tool =
 pub(crate) const QEMU: Tool = Tool {
     program: "qemu-system-x86_64",
     package: "qemu-system-x86",
-    reason: "emulates the hosts of the nested lab",
+    reason: "emulates the hosts of the nested lab, and is what our VMM is compared with",
 };
 pub(crate) const REDIS: Tool =
     Tool { program: "redis-benchmark", package: "redis-tools", reason: "is the stock client of the tests" };

@@ -25,8 +25,8 @@ use crate::session::Offering;
 use crate::signals::Signals;
 
 /// Boots a VM and protects it until it ends.
-pub(crate) fn run(args: &ActiveArgs, signals: Signals) -> Result<ExitCode, Exit> {
-    let node = Node::open(&args.node, "active", &signals)?;
+pub(crate) fn run(args: &ActiveArgs) -> Result<ExitCode, Exit> {
+    let (node, signals) = Node::open(&args.node, "active")?;
     node.replicas.set(&args.replica).or_exit(Failure::Spec)?;
     let guest = node.build_guest()?;
     let me = node.incarnate("active");

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use endophyte_sandbox::User;
 use mycelium_ram_core::record::LossPolicy;
 use rhizomorph_link::{PeerKey, Ticket};
 
@@ -16,7 +17,7 @@ use rhizomorph_link::{PeerKey, Ticket};
 #[command(
     version,
     about,
-    after_help = "Exit codes: 0 ended well, 1 unexpected, 2 usage, 3 spec or key, 4 this host, 5 the guest failed, 6 deposed by a takeover, 7 arbiter or peer."
+    after_help = "Exit codes: 0 ended well, 1 unexpected, 2 usage, 3 spec or key, 4 this host, 5 the guest failed, 6 deposed by a takeover, 7 arbiter or peer, 8 stopped by the sandbox."
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -82,7 +83,7 @@ impl Command {
 }
 
 /// What every process that holds a VM may be given.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub(crate) struct ProcessArgs {
     /// Serve the runtime API (gRPC, endophyte.v1) on this Unix socket, for this user only; a dead process' socket is
     /// replaced.
@@ -91,6 +92,25 @@ pub(crate) struct ProcessArgs {
     /// Be killed when the thread that started this process ends.
     #[arg(long)]
     pub(crate) die_with_parent: bool,
+    /// Run the VM without the sandbox that keeps a guest which breaks out from the rest of the host.
+    #[arg(long, conflicts_with = "user")]
+    pub(crate) no_sandbox: bool,
+    /// A folder in which the API may write snapshots and find disks; may be given several times. What is elsewhere is out of
+    /// the sandbox's reach.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) reach: Vec<PathBuf>,
+    /// Become this user once the devices of the host are open; the VM's files must be within its reach.
+    #[arg(long, value_name = "NAME|UID[:GID]")]
+    pub(crate) user: Option<User>,
+    /// Move into this control group, made if there is none.
+    #[arg(long, value_name = "FOLDER", conflicts_with = "no_sandbox")]
+    pub(crate) cgroup: Option<PathBuf>,
+    /// Bound the control group's memory to the guest's RAM and an allowance, and its threads.
+    #[arg(long, requires = "cgroup")]
+    pub(crate) cgroup_limits: bool,
+    /// Write forbidden system calls to the kernel's log and let them pass.
+    #[arg(long, hide = true, conflicts_with = "no_sandbox")]
+    pub(crate) sandbox_report: bool,
 }
 
 #[derive(Debug, Args)]

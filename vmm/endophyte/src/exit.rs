@@ -10,6 +10,7 @@
 //! | 5 | the guest failed and its policy is to stop |
 //! | 6 | another process is the active of this VM now |
 //! | 7 | the arbiter or a peer cannot be reached, or refuses |
+//! | 8 | a thread did what the sandbox forbids (`endophyte_sandbox::EXIT_VIOLATION`) |
 
 use std::process::ExitCode;
 

@@ -38,9 +38,8 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// Builds the machine, parked, with its taps open and its gate in place.
-    pub(crate) fn build(spec: &VmSpec, tape: Arc<Tape>) -> Result<Self> {
-        let taps = spec.net.iter().map(|n| Ok(Arc::new(Tap::open(n)?))).collect::<Result<Vec<_>>>()?;
+    /// Builds the machine, parked, on open taps, with its gate in place.
+    pub(crate) fn build(spec: &VmSpec, taps: Vec<Arc<Tap>>, tape: Arc<Tape>) -> Result<Self> {
         let terminal = |spec: &ConsoleSpec| Ok(Arc::new(Terminal::bind(&spec.socket)?));
         let terminals = spec.devices.consoles.iter().map(terminal).collect::<Result<Vec<_>>>()?;
         let (tell, notices) = channel();

@@ -4,6 +4,7 @@ mod active;
 mod announce;
 mod api;
 mod cli;
+mod confine;
 mod console;
 mod desk;
 mod exit;
@@ -33,7 +34,6 @@ use rhizomorph_link::Identity;
 use cli::{Cli, Command};
 use exit::{Exit, Failure, OrExit};
 use outlet::say;
-use signals::Signals;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -51,9 +51,9 @@ fn dispatch(command: Command) -> Result<ExitCode, Exit> {
         parent::die_with_parent().or_exit(Failure::Host)?;
     }
     match command {
-        Command::Run(args) => plain::run(&args, &Signals::block()?),
-        Command::Active(args) => active::run(&args, Signals::block()?),
-        Command::Passive(args) => passive::run(&args, Signals::block()?),
+        Command::Run(args) => plain::run(&args),
+        Command::Active(args) => active::run(&args),
+        Command::Passive(args) => passive::run(&args),
         Command::Keygen { out } => keygen(&out),
         Command::Key { file } => {
             say(&Identity::load(&file).or_exit(Failure::Spec)?.peer_key().to_string());
@@ -77,7 +77,8 @@ fn keygen(out: &Path) -> Result<ExitCode, Exit> {
 }
 
 fn report_host(json: bool) -> ExitCode {
-    let report = doctor::examine();
+    let mut report = doctor::examine();
+    report.checks.extend(confine::checks());
     if json {
         say(&report.to_json());
     } else {

@@ -22,6 +22,7 @@ use tokio::sync::watch;
 
 use crate::api::Api;
 use crate::cli::{NodeArgs, TimingArgs};
+use crate::confine::{self, Needs, Taps};
 use crate::console::Tape;
 use crate::desk::{Allowed, Desk, Peering};
 use crate::exit::{Exit, Failure, OrExit};
@@ -39,6 +40,7 @@ pub(crate) struct Node {
     _api: Option<Api>,
     pub(crate) args: NodeArgs,
     pub(crate) spec: VmSpec,
+    taps: Taps,
     pub(crate) vm: VmId,
     pub(crate) identity: Identity,
     pub(crate) events: EventLog,
@@ -49,7 +51,8 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn open(args: &NodeArgs, role: &str, signals: &Signals) -> Result<Self, Exit> {
+    /// Opens what one process has of this, enters the sandbox, and starts the first threads.
+    pub(crate) fn open(args: &NodeArgs, role: &str) -> Result<(Self, Signals), Exit> {
         #[cfg(feature = "sabotage")]
         mycelium_ram_core::sabotage::set_sabotage(args.sabotage);
         let spec = VmSpec::load(&args.spec).or_exit(Failure::Spec)?;
@@ -57,6 +60,9 @@ impl Node {
         let vm = VmId::new(spec.name.clone()).or_exit(Failure::Spec)?;
         let identity = Identity::load(&args.key).or_exit(Failure::Spec)?;
         let run_dir = RunDir::open(&args.run_dir).or_exit(Failure::Host)?;
+        let needs = Needs { run_dir: Some(&args.run_dir), ..Needs::default() };
+        let taps = confine::enter(&spec, &args.process, needs)?.taps;
+        let signals = Signals::block()?;
         let status = Status {
             vm: spec.name.clone(),
             role: role.to_owned(),
@@ -73,7 +79,10 @@ impl Node {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("link")
-            .on_thread_start(mycelium_ram::priority::beat)
+            .on_thread_start(|| {
+                mycelium_ram::priority::beat();
+                confine::serve();
+            })
             .enable_all()
             .build()
             .context("cannot start the network runtime")
@@ -81,7 +90,9 @@ impl Node {
         let api = args.process.api.as_deref();
         let api = api.map(|path| Api::on_runtime(path, desk.clone(), runtime.handle()));
         let _api = api.transpose().or_exit(Failure::Host)?;
-        Ok(Self { _api, args: args.clone(), spec, vm, identity, events, desk, replicas, allowed, runtime })
+        let args = args.clone();
+        let node = Self { _api, args, spec, taps, vm, identity, events, desk, replicas, allowed, runtime };
+        Ok((node, signals))
     }
 
     /// A new incarnation of this node.
@@ -99,7 +110,8 @@ impl Node {
 
     /// Builds the machine, parked.
     pub(crate) fn build_guest(&self) -> Result<Guest, Exit> {
-        Guest::build(&self.spec, self.desk.tape.clone()).or_exit(Failure::Host)
+        let taps = self.taps.again();
+        Guest::build(&self.spec, taps, self.desk.tape.clone()).or_exit(Failure::Host)
     }
 
     /// A client of the arbiter, not yet connected.

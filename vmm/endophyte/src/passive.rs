@@ -17,15 +17,15 @@ use crate::exit::{Exit, Failure, OrExit};
 use crate::guest::{Guest, MachinePort};
 use crate::node::{Node, replica_config};
 use crate::session::{answer, first_message, judge};
-use crate::signals::{Latch, Signals};
+use crate::signals::Latch;
 use crate::wire::{LinkWire, receive};
 
 /// Bytes that staging may need beyond one copy of the guest.
 const STAGING_SLACK: usize = 64 << 20;
 
 /// Holds a replica; becomes the active when the active is lost.
-pub(crate) fn run(args: &PassiveArgs, signals: Signals) -> Result<ExitCode, Exit> {
-    let node = Node::open(&args.node, "passive", &signals)?;
+pub(crate) fn run(args: &PassiveArgs) -> Result<ExitCode, Exit> {
+    let (node, signals) = Node::open(&args.node, "passive")?;
     node.replicas.set(&args.replica).or_exit(Failure::Spec)?;
     node.allowed.set(args.allow.iter().copied());
     let listener = listen(&node, args)?;

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::api::Api;
 use crate::cli::RunArgs;
+use crate::confine::{self, Needs, Opened};
 use crate::console::{Tape, Taped, type_stdin};
 use crate::desk::{Desk, Hands, Order};
 use crate::exit::{Exit, Failure, OrExit};
@@ -29,21 +30,25 @@ enum Happening {
     Order(Order),
 }
 
-pub(crate) fn run(args: &RunArgs, signals: &Signals) -> Result<ExitCode, Exit> {
+pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Exit> {
     let spec = VmSpec::load(&args.spec).or_exit(Failure::Spec)?;
+    let (snapshot, faults) = (args.restore.as_deref(), args.restore.is_some() && !args.whole);
+    let needs = Needs { snapshot, faults, ..Needs::default() };
+    let tape = tape(args.run_dir.as_deref()).or_exit(Failure::Host)?;
+    let opened = confine::enter(&spec, &args.process, needs)?;
+    let signals = Signals::block()?;
     let board = watch::Sender::new(Status {
         vm: spec.name.clone(),
         role: "run".to_owned(),
         state: "starting".to_owned(),
         ..Status::default()
     });
-    let tape = tape(args.run_dir.as_deref()).or_exit(Failure::Host)?;
     let desk = Desk::new(&spec, board, tape, signals.stopper(), None);
     let api = args.process.api.as_deref();
     let _api = api.map(|path| Api::on_thread(path, desk.clone())).transpose().or_exit(Failure::Host)?;
     let taped = api.is_some() || args.run_dir.is_some();
-    let machine = start(&spec, taped.then(|| desk.tape.clone()), args)?;
-    let happenings = happenings(&machine, signals, &desk)?;
+    let machine = start(&spec, opened, taped.then(|| desk.tape.clone()), args)?;
+    let happenings = happenings(&machine, &signals, &desk)?;
     tell(&desk, "running", "");
     let ended = supervise(&machine, &happenings, &desk);
     tell(
@@ -60,14 +65,20 @@ fn tape(run_dir: Option<&Path>) -> anyhow::Result<Arc<Tape>> {
     Ok(Tape::on_log(RunDir::open(folder)?.serial_log()?))
 }
 
-fn start(spec: &VmSpec, tape: Option<Arc<Tape>>, args: &RunArgs) -> Result<Arc<Machine>, Exit> {
-    let mut ports = MachinePorts::plain(spec).or_exit(Failure::Host)?;
+fn start(
+    spec: &VmSpec,
+    opened: Opened,
+    tape: Option<Arc<Tape>>,
+    args: &RunArgs,
+) -> Result<Arc<Machine>, Exit> {
+    let taps = opened.taps.again();
+    let mut ports = MachinePorts::on_taps(spec, taps).or_exit(Failure::Host)?;
     if let Some(tape) = tape {
         ports.serial = Arc::new(Taped { port: ports.serial, tape });
     }
     let machine = Arc::new(Machine::build(spec, ports).or_exit(Failure::Host)?);
     match &args.restore {
-        Some(file) => snapshot::restore(&machine, file, args.whole)?,
+        Some(file) => snapshot::restore(&machine, file, opened.userfault)?,
         None => machine.boot().or_exit(Failure::Host)?,
     }
     machine.set_rx_enabled(true);

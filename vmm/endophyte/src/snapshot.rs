@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use endophyte_api::SnapshotProgress;
-use endophyte_snapshot::Snapshot;
 use endophyte_snapshot::lazy::Userfault;
+use endophyte_snapshot::{SaveError, Snapshot};
 use endophyte_vmm::machine::{FileError, Machine};
 use endophyte_vmm::spec::HugePages;
 use tokio::sync::mpsc::Sender;
 use tonic::Status;
 
+use crate::confine;
 use crate::exit::{Exit, Failure, OrExit};
 
 /// A client hears of the progress this often.
@@ -43,11 +44,16 @@ pub(crate) fn save(
     let good = saved.is_ok();
     let end = SnapshotProgress { finished: true, paused_us, ..Default::default() };
     // A client that has gone hears nothing; the file is there all the same.
-    let _ = tell.blocking_send(saved.map(|()| end).map_err(|error| status_of(&error)));
+    let _ = tell.blocking_send(saved.map(|()| end).map_err(|error| status_of(path, &error)));
     Ok(good)
 }
 
-fn status_of(error: &FileError) -> Status {
+fn status_of(path: &Path, error: &FileError) -> Status {
+    if let FileError::Save(SaveError::Write { source, .. }) = error
+        && let Some(why) = confine::out_of_reach(path, source)
+    {
+        return Status::permission_denied(why);
+    }
     match error {
         FileError::Restoring => Status::failed_precondition(error.to_string()),
         FileError::Save(_) => Status::resource_exhausted(error.to_string()),
@@ -55,18 +61,17 @@ fn status_of(error: &FileError) -> Status {
     }
 }
 
-/// Gives the built machine what a snapshot holds.
-pub(crate) fn restore(machine: &Machine, file: &Path, whole: bool) -> Result<(), Exit> {
+/// Gives the built machine what a snapshot holds; `lazily`, as it is touched.
+pub(crate) fn restore(machine: &Machine, file: &Path, lazily: Option<Userfault>) -> Result<(), Exit> {
     let snapshot = Snapshot::open(file).or_exit(Failure::Spec)?;
     // A fault on a huge page would want 2 MiB at once.
-    let whole = whole || machine.spec().huge_pages == HugePages::Hugetlb;
-    let lazily = if whole { None } else { userfault() };
+    let lazily = lazily.filter(|_| machine.spec().huge_pages != HugePages::Hugetlb);
     machine.restore_from_file(snapshot, lazily, &mut |_, _| ()).or_exit(Failure::Spec)?;
     Ok(())
 }
 
-/// Where the kernel does not let us serve page faults, the whole snapshot is read first.
-fn userfault() -> Option<Userfault> {
+/// To be called while the process has its rights. Where the kernel does not let us serve page faults, the whole snapshot is read first.
+pub(crate) fn userfault() -> Option<Userfault> {
     match Userfault::open().context("the snapshot is read whole before the guest runs") {
         Ok(userfault) => Some(userfault),
         Err(error) => {

@@ -2,16 +2,17 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Mode;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::limits::{SOCKET_BACKLOG, SOCKET_PATH_BYTES_MAX};
 
 /// Only the user that runs the VM may connect.
-const OWNER_ONLY: u32 = 0o600;
+const OWNER_ONLY: Mode = Mode::from_bits_truncate(0o600);
 
 /// Why a socket cannot be listened at.
 #[derive(Debug, thiserror::Error)]
@@ -128,9 +129,9 @@ pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
 fn listen(path: &Path) -> io::Result<HostListener> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
+    // Linux makes the file with the socket's own mode, so there is no moment in which others could connect.
+    rustix::fs::fchmod(&socket, OWNER_ONLY)?;
     socket.bind(&SockAddr::unix(path)?)?;
-    // Nobody can connect before `listen`, so there is no moment in which others could.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(OWNER_ONLY))?;
     socket.listen(SOCKET_BACKLOG)?;
     let listener = UnixListener::from(OwnedFd::from(socket));
     Ok(HostListener { listener, path: path.to_owned(), file: identity(path) })
@@ -159,7 +160,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         let first = HostListener::bind(&path, 0).unwrap();
-        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, OWNER_ONLY);
+        assert_eq!(path.metadata().unwrap().mode() & 0o777, OWNER_ONLY.bits());
         assert!(matches!(HostListener::bind(&path, 0), Err(SocketError::Busy { .. })));
         drop(first);
         assert!(!path.exists());

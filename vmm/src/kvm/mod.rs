@@ -2,6 +2,8 @@
 
 mod dirty_log;
 
+use std::sync::{Arc, OnceLock};
+
 use kvm_ioctls::{Cap, Kvm};
 use vmm_sys_util::errno;
 
@@ -65,11 +67,27 @@ const REQUIRED: [(Cap, &str); 7] = [
     (Cap::Xcrs, "KVM_CAP_XCRS"),
 ];
 
-/// Opens `/dev/kvm` and checks that it can carry our VMs.
+/// The descriptor that is kept open, if one is.
+static KEPT: OnceLock<Arc<Kvm>> = OnceLock::new();
+
+/// Opens `/dev/kvm` for all machines that this process will build: a process that gives up its rights may not be able to later.
 ///
 /// # Errors
 /// [`KvmUnavailable`], with the remedy.
-pub(crate) fn open() -> Result<Kvm, KvmUnavailable> {
+pub fn keep_open() -> Result<(), KvmUnavailable> {
+    let kvm = open()?;
+    let _ = KEPT.set(kvm);
+    Ok(())
+}
+
+/// Opens `/dev/kvm`, unless it is kept open, and checks that it can carry our VMs.
+///
+/// # Errors
+/// [`KvmUnavailable`], with the remedy.
+pub(crate) fn open() -> Result<Arc<Kvm>, KvmUnavailable> {
+    if let Some(kept) = KEPT.get() {
+        return Ok(Arc::clone(kept));
+    }
     let kvm = Kvm::new().map_err(|errno| KvmUnavailable::Open { errno, remedy: remedy_for(errno) })?;
     let found = kvm.get_api_version();
     if found != API_VERSION {
@@ -79,7 +97,7 @@ pub(crate) fn open() -> Result<Kvm, KvmUnavailable> {
         Some((_, capability)) => {
             Err(KvmUnavailable::MissingCap { capability, remedy: "use a Linux kernel of 5.10 or newer" })
         }
-        None => Ok(kvm),
+        None => Ok(Arc::new(kvm)),
     }
 }
 

@@ -13,6 +13,7 @@ use crate::devices::block::Disk;
 use crate::limits::DISK_BOOT_DEADLINE;
 use crate::memory::GuestRam;
 use crate::spec::{BootSpec, VmSpec};
+use crate::threads::{self, ThreadKind};
 
 /// Loads what `spec` says; `disk` is the first disk.
 ///
@@ -44,6 +45,7 @@ fn from_disk(
 ) -> Result<Entry, BootError> {
     let (tell, told) = channel();
     let read = move || {
+        threads::started(ThreadKind::Boot);
         let plan = find(Arc::new(DiskReader(disk)), &Options { entry });
         let entry = plan.map_err(BootError::from).and_then(|plan| load_plan(&spec, &ram, plan));
         // Nobody listens after the deadline.

@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::platform::Platform;
 use crate::irq;
+use crate::threads::{self, ThreadKind};
 
 /// Events handled per wake-up.
 const BATCH: usize = 32;
@@ -69,29 +70,35 @@ impl DeviceThread {
     /// # Errors
     /// When the kernel grants no thread or poll set.
     pub(super) fn start_all(platform: &Arc<Platform>) -> io::Result<Vec<DeviceThread>> {
-        let numbered = || (0..).zip(platform.devices());
-        let (own, common): (Vec<_>, Vec<_>) = numbered().partition(|(_, device)| device.wants_own_thread());
-        let numbers = |devices: Vec<(u16, _)>| devices.into_iter().map(|(number, _)| number).collect();
-        let common: Vec<u16> = numbers(common);
-        let own: Vec<u16> = numbers(own);
-        let mut threads = vec![Self::start(Arc::clone(platform), "devices".to_owned(), &common, true)?];
-        for number in own {
-            let name = format!("device{number}");
-            threads.push(Self::start(Arc::clone(platform), name, &[number], false)?);
+        let mut common = Vec::new();
+        let mut threads = Vec::new();
+        for (number, device) in (0..).zip(platform.devices()) {
+            match device.own_thread() {
+                Some(kind) => {
+                    threads.push(Self::start(platform, format!("device{number}"), &[number], kind)?);
+                }
+                None => common.push(number),
+            }
         }
+        threads.push(Self::start(platform, "devices".to_owned(), &common, ThreadKind::Devices)?);
         Ok(threads)
     }
 
-    /// Serves `devices`, and the timers of the board if it is to.
+    /// Serves `devices`; the one for all that never waits serves the timers of the board, too.
     fn start(
-        platform: Arc<Platform>,
+        platform: &Arc<Platform>,
         name: String,
         devices: &[u16],
-        board: bool,
+        kind: ThreadKind,
     ) -> io::Result<DeviceThread> {
         let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        let epoll = poll_set(&platform, stop.as_raw_fd(), devices, board)?;
-        let thread = std::thread::Builder::new().name(name).spawn(move || serve(&epoll, &platform))?;
+        let epoll = poll_set(platform, stop.as_raw_fd(), devices, kind == ThreadKind::Devices)?;
+        let platform = Arc::clone(platform);
+        let serve = move || {
+            threads::started(kind);
+            serve(&epoll, &platform);
+        };
+        let thread = std::thread::Builder::new().name(name).spawn(serve)?;
         Ok(DeviceThread { stop, thread: Some(thread) })
     }
 }

@@ -45,6 +45,7 @@ use endophyte_snapshot::lazy::LazyMemory;
 use kvm_bindings::CpuId;
 use kvm_ioctls::VmFd;
 
+pub use crate::kvm::{KvmUnavailable, keep_open as keep_kvm_open};
 pub use error::MachineError;
 pub use events::{EventReceiver, MachineEvent};
 pub use fingerprint::MachineFingerprint;

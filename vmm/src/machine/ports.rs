@@ -10,7 +10,7 @@ use crate::devices::listener::SocketError;
 use crate::devices::net::{NicPort, Tap, TapError, TapPort};
 use crate::devices::serial::{SerialPort, StreamPort};
 use crate::devices::vsock::{DirectPort, VsockLink};
-use crate::spec::{NetSpec, SerialSpec, VmSpec};
+use crate::spec::{SerialSpec, VmSpec};
 
 /// Everything that leads out of a machine.
 #[derive(Clone)]
@@ -61,19 +61,22 @@ impl MachinePorts {
     /// # Errors
     /// [`PortsError`] when a tap or the console's file cannot be opened.
     pub fn plain(spec: &VmSpec) -> Result<MachinePorts, PortsError> {
-        let open = |card: &NetSpec| -> Result<NicPort, PortsError> {
-            let tap = Arc::new(Tap::open(card)?);
-            Ok(NicPort { port: Arc::new(TapPort::new(Arc::clone(&tap))), tap })
-        };
+        let open = |card| Tap::open(card).map(Arc::new);
+        let taps = spec.net.iter().map(open).collect::<Result<_, _>>()?;
+        Self::on_taps(spec, taps)
+    }
+
+    /// As [`plain`](Self::plain), on taps that are open: one per network card of the spec, in its order.
+    ///
+    /// # Errors
+    /// [`PortsError`] when the console's file or a socket of a device cannot be opened.
+    pub fn on_taps(spec: &VmSpec, taps: Vec<Arc<Tap>>) -> Result<MachinePorts, PortsError> {
+        let port = |tap: Arc<Tap>| NicPort { port: Arc::new(TapPort::new(Arc::clone(&tap))), tap };
+        let vsock = |spec| VsockLink::bind(spec, Arc::new(DirectPort));
         Ok(MachinePorts {
-            net: spec.net.iter().map(open).collect::<Result<_, _>>()?,
+            net: taps.into_iter().map(port).collect(),
             serial: Arc::new(open_console(&spec.serial)?),
-            vsock: spec
-                .devices
-                .vsock
-                .as_ref()
-                .map(|v| VsockLink::bind(v, Arc::new(DirectPort)))
-                .transpose()?,
+            vsock: spec.devices.vsock.as_ref().map(vsock).transpose()?,
             consoles: spec.devices.consoles.iter().map(ConsoleLink::direct).collect::<Result<_, _>>()?,
         })
     }

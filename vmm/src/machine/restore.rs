@@ -20,6 +20,7 @@ use super::events::MachineEvent;
 use super::platform::{Platform, lock};
 use super::{Machine, MachineError, MachineFingerprint, RestoreOptions};
 use crate::memory::PAGE_BYTES;
+use crate::threads::{self, ThreadKind};
 
 /// Why a snapshot cannot be written or restored.
 #[derive(Debug, thiserror::Error)]
@@ -187,6 +188,7 @@ impl Machine {
         let (ram, platform) = (Arc::clone(&self.ram), Arc::downgrade(&self.platform));
         let options = LazyOptions {
             fault_threads: 1,
+            on_thread: || threads::started(ThreadKind::Faults),
             on_error: Box::new(move |error| lose(&platform, &error)),
             on_done: Box::new(move || ram.set_filling(false)),
         };

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::gate::{Gate, Kick, Next};
+use crate::threads::{self, ThreadKind};
 
 /// What the guest's accesses to ports and memory without RAM lead to.
 pub(crate) trait Bus: Send + Sync {
@@ -85,6 +86,7 @@ struct Runner {
 
 impl Runner {
     fn main(self) {
+        threads::started(ThreadKind::Vcpu);
         let kick = {
             let mut fd = self.fd.lock().expect("nobody else has had it yet");
             // SAFETY: the page is unmapped when the last `Arc` of `fd` goes. The machine holds one and drops

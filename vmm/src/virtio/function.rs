@@ -26,6 +26,7 @@ use crate::kvm::{KvmError, refused};
 use crate::memory::GuestRam;
 use crate::pci::PciFunction;
 use crate::state::{Fields, Payload, SectionId, StateError};
+use crate::threads::ThreadKind;
 
 /// How a turn of service ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,9 +75,9 @@ pub(crate) trait DeviceType: Send + 'static {
         Vec::new()
     }
 
-    /// Whether the device does work that may keep others waiting, and so gets a worker thread of its own.
-    fn wants_own_thread(&self) -> bool {
-        false
+    /// The kind of the worker thread that the device gets for itself, since its work may keep others waiting.
+    fn own_thread(&self) -> Option<ThreadKind> {
+        None
     }
 
     /// The queues that are served when descriptor `source` is ready. None of them: [`DeviceType::event`] is called.
@@ -328,8 +329,8 @@ pub(crate) trait VirtioDevice: PciFunction + std::fmt::Debug {
     fn doorbells(&self) -> &[EventFd];
     /// Descriptors to watch besides.
     fn sources(&self) -> Vec<RawFd>;
-    /// Whether it gets a worker thread of its own.
-    fn wants_own_thread(&self) -> bool;
+    /// The kind of the worker thread it gets for itself.
+    fn own_thread(&self) -> Option<ThreadKind>;
     /// Serves a queue once; called by the worker thread when its doorbell rang.
     fn serve(&self, index: u16);
     /// Descriptor `source` is ready; called by the worker thread.
@@ -396,8 +397,8 @@ impl<D: DeviceType> VirtioDevice for Function<D> {
         self.lock().device.sources()
     }
 
-    fn wants_own_thread(&self) -> bool {
-        self.lock().device.wants_own_thread()
+    fn own_thread(&self) -> Option<ThreadKind> {
+        self.lock().device.own_thread()
     }
 
     fn serve(&self, index: u16) {

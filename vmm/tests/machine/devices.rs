@@ -184,6 +184,7 @@ fn a_guest_goes_on_while_its_memory_comes_from_a_snapshot() {
     second.machine.restore_state(snapshot.state(), Default::default()).unwrap();
     let options = LazyOptions {
         fault_threads: 1,
+        on_thread: || (),
         on_error: Box::new(|error| eprintln!("{error}")),
         on_done: Box::new(|| ()),
     };

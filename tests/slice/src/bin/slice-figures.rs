@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use bench_figures::{Better, Goal, Measured, Spread};
 use mycelium_arbiter::client::{Client, Port};
 use mycelium_ram::ports::Arbiter;
 use mycelium_ram_core::record::{Change, LossPolicy, Swap};
 use mycelium_ram_core::settle::{Reply, Request};
 use mycelium_ram_core::{EpochId, Incarnation, Member, NodeId, OpId, VmId};
 use rhizomorph_link::{Identity, Ticket};
-use serde_json::{Value, json};
 use slice_tests::containerd::{NATIVE, PLAIN};
 use slice_tests::network::{Network, Node, alive};
 use slice_tests::world::{MEMORY, World, eventually, pids};
@@ -39,38 +39,21 @@ struct Figures {
 }
 
 impl Figures {
+    /// Figures whose values are the better the lower.
     fn tell(
         &mut self,
         name: &str,
-        unit: &str,
-        mut values: Vec<f64>,
-        peer: (&str, Value),
+        unit: &'static str,
+        values: Vec<f64>,
+        peer: Option<(&str, Vec<f64>)>,
         goal: &str,
     ) -> Result<()> {
-        values.sort_by(f64::total_cmp);
-        let at = |percent: usize| values.get((values.len() * percent / 100).min(values.len() - 1)).copied();
-        let (Some(p50), Some(p99), Some(max)) = (at(50), at(99), values.last()) else {
-            bail!("no values for {name}");
-        };
-        let ratio = peer.1["p50"].as_f64().map(|theirs| p50 / theirs);
-        let met = met(goal, p50, p99);
-        let line = json!({
-            "figure": name, "unit": unit, "better": "lower",
-            "ours": {"p50": p50, "p99": p99, "max": max, "n": values.len()},
-            "peer_name": peer.0, "peer": peer.1, "ratio": ratio, "goal": goal, "met": met, "run": self.run,
-        });
-        println!("{line}");
+        let ours = Spread::of(values).with_context(|| format!("no values for {name}"))?;
+        let peers = peer.into_iter().map(|(name, values)| (name.to_owned(), Spread::of(values))).collect();
+        let (better, goal) = (Better::Lower, Goal::parse(goal)?);
+        let figure = Measured { name: name.to_owned(), unit, better, ours, peers, goal }.judge(&self.run);
+        println!("{}", serde_json::to_string(&figure)?);
         Ok(())
-    }
-}
-
-/// A goal is written `p50 <= 3`, `p99 <= 1000` or `printed`.
-fn met(goal: &str, p50: f64, p99: f64) -> bool {
-    let bound = |prefix: &str| goal.strip_prefix(prefix).and_then(|text| text.parse::<f64>().ok());
-    match (bound("p50 <= "), bound("p99 <= ")) {
-        (Some(most), _) => p50 <= most,
-        (_, Some(most)) => p99 <= most,
-        _ => true,
     }
 }
 
@@ -110,11 +93,10 @@ async fn networks(figures: &mut Figures) -> Result<()> {
         let left = network.node("b").status()?;
         eprintln!("  {} nodes alive", alive(&left));
     }
-    let none = || ("none", Value::Null);
-    figures.tell("slice.form", "s", form, none(), "p50 <= 3")?;
-    figures.tell("slice.node_rss", "MiB", rss, none(), "p99 <= 40")?;
-    figures.tell("slice.cas", "ms", cas, none(), "p50 <= 2")?;
-    figures.tell("slice.leader_loss", "ms", loss, none(), "p99 <= 1000")
+    figures.tell("slice.form", "s", form, None, "p50 <= 3")?;
+    figures.tell("slice.node_rss", "MiB", rss, None, "p99 <= 40")?;
+    figures.tell("slice.cas", "ms", cas, None, "p50 <= 2")?;
+    figures.tell("slice.leader_loss", "ms", loss, None, "p99 <= 1000")
 }
 
 async fn pods(figures: &mut Figures) -> Result<()> {
@@ -135,10 +117,9 @@ async fn pods(figures: &mut Figures) -> Result<()> {
         runc.push(millis(begun.elapsed()));
         world.cri.remove_pod(&pod).await?;
     }
-    runc.sort_by(f64::total_cmp);
-    let peer = ("runc, busybox", json!({"p50": runc[PODS / 2], "max": runc[PODS - 1], "n": PODS}));
+    let peer = Some(("runc, busybox", runc));
     figures.tell("slice.pod_start", "ms", vms, peer, "printed")?;
-    figures.tell("slice.shim_rss", "MiB", rss, ("none", Value::Null), "p99 <= 10")?;
+    figures.tell("slice.shim_rss", "MiB", rss, None, "p99 <= 10")?;
     world.is_clean().await
 }
 
@@ -230,16 +211,4 @@ fn rss_mib(pid: u32) -> Option<f64> {
     let status = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     line.split_whitespace().next()?.parse::<f64>().ok().map(|kib| kib / 1024.0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn goals_are_judged_by_what_they_name() {
-        assert!(met("p50 <= 3", 2.9, 9.0) && !met("p50 <= 3", 3.1, 3.1));
-        assert!(met("p99 <= 10", 99.0, 9.9) && !met("p99 <= 10", 1.0, 10.1));
-        assert!(met("printed", 1e9, 1e9));
-    }
 }

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
+use crate::confine;
 use crate::desk::Desk;
 use crate::limits::{API_STREAMS, API_WINDOW_BYTES, PARTING};
 use endophyte_api::socket::{ApiSocket, SocketError};
@@ -39,7 +40,10 @@ impl Api {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let mut started = Ok(());
         let api = Self::start(path, desk, |serve| {
-            let serve = move || runtime.block_on(serve);
+            let serve = move || {
+                confine::serve();
+                runtime.block_on(serve);
+            };
             started = std::thread::Builder::new().name("api".into()).spawn(serve).map(drop);
         })?;
         started?;

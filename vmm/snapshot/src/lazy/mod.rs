@@ -48,6 +48,8 @@ use service::Service;
 pub struct LazyOptions {
     /// Threads that serve faults, 1 to [`FAULT_THREADS_MAX`]. One is right for a file.
     pub fault_threads: usize,
+    /// Called by every thread of the restore, first thing: it may give up rights.
+    pub on_thread: fn(),
     /// Told of what cannot be restored, from a thread of the restore. It must not drop the [`LazyMemory`], which
     /// waits for that thread: let it tell another one.
     pub on_error: OnError,
@@ -86,6 +88,7 @@ pub struct LazyProgress {
 pub struct LazyMemory {
     service: Arc<Service>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    on_thread: fn(),
     /// Whether memory with missing pages is made inaccessible at the end.
     close_at_end: bool,
 }
@@ -116,7 +119,12 @@ impl LazyMemory {
         let failed = |source| StartError::Service { source };
         let service = Arc::new(Service::new(filler, options.on_error, options.on_done).map_err(failed)?);
         // Until it has begun, failing leaves memory that can be restored eagerly.
-        let mut lazy = LazyMemory { service, threads: Mutex::default(), close_at_end: false };
+        let mut lazy = LazyMemory {
+            service,
+            threads: Mutex::default(),
+            on_thread: options.on_thread,
+            close_at_end: false,
+        };
         for _ in 0..options.fault_threads.clamp(1, FAULT_THREADS_MAX) {
             lazy.spawn("lazy-faults", Service::serve_faults).map_err(failed)?;
         }
@@ -163,7 +171,12 @@ impl LazyMemory {
 
     fn spawn(&self, name: &str, body: impl FnOnce(&Service) + Send + 'static) -> std::io::Result<()> {
         let service = Arc::clone(&self.service);
-        let thread = Builder::new().name(name.into()).spawn(move || body(&service))?;
+        let on_thread = self.on_thread;
+        let body = move || {
+            on_thread();
+            body(&service);
+        };
+        let thread = Builder::new().name(name.into()).spawn(body)?;
         self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
         Ok(())
     }

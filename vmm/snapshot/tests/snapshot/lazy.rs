@@ -34,7 +34,7 @@ pub(crate) fn start(
 ) -> (LazyMemory, Receiver<LazyError>) {
     let (tell, told) = channel();
     let on_error = Box::new(move |error| drop(tell.send(error)));
-    let options = LazyOptions { fault_threads: 1, on_error, on_done: Box::new(|| ()) };
+    let options = LazyOptions { fault_threads: 1, on_thread: || (), on_error, on_done: Box::new(|| ()) };
     (LazyMemory::start(fetch, mapping.regions(), userfault, options).unwrap(), told)
 }
 
@@ -225,7 +225,12 @@ fn memory_of_another_size_is_refused_and_untouched() {
     let saved = Saved::of(&Ram::random(300, 5, 9));
     let other = Ram::random(301, 10, 10);
     let mapping = other.map();
-    let options = LazyOptions { fault_threads: 1, on_error: Box::new(|_| ()), on_done: Box::new(|| ()) };
+    let options = LazyOptions {
+        fault_threads: 1,
+        on_thread: || (),
+        on_error: Box::new(|_| ()),
+        on_done: Box::new(|| ()),
+    };
     let refused = LazyMemory::start(Arc::new(saved.open()), mapping.regions(), userfault, options);
     assert!(matches!(refused, Err(StartError::Regions { .. })), "{refused:?}");
     assert!(mapping.page(300) == other.page(300) && other.page(300) != [0; PAGE]);
@@ -266,6 +271,7 @@ fn a_fault_does_not_wait_for_another_ones_source_while_a_thread_is_idle() {
         let mapping = Ram::new(1000).map();
         let options = LazyOptions {
             fault_threads: 2,
+            on_thread: || (),
             on_error: Box::new(|error| panic!("{error}")),
             on_done: Box::new(|| ()),
         };
@@ -289,6 +295,7 @@ fn another_source_serves_faults_past_one_that_waits() {
     let mapping = restored.map();
     let options = LazyOptions {
         fault_threads: 2,
+        on_thread: || (),
         on_error: Box::new(|error| panic!("{error}")),
         on_done: Box::new(|| ()),
     };

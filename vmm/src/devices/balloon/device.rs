@@ -13,6 +13,7 @@ use crate::limits::{
 };
 use crate::memory::{PAGE_BYTES, PageIndex};
 use crate::state::{Fields, Payload, SectionId, StateError};
+use crate::threads::ThreadKind;
 use crate::virtio::{Blueprint, ChainError, DeviceType, Function, Io, Place, Turn, read_image};
 
 /// Queue numbers by the standard. What number 3 is for is not offered.
@@ -307,8 +308,8 @@ impl DeviceType for Balloon {
     }
 
     /// Freeing a gigabyte takes the host's kernel tens of milliseconds, which no card should wait for.
-    fn wants_own_thread(&self) -> bool {
-        true
+    fn own_thread(&self) -> Option<ThreadKind> {
+        Some(ThreadKind::Balloon)
     }
 
     fn config_write(&mut self, offset: usize, data: &[u8], _: &mut Io<'_>) {

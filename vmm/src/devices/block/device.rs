@@ -20,6 +20,7 @@ use crate::limits::{DISK_CLEAR_SECTORS_MAX, DISK_REQUESTS_MAX, QUEUE_SIZE};
 use crate::memory::HostRange;
 use crate::spec::DiskSpec;
 use crate::state::{Fields, Payload, SectionId, StateError};
+use crate::threads::ThreadKind;
 use crate::virtio::{Blueprint, ChainError, DeviceType, Function, Io, Place, Turn, read_image};
 
 const DEVICE_TYPE: u16 = 2;
@@ -157,8 +158,8 @@ impl DeviceType for Block {
         self.work(index, io)
     }
 
-    fn wants_own_thread(&self) -> bool {
-        true
+    fn own_thread(&self) -> Option<ThreadKind> {
+        Some(ThreadKind::Disk)
     }
 
     fn sources(&self) -> Vec<RawFd> {

@@ -127,6 +127,8 @@ impl Nic {
             let code = e.raw_os_error().unwrap_or(libc::EIO);
             crate::kvm::refused("make a timer for a card")(vmm_sys_util::errno::Error::new(code))
         })?;
+        // It may have served another machine of this process.
+        net.adjust_tap();
         Function::new(place, &blueprint, net)
     }
 

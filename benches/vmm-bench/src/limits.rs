@@ -1,0 +1,61 @@
+//! Every bound of the bench, with its unit and its reason.
+
+use std::time::Duration;
+
+/// Rounds in which every VMM has its turn: enough for a median that one bad turn does not move.
+pub(crate) const ROUNDS: u32 = 5;
+
+/// The same with `--quick`, which shows that everything works.
+pub(crate) const ROUNDS_QUICK: u32 = 2;
+
+/// Starts in a turn: 30 of each VMM in the usual number of rounds.
+pub(crate) const STARTS_PER_TURN: u32 = 6;
+
+/// Restores in a turn; each needs some hundred milliseconds.
+pub(crate) const RESTORES_PER_TURN: u32 = 2;
+
+/// How long a turn of requests or disk work lasts, seconds: longer than the host's caches and clocks need to settle.
+pub(crate) const WORK_SECONDS: u64 = 3;
+
+/// The same with `--quick`.
+pub(crate) const WORK_SECONDS_QUICK: u64 = 1;
+
+/// How long requests go on before they count.
+pub(crate) const WARM_UP: Duration = Duration::from_millis(300);
+
+/// Until the guest must have said or answered something: a busy machine is slow, a guest that hangs never answers.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long a wait may last before a signal to stop is noticed.
+pub(crate) const NOTICE: Duration = Duration::from_millis(100);
+
+/// RAM of guests whose RAM is not what is measured, MiB.
+pub(crate) const RAM_MIB: u32 = 256;
+
+/// RAM of the guest that is restored, MiB.
+pub(crate) const RESTORED_RAM_MIB: u32 = 512;
+
+/// Pages of 4 KiB the restored guest has written before: 100 MiB.
+pub(crate) const RESTORED_DIRTY_PAGES: u64 = 25_600;
+
+/// The disk's size, bytes: beyond a disk's own cache of a few MiB, and written in a second or two.
+pub(crate) const DISK_BYTES: u64 = 256 << 20;
+
+/// How long the guest is left alone before its process' memory is counted.
+pub(crate) const IDLE: Duration = Duration::from_secs(1);
+
+/// Console output kept for messages, bytes.
+pub(crate) const CONSOLE_BYTES_MAX: usize = 64 * 1024;
+
+/// Lines of a VMM's standard error that are quoted when it fails.
+pub(crate) const STDERR_LINES: usize = 5;
+
+/// A new connection is tried this often while a restored guest does not answer.
+pub(crate) const KNOCK_EVERY: Duration = Duration::from_millis(2);
+
+/// Connections being tried at a time. A slow restore lasts longer than this many, and a guest that wakes to hundreds would be
+/// measured at answering those.
+pub(crate) const KNOCKS_MAX: usize = 16;
+
+/// Processes of one VMM that are looked at: a sandbox and its helpers are a handful.
+pub(crate) const FAMILY_MAX: usize = 64;
