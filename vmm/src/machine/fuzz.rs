@@ -114,8 +114,8 @@ impl Bench {
         self.rig.machine.restore_state(&self.fresh, RestoreOptions::default()).expect("its own state");
         wipe(&self.rig);
         self.rig.start();
-        let packets = self.wires.iter().zip([&[7; 12 + 60][..], &[&LARGE[..], &[7; 4000]].concat()]);
-        packets.for_each(|(wire, packet)| drop(wire.send(packet)));
+        let packet = [&LARGE[..], &[7; 4000]].concat();
+        self.wires.iter().for_each(|wire| drop(wire.send(&packet)));
         drive(&mut self.rig, data);
         self.wires.iter().for_each(drain);
         while self.program.as_ref().is_some_and(|program| program.accept().is_ok()) {}
@@ -247,7 +247,8 @@ pub fn seeds_console() -> Vec<Vec<u8>> {
 pub fn seeds_net() -> Vec<Vec<u8>> {
     let large = [&LARGE[..], &[7; 400]].concat();
     let used = |script: Script| {
-        let buffers = (16..24).fold(script, |script, page| script.buffer(0, page, 2048).buffer(2, page + 16, 1024));
+        let buffers =
+            (16..24).fold(script, |script, page| script.buffer(0, page, 2048).buffer(2, page + 16, 1024));
         let sent = buffers.packet(1, 2, &[0; 12 + 60]).packet(3, 4, &large);
         sent.request(4, 6, &[4, 0, 2, 0], 1).packet(3, 8, &large).serve(0).serve(2).request(4, 10, &[3, 0], 1)
     };

@@ -5,7 +5,6 @@ use std::time::Instant;
 use super::nic_rig::{CTRL, Driver, FEATURES, MERGE, Made, OFFLOADS, RX, SEVERAL, TX, wait_until};
 use super::{MachineError, RestoreOptions};
 use crate::devices::net::{HEADER_BYTES, Offloads, packet_of, rx, tx};
-use crate::pci::PciFunction;
 use crate::spec::NetSpec;
 use crate::state::StateError;
 use crate::virtio::VirtioDevice;
@@ -108,7 +107,11 @@ fn hostile_headers_are_dropped_and_counted() {
         ("segmentation nobody knows", header(1, 0x7f)),
         ("a checksum past the end", header(7, 0xff)),
         ("a checksum at the end", header(8, 255)),
-        ("segments of no bytes", { let mut h = LARGE; h[4..6].fill(0); h }),
+        ("segments of no bytes", {
+            let mut h = LARGE;
+            h[4..6].fill(0);
+            h
+        }),
         ("headers longer than the frame", header(3, 0xff)),
     ];
     for (number, (what, header)) in (1..).zip(cases) {
@@ -118,7 +121,11 @@ fn hostile_headers_are_dropped_and_counted() {
     let dropped = driver.nic().metrics().tx_dropped;
     driver.send_packet(TX, 0, &[0; HEADER_BYTES], &[1; 2000]);
     driver.send_packet(TX, 0, &LARGE[..5], &[]);
-    assert_eq!(driver.nic().metrics().tx_dropped, dropped + 2, "too long for one frame, too short for a header");
+    assert_eq!(
+        driver.nic().metrics().tx_dropped,
+        dropped + 2,
+        "too long for one frame, too short for a header"
+    );
     assert_eq!((driver.sent().len(), driver.status() & NEEDS_RESET), (0, 0));
     driver.send_packet(TX, 0, &LARGE, &[1; 2000]);
     assert_eq!(driver.sent().len(), 1, "what was agreed on passes");
@@ -216,9 +223,11 @@ fn frames_pass_by_the_pair_of_queues_they_belong_to() {
     assert_eq!(driver.used(rx(1)), 0, "one pair is in use");
     assert_eq!(driver.command(6, &[4, 0, 3, 0]), 0);
     driver.wires[2].send(&packet_of(&[2; 60])).unwrap();
-    wait_until("both frames", || driver.used(rx(1)) + driver.used(rx(2)) == 2 || {
-        driver.nic().serve(rx(1));
-        false
+    wait_until("both frames", || {
+        driver.used(rx(1)) + driver.used(rx(2)) == 2 || {
+            driver.nic().serve(rx(1));
+            false
+        }
     });
     driver.send_packet(tx(2), 8, &[0; HEADER_BYTES], &[3; 60]);
     driver.send_packet(tx(0), 10, &[0; HEADER_BYTES], &[4; 60]);
@@ -269,7 +278,7 @@ fn a_rate_limit_holds_each_direction_until_its_timer_fires() {
     wait_until("the frames that were held", || driver.sent().len() == 24);
     assert!(begun.elapsed().as_millis() >= 150, "{:?}", begun.elapsed());
     driver.machine.set_rx_enabled(true);
-    (0..24).for_each(|head| drop(driver.receive(head)));
+    (0..24).for_each(|head| _ = driver.receive(head));
     let begun = Instant::now();
     (0..24).for_each(|_| assert!(driver.machine.inject_rx(0, &packet_of(&[2; 60]))));
     wait_until("the frames that waited", || driver.used(RX) == 24);

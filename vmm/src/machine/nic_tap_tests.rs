@@ -48,7 +48,8 @@ impl Host {
         let all = i32::from(u16::try_from(libc::ETH_P_ALL).unwrap().to_be());
         // SAFETY: a new descriptor, owned at once.
         let socket = unsafe {
-            let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, all);
+            let fd =
+                libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, all);
             assert!(fd >= 0, "{}", io::Error::last_os_error());
             OwnedFd::from_raw_fd(fd)
         };
@@ -105,7 +106,8 @@ fn header() -> [u8; HEADER_BYTES] {
 }
 
 fn sum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)])));
+    let words =
+        bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)])));
     let mut sum: u32 = words.sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -146,7 +148,7 @@ fn driver(queues: u16, features: u64) -> Option<Driver> {
     let tap = Tap::open(&spec).unwrap();
     let mut driver = Driver::on(Made { spec, ..Made::with_headers(features) }, tap, Vec::new())?;
     driver.machine.set_rx_enabled(true);
-    (0..64).for_each(|head| drop(driver.receive(head)));
+    (0..64).for_each(|head| _ = driver.receive(head));
     Some(driver)
 }
 
@@ -169,12 +171,20 @@ fn large_segments_pass_a_real_tap_both_ways() {
         seen.is_some()
     });
     let seen = seen.unwrap();
-    assert_eq!((frame_of(&seen), seen[1], &seen[4..6]), (frame_of(&packet), 1, &PIECE.to_le_bytes()[..]), "in one");
+    assert_eq!(
+        (frame_of(&seen), seen[1], &seen[4..6]),
+        (frame_of(&packet), 1, &PIECE.to_le_bytes()[..]),
+        "in one"
+    );
     assert_eq!(driver.tap.lost(), 0);
     host.send(&[&header()[..], &segment([4; 6], MAC)].concat());
     wait_until("the host's segment", || !driver.delivered().is_empty());
     let delivered = driver.port.delivered.lock().unwrap().clone();
-    assert_eq!((delivered.len(), delivered[0][0], delivered[0][1]), (1, 1, 1), "in one, its checksum to be done");
+    assert_eq!(
+        (delivered.len(), delivered[0][0], delivered[0][1]),
+        (1, 1, 1),
+        "in one, its checksum to be done"
+    );
     assert_eq!(delivered[0][HEADER_BYTES..], segment([4; 6], MAC));
     assert_eq!(driver.used(RX), 14, "28,066 bytes in buffers of 2,048");
 }
@@ -186,7 +196,7 @@ fn a_guest_that_can_do_nothing_gets_small_frames_with_checksums() {
     let host = Host::new();
     driver.write(crate::virtio::rig::STATUS, &[0]);
     driver.agree_to(0);
-    (0..64).for_each(|head| drop(driver.receive(head)));
+    (0..64).for_each(|head| _ = driver.receive(head));
     host.send(&[&header()[..], &segment([4; 6], MAC)].concat());
     wait_until("all pieces", || driver.used(RX) == 20);
     let delivered = driver.port.delivered.lock().unwrap().clone();
@@ -228,7 +238,7 @@ fn queues_of_a_tap_are_used_as_the_driver_says() {
     let Some(mut driver) = driver(3, OFFLOADS | MERGE | SEVERAL) else { return };
     let host = Host::new();
     for pair in 1..3 {
-        (0..64).for_each(|head| drop(driver.receive_by(rx(pair), head)));
+        (0..64).for_each(|head| _ = driver.receive_by(rx(pair), head));
     }
     let used = |driver: &Driver| [0, 1, 2].map(|pair| driver.used(rx(pair)));
     let flows = |host: &Host| {
@@ -262,6 +272,8 @@ fn taps_of_one_queue_and_of_several_are_told_apart() {
     assert!(ip("tuntap add tap1 mode tap multi_queue"));
     let one = Tap::open(&NetSpec { tap: "tap1".to_owned(), ..card(1) }).unwrap();
     assert_eq!(one.pairs(), 1, "one queue of several is as good as one");
+    let again = Tap::open(&NetSpec { tap: "tap1".to_owned(), ..card(2) });
+    assert!(matches!(again, Err(TapError::Busy { .. })), "{again:?}");
 }
 
 #[test]

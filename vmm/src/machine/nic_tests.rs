@@ -12,7 +12,9 @@ use crate::devices::net::{HEADER_BYTES, packet_of};
 use crate::limits::{FRAME_BYTES_MAX, LARGE_FRAME_BYTES_MAX, QUEUE_SIZE, RX_BACKLOG_FRAMES};
 use crate::pci::PciFunction;
 use crate::virtio::VirtioDevice;
-use crate::virtio::rig::{BUFFERS, Descriptor, INDIRECT, NEEDS_RESET, NEXT, STATUS, WRITE, avail, ring, used};
+use crate::virtio::rig::{
+    BUFFERS, Descriptor, INDIRECT, NEEDS_RESET, NEXT, STATUS, WRITE, avail, ring, used,
+};
 
 #[test]
 fn a_frame_sent_reaches_the_port_and_marks_what_the_device_wrote() {

@@ -8,8 +8,7 @@ use serde::Deserialize;
 use super::net::{WrittenNet, check_net};
 use super::written::{WrittenConsole, WrittenDisk, WrittenVsock, check_consoles, check_disks};
 use super::{
-    BootSpec, CpuModel, DeviceSpecs, HugePages, Policies, Policy, SerialSpec, SpecError, VmSpec,
-    kernel,
+    BootSpec, CpuModel, DeviceSpecs, HugePages, Policies, Policy, SerialSpec, SpecError, VmSpec, kernel,
 };
 use crate::limits::{
     CMDLINE_BYTES_MAX, NAME_BYTES_MAX, RAM_BYTES_MAX, RAM_BYTES_MIN, SPEC_BYTES_MAX, VCPUS_MAX,

@@ -1,7 +1,8 @@
 //! The control queue: what the driver tells the card besides frames.
 
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK, VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET,
+    VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK, VIRTIO_NET_CTRL_MQ,
+    VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET,
 };
 
 use super::device::Net;
@@ -63,6 +64,7 @@ impl Net {
             return false;
         }
         self.pairs = pairs;
+        self.forget_unused();
         true
     }
 }

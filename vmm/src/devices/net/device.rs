@@ -8,8 +8,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_GUEST_CSUM,
     VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN,
-    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
-    VIRTIO_NET_F_STATUS, VIRTIO_NET_S_ANNOUNCE, VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ,
+    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_ANNOUNCE, VIRTIO_NET_S_LINK_UP,
 };
 
 use super::header::{Offloads, PACKET_BYTES_MAX};
@@ -213,6 +213,11 @@ impl Net {
         }
     }
 
+    /// What waits for pairs of queues that are no longer in use has lost its way.
+    pub(super) fn forget_unused(&mut self) {
+        self.backlogs.iter_mut().skip(usize::from(self.pairs)).for_each(VecDeque::clear);
+    }
+
     /// Has the tap do what the driver agreed to.
     fn adjust_tap(&self) {
         let tap = &self.attached.tap;
@@ -284,6 +289,7 @@ impl DeviceType for Net {
         if !self.agreed.several {
             self.pairs = 1;
         }
+        self.forget_unused();
         self.adjust_tap();
     }
 

@@ -5,8 +5,8 @@
 
 use crate::limits::{FRAME_BYTES_MAX, FRAME_BYTES_MIN, LARGE_FRAME_BYTES_MAX};
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_NONE,
-    VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
+    VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN,
+    VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
 };
 
 /// Bytes of the header.
@@ -95,7 +95,8 @@ impl Header {
         let bytes_max = if self.segments() { LARGE_FRAME_BYTES_MAX } else { FRAME_BYTES_MAX };
         let length = (FRAME_BYTES_MIN..=bytes_max).contains(&frame_bytes);
         let checksum = allowed.checksum && self.checksum_from + self.checksum_at + 2 <= frame_bytes;
-        let segments = allowed.allow(self.segmentation) && self.segment_bytes > 0 && self.header_bytes <= frame_bytes;
+        let segments =
+            allowed.allow(self.segmentation) && self.segment_bytes > 0 && self.header_bytes <= frame_bytes;
         length && (checksum || !self.wants_checksum()) && (segments || !self.segments())
     }
 }
@@ -143,7 +144,9 @@ pub fn packet_of(frame: &[u8]) -> Vec<u8> {
 
 /// Whether the header asks for nothing: such a frame may pass where no header can.
 pub(super) fn is_plain(packet: &[u8]) -> bool {
-    packet.first_chunk::<HEADER_BYTES>().is_some_and(|header| header[0] & NEEDS_CHECKSUM == 0 && header[1] == WHOLE)
+    packet
+        .first_chunk::<HEADER_BYTES>()
+        .is_some_and(|header| header[0] & NEEDS_CHECKSUM == 0 && header[1] == WHOLE)
 }
 
 #[cfg(test)]
@@ -165,7 +168,10 @@ mod tests {
     #[test]
     fn features_count_only_with_those_they_build_on() {
         assert_eq!(Offloads::of([false, true, true, true]), Offloads::default());
-        assert_eq!(Offloads::of([true, false, false, true]), Offloads { checksum: true, ..Offloads::default() });
+        assert_eq!(
+            Offloads::of([true, false, false, true]),
+            Offloads { checksum: true, ..Offloads::default() }
+        );
         assert_eq!(Offloads::of([true; 4]), ALL);
     }
 
@@ -197,7 +203,11 @@ mod tests {
         assert!(narrowed(large(34, 24, 9), 60, ALL).is_some(), "the last two bytes");
         assert_eq!(narrowed(large(34, 25, 9), 60, ALL), None, "a checksum past the end");
         assert_eq!(narrowed(large(34, 16, 0), 60, ALL), None, "segments of nothing");
-        assert_eq!(narrowed([1, TCP4, 61, 0, 9, 0, 34, 0, 16, 0, 0, 0], 60, ALL), None, "headers longer than all");
+        assert_eq!(
+            narrowed([1, TCP4, 61, 0, 9, 0, 34, 0, 16, 0, 0, 0], 60, ALL),
+            None,
+            "headers longer than all"
+        );
         assert_eq!(narrowed([0; 12], FRAME_BYTES_MIN - 1, ALL), None);
         assert_eq!(narrowed([0; 12], FRAME_BYTES_MAX + 1, ALL), None, "large, and not to be cut");
         assert!(narrowed(large(34, 16, 9), LARGE_FRAME_BYTES_MAX, ALL).is_some());
@@ -207,10 +217,17 @@ mod tests {
 
     #[test]
     fn fields_that_mean_nothing_are_gone() {
-        assert_eq!(narrowed([0xfe, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10], 60, Offloads::default()), Some(vec![0; 12]));
+        assert_eq!(
+            narrowed([0xfe, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10], 60, Offloads::default()),
+            Some(vec![0; 12])
+        );
         let valid = [CHECKSUM_VALID, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         assert_eq!(narrowed(valid, 60, ALL), Some(valid.to_vec()), "what is known of it");
-        assert_eq!(narrowed([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff], 60, ALL), Some(vec![0; 12]), "num_buffers");
+        assert_eq!(
+            narrowed([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff], 60, ALL),
+            Some(vec![0; 12]),
+            "num_buffers"
+        );
     }
 
     proptest! {

@@ -112,7 +112,8 @@ impl Net {
         let first = self.parts.first().map_or(0, |(_, bytes)| *bytes as usize);
         if rest > 0 || first < HEADER_BYTES {
             self.parts.iter().for_each(|_| io.unpop(rx(pair)));
-            let hopeless = !self.agreed.merges || first < HEADER_BYTES || self.parts.len() >= usize::from(QUEUE_SIZE);
+            let hopeless =
+                !self.agreed.merges || first < HEADER_BYTES || self.parts.len() >= usize::from(QUEUE_SIZE);
             return Ok(if hopeless { Placed::Never } else { Placed::NotYet });
         }
         self.attached.port.deliver(&self.packet[..bytes]);

@@ -4,7 +4,9 @@ use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -79,6 +81,8 @@ pub struct Tap {
     offloads: Mutex<Offloads>,
     in_use: AtomicU16,
     lost: AtomicU64,
+    /// For as long as this is open, no other VM gets the tap.
+    _claim: Option<UnixDatagram>,
 }
 
 /// How frames lie in what is read and written.
@@ -113,19 +117,22 @@ impl Tap {
     /// [`TapError`].
     pub fn open(card: &NetSpec) -> Result<Tap, TapError> {
         let name = &card.tap;
-        let (queues, wire) = match inherited::number(name) {
+        let (queues, wire, claim) = match inherited::number(name) {
             Some(number) => {
                 let (fd, wire) = inherited::take(number)?;
-                (vec![File::from(fd)], wire)
+                (vec![File::from(fd)], wire, None)
             }
             None if !exists(name) => {
                 // Opening would create a tap that is down and gone with this process: never what was meant.
                 InterfaceRequest::named(name, 0).ok_or_else(|| TapError::Name { name: name.clone() })?;
                 return Err(TapError::Missing { name: name.clone() });
             }
-            None => (open_queues(card)?, if card.offload { Wire::Tap } else { Wire::BareTap }),
+            None => {
+                let claim = claim(name)?;
+                (open_queues(card)?, if card.offload { Wire::Tap } else { Wire::BareTap }, Some(claim))
+            }
         };
-        let tap = Tap::new(queues, name, wire, card.offload);
+        let tap = Tap { _claim: claim, ..Tap::new(queues, name, wire, card.offload) };
         tap.prepare().map_err(|source| TapError::Open { name: name.clone(), source })?;
         Ok(tap)
     }
@@ -153,6 +160,7 @@ impl Tap {
             offloads: Mutex::default(),
             in_use,
             lost: AtomicU64::new(0),
+            _claim: None,
         }
     }
 
@@ -272,6 +280,16 @@ impl Tap {
     }
 }
 
+/// Makes sure that no two VMs of this network namespace have one tap: of one with several queues the kernel would give some to
+/// each. The name of a socket nobody talks to is let go of when its process ends, however it does.
+fn claim(name: &str) -> Result<UnixDatagram, TapError> {
+    let address = SocketAddr::from_abstract_name(format!("endophyte tap {name}"));
+    address.and_then(|address| UnixDatagram::bind_addr(&address)).map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => TapError::Busy { name: name.to_owned() },
+        _ => TapError::Open { name: name.to_owned(), source },
+    })
+}
+
 /// Opens the queues of a card's tap.
 fn open_queues(card: &NetSpec) -> Result<Vec<File>, TapError> {
     let several = card.queues > 1;
@@ -297,8 +315,7 @@ fn attach(card: &NetSpec, several: bool) -> io::Result<Vec<File>> {
         .ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
     let attach = |_| {
         let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
-        let file =
-            OpenOptions::new().read(true).write(true).custom_flags(flags).open("/dev/net/tun")?;
+        let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open("/dev/net/tun")?;
         tun::attach(&file, &request).map(|()| file)
     };
     (0..card.queues).map(attach).collect()
@@ -312,8 +329,6 @@ fn exists(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixDatagram;
-
     use super::super::header::packet_of;
     use super::*;
 

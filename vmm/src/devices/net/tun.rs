@@ -92,7 +92,8 @@ pub(super) fn set_offloads(tap: &impl AsRawFd, offloads: Offloads) -> io::Result
 
 /// Has the kernel use one queue of a tap, or pass it by; what waits in a queue passed by is dropped.
 pub(super) fn use_queue(queue: &impl AsRawFd, used: bool) -> io::Result<()> {
-    let request = InterfaceRequest::with_flags(if used { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE });
+    let request =
+        InterfaceRequest::with_flags(if used { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE });
     // SAFETY: as in `attach`.
     checked(unsafe { ioctl_with_ref(queue, TUNSETQUEUE(), &request) })
 }
