@@ -111,7 +111,7 @@ impl Wire {
 
 impl Tap {
     /// Opens the existing tap of a card in this network namespace, or the inherited descriptor N of the name `fd:N`. The
-    /// kernel leaves nothing to be done by its reader until [`Tap::set_offloads`].
+    /// kernel leaves nothing to be done by its reader until a guest's driver has agreed to do it.
     ///
     /// # Errors
     /// [`TapError`].
