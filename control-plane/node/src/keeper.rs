@@ -174,7 +174,12 @@ impl Shared {
             node_name: self.node_name.clone(),
             node: self.node.to_string(),
             role: self.role().to_owned(),
-            state: if ended.is_some() { "ended".to_owned() } else { info.state.clone() },
+            state: match &ended {
+                Some(_) => "ended".to_owned(),
+                // A guest without protection stands by an operator's order only; the others say themselves why.
+                None if info.paused && info.role() == Role::Run => "paused".to_owned(),
+                None => info.state.clone(),
+            },
             reason: ended.unwrap_or_else(|| info.reason.clone()),
             protected: self.entry.ended.is_none() && info.protected,
             generation: info.generation,

@@ -14,6 +14,7 @@ pub(crate) const ALL: &[Target] = &[
     Target { name: "arbiter", run: mycelium_arbiter::wire::fuzz_wire, seeds: seeds::questions },
     Target { name: "state", run: endophyte_vmm::fuzz_state, seeds: seeds::none },
     Target { name: "snapshot", run: endophyte_snapshot::fuzz_snapshot, seeds: seeds::snapshots },
+    Target { name: "migration", run: endophyte_migration::message::fuzz_message, seeds: seeds::migration },
     Target { name: "net", run: endophyte_vmm::fuzz_net, seeds: endophyte_vmm::seeds_net },
     Target { name: "block", run: endophyte_vmm::fuzz_block, seeds: endophyte_vmm::seeds_block },
     Target { name: "vsock", run: endophyte_vmm::fuzz_vsock, seeds: endophyte_vmm::seeds_vsock },
@@ -111,6 +112,37 @@ mod seeds {
             .iter()
             .map(|m| m.encode().to_vec())
             .collect()
+    }
+
+    /// An offer, pages, a list of pages and a switch.
+    pub(super) fn migration() -> Vec<Vec<u8>> {
+        use endophyte_migration::batch::BatchWriter;
+        use endophyte_migration::message::{DiskFacts, Message, Mode, Offer, Pages, Switch};
+        let mut batch = BatchWriter::default();
+        batch.push(PageIndex(1), |page| page.fill(0));
+        batch.push(PageIndex(2), |page| page.fill(9));
+        let mut missing = mycelium_ram_core::PageSet::empty(1 << 20);
+        [5, 6, 7, 900].into_iter().for_each(|page| missing.insert(PageIndex(page)));
+        let disks = vec![DiskFacts { serial: "data".to_owned(), bytes: 1 << 30 }];
+        let offer = Offer { fingerprint: b"{}".as_slice().into(), disks, mode: Mode::PostCopy };
+        let switch = Switch {
+            messages: 2,
+            digest: 3,
+            verified: true,
+            mode: Mode::PreCopy,
+            elapsed_ns: 4,
+            console_bytes: 5,
+            held: false,
+            state: vec![1; 40].into(),
+        };
+        let mut all = vec![
+            Message::Offer(offer),
+            Message::Pages(Pages { want: 0, batch: batch.finish().concat().into() }),
+            Message::Switch(switch),
+            Message::Stay("no".to_owned()),
+        ];
+        all.extend(endophyte_migration::runs::write(&missing).into_iter().map(Message::Missing));
+        all.iter().map(|message| message.encode().to_vec()).collect()
     }
 
     pub(super) fn parts() -> Vec<Vec<u8>> {

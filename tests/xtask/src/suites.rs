@@ -97,12 +97,15 @@ fn slice(size: Size) -> Result<()> {
     must(nextest(&built, size, "package(slice-tests)")?.arg("--no-capture"))
 }
 
-/// Slice: Debian's kernel boots on `endophyte` in an emulated host and answers from outside. Whole: the lab's own tests, and
-/// takeovers between two hosts.
+/// Slice: Debian's kernel boots on `endophyte` in an emulated host and answers from outside. Whole: the lab's own tests, Debian
+/// from its own disk, and takeovers between two hosts.
 fn lab(size: Size) -> Result<()> {
     let built = build::programs_and_tests()?;
-    let binaries =
-        if size == Size::Whole { "binary(linux_guest) | binary(hosts)" } else { "binary(linux_guest)" };
+    let binaries = if size == Size::Whole {
+        "binary(linux_guest) | binary(hosts) | binary(debian)"
+    } else {
+        "binary(linux_guest)"
+    };
     let mut tests = nextest(&built, size, &format!("package(mycelium-lab) & ({binaries})"))?;
     tests.args(["--run-ignored", "only", "--no-capture"]).env("MYCELIUM_STATIC_BINARIES", &built.folder);
     must(&mut tests)?;

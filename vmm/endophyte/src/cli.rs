@@ -128,6 +128,17 @@ pub(crate) struct RunArgs {
     /// Folder for serial.log: what the guest writes to its console, from its first byte.
     #[arg(long, value_name = "DIR")]
     pub(crate) run_dir: Option<PathBuf>,
+    /// Wait at this address, one or several with commas, for a VM that is migrated here instead of booting. The spec must
+    /// describe the same machine, its disks must be the same shared files.
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',', conflicts_with = "restore")]
+    pub(crate) incoming: Vec<SocketAddr>,
+    /// Public key of a process that may migrate its VM here; may be given several times. With --api, SetAllowed replaces
+    /// these.
+    #[arg(long, value_name = "KEY", requires = "incoming")]
+    pub(crate) allow: Vec<PeerKey>,
+    /// This node's private key (`endophyte keygen`), for migrations. Without one, a key is made for this process.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) process: ProcessArgs,
 }

@@ -47,6 +47,8 @@ pub(crate) struct Needs<'a> {
     pub(crate) snapshot: Option<&'a Path>,
     /// Its memory comes as it is touched.
     pub(crate) faults: bool,
+    /// Another process migrates its VM here.
+    pub(crate) peers: bool,
 }
 
 /// What was opened before the sandbox was entered.
@@ -137,7 +139,7 @@ fn plan(spec: &VmSpec, args: &ProcessArgs, needs: Needs<'_>) -> Plan {
         files: files(spec, args, needs),
         network: Network {
             // A VM that the API can reach may be told to move to another host.
-            peers: needs.run_dir.is_some() || args.api.is_some(),
+            peers: needs.run_dir.is_some() || needs.peers || args.api.is_some(),
             host_sockets: devices.vsock.is_some() || !devices.consoles.is_empty(),
         },
         priority: needs.run_dir.is_some(),

@@ -50,6 +50,11 @@ impl Tape {
         Arc::new(Self { store: Store::Ring(Mutex::default()), span: watch::Sender::default() })
     }
 
+    /// The guest has said so much elsewhere, of which nothing is kept here.
+    pub(crate) fn begin_at(&self, offset: u64) {
+        self.span.send_modify(|span| (span.from, span.to) = (span.from.max(offset), span.to.max(offset)));
+    }
+
     /// Takes output. Offsets may repeat, after a takeover, and leave gaps where the gate was full.
     pub(crate) fn record(&self, offset: u64, bytes: &[u8]) {
         match &self.store {

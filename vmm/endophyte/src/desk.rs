@@ -13,6 +13,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::sync::watch;
 
 use crate::console::Tape;
+use crate::migrate;
 use crate::replicas::Replicas;
 use crate::rundir::Status;
 use crate::signals::Stopper;
@@ -59,6 +60,8 @@ pub(crate) enum Order {
         /// Hears how it goes.
         tell: Sender<Result<SnapshotProgress, tonic::Status>>,
     },
+    /// Have it go on in another process.
+    Migrate(migrate::Wish),
 }
 
 impl std::fmt::Debug for Hands {
@@ -84,6 +87,8 @@ pub(crate) struct Desk {
     pub(crate) stopper: Stopper,
     /// `None` for a VM without protection.
     pub(crate) peering: Option<Peering>,
+    /// Of the migration under way.
+    pub(crate) migration: migrate::Bell,
     reach: OnceLock<Ticket>,
     hands: Mutex<Option<Hands>>,
 }
@@ -103,6 +108,7 @@ impl Desk {
             tape,
             stopper,
             peering,
+            migration: migrate::Bell::default(),
             reach: OnceLock::new(),
             hands: Mutex::default(),
         })

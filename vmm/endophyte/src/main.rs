@@ -11,6 +11,7 @@ mod exit;
 mod guest;
 mod limits;
 mod metrics;
+mod migrate;
 mod node;
 mod outlet;
 mod parent;

@@ -7,50 +7,67 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use endophyte_snapshot::lazy::Userfault;
 use endophyte_vmm::machine::{Machine, MachineEvent, MachinePorts};
 use endophyte_vmm::spec::{Policy, SerialSpec, VmSpec};
+use rhizomorph_link::Identity;
 use tokio::sync::watch;
 
+use crate::announce::Announcer;
 use crate::api::Api;
 use crate::cli::RunArgs;
 use crate::confine::{self, Needs, Opened};
 use crate::console::{Tape, Taped, type_stdin};
-use crate::desk::{Desk, Hands, Order};
+use crate::desk::{Allowed, Desk, Hands, Order, Peering};
 use crate::exit::{Exit, Failure, OrExit};
+use crate::migrate::{Host, Incoming, Keeper};
+use crate::outlet::say;
+use crate::replicas::Replicas;
 use crate::rundir::{RunDir, Status};
 use crate::signals::Signals;
 use crate::snapshot;
 
 /// What ends or interrupts the run of a VM.
-enum Happening {
+#[derive(Debug)]
+pub(crate) enum Happening {
     Signal,
     Event(MachineEvent),
     /// The operator wants the guest to stand, or to go on.
     Hold(bool),
     Order(Order),
+    /// The thread that copies memory for a migration has ended.
+    Copied,
 }
 
 pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Exit> {
-    let spec = VmSpec::load(&args.spec).or_exit(Failure::Spec)?;
-    let (snapshot, faults) = (args.restore.as_deref(), args.restore.is_some() && !args.whole);
-    let needs = Needs { snapshot, faults, ..Needs::default() };
+    let mut spec = VmSpec::load(&args.spec).or_exit(Failure::Spec)?;
+    if args.run_dir.is_some() && spec.serial == SerialSpec::Unsaid {
+        // The folder has the log.
+        spec.serial = SerialSpec::Null;
+    }
+    let identity = identity(args)?;
     let tape = tape(args.run_dir.as_deref()).or_exit(Failure::Host)?;
-    let opened = confine::enter(&spec, &args.process, needs)?;
+    let opened = confine::enter(&spec, &args.process, needs(args))?;
     let signals = Signals::block()?;
     let board = watch::Sender::new(Status {
         vm: spec.name.clone(),
         role: "run".to_owned(),
         state: "starting".to_owned(),
+        node: identity.peer_key().to_string(),
         ..Status::default()
     });
-    let desk = Desk::new(&spec, board, tape, signals.stopper(), None);
+    let peering = Peering { replicas: Replicas::new(board.clone()), allowed: Allowed::default() };
+    let allowed = peering.allowed.clone();
+    let desk = Desk::new(&spec, board, tape, signals.stopper(), Some(peering));
     let api = args.process.api.as_deref();
     let _api = api.map(|path| Api::on_thread(path, desk.clone())).transpose().or_exit(Failure::Host)?;
-    let taped = api.is_some() || args.run_dir.is_some();
-    let machine = start(&spec, opened, taped.then(|| desk.tape.clone()), args)?;
-    let happenings = happenings(&machine, &signals, &desk)?;
+    let incoming = Incoming::open(args, &identity, &allowed, &desk)?;
+    let Some(machine) = start(&spec, opened, &desk, args, incoming, &signals)? else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    let (happenings, sender) = happenings(&machine, &signals, &desk)?;
     tell(&desk, "running", "");
-    let ended = supervise(&machine, &happenings, &desk);
+    let ended = supervise(&machine, &happenings, &desk, Keeper::new(&machine, &desk, identity, sender));
     tell(
         &desk,
         "stopped",
@@ -59,26 +76,65 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Exit> {
     ended
 }
 
+/// What a sandbox has to leave it.
+fn needs(args: &RunArgs) -> Needs<'_> {
+    let lazily = args.restore.is_some() && !args.whole;
+    let incoming = !args.incoming.is_empty();
+    Needs {
+        snapshot: args.restore.as_deref(),
+        faults: lazily || incoming,
+        peers: incoming,
+        ..Needs::default()
+    }
+}
+
 /// Where the console is kept for those who read it later.
 fn tape(run_dir: Option<&Path>) -> anyhow::Result<Arc<Tape>> {
     let Some(folder) = run_dir else { return Ok(Tape::in_memory()) };
     Ok(Tape::on_log(RunDir::open(folder)?.serial_log()?))
 }
 
+/// The key this process is known by where its VM is to be migrated to.
+fn identity(args: &RunArgs) -> Result<Identity, Exit> {
+    match &args.key {
+        Some(file) => Identity::load(file).or_exit(Failure::Spec),
+        None => Identity::generate().or_exit(Failure::Host),
+    }
+}
+
+/// Builds the machine and lets the guest run; `None` if a signal came before there was one.
 fn start(
     spec: &VmSpec,
     opened: Opened,
-    tape: Option<Arc<Tape>>,
+    desk: &Arc<Desk>,
     args: &RunArgs,
-) -> Result<Arc<Machine>, Exit> {
+    incoming: Option<Incoming>,
+    signals: &Signals,
+) -> Result<Option<Arc<Machine>>, Exit> {
     let taps = opened.taps.again();
     let mut ports = MachinePorts::on_taps(spec, taps).or_exit(Failure::Host)?;
-    if let Some(tape) = tape {
-        ports.serial = Arc::new(Taped { port: ports.serial, tape });
+    if args.process.api.is_some() || args.run_dir.is_some() {
+        ports.serial = Arc::new(Taped { port: ports.serial, tape: desk.tape.clone() });
     }
+    let machine = match incoming {
+        Some(incoming) => arrive(spec, ports, desk, incoming.serving(opened.userfault), signals)?,
+        None => Some(boot(spec, ports, args, opened.userfault)?),
+    };
+    if let (Some(machine), SerialSpec::Unsaid | SerialSpec::Stdio) = (&machine, &spec.serial) {
+        type_stdin(Arc::downgrade(machine));
+    }
+    Ok(machine)
+}
+
+fn boot(
+    spec: &VmSpec,
+    ports: MachinePorts,
+    args: &RunArgs,
+    userfault: Option<Userfault>,
+) -> Result<Arc<Machine>, Exit> {
     let machine = Arc::new(Machine::build(spec, ports).or_exit(Failure::Host)?);
     match &args.restore {
-        Some(file) => snapshot::restore(&machine, file, opened.userfault)?,
+        Some(file) => snapshot::restore(&machine, file, userfault)?,
         None => machine.boot().or_exit(Failure::Host)?,
     }
     machine.set_rx_enabled(true);
@@ -87,10 +143,25 @@ fn start(
         machine.fetch_ahead().or_exit(Failure::Host)?;
         machine.announce();
     }
-    if matches!(spec.serial, SerialSpec::Unsaid | SerialSpec::Stdio) {
-        type_stdin(Arc::downgrade(&machine));
-    }
     Ok(machine)
+}
+
+/// Waits for a guest that is migrated here.
+fn arrive(
+    spec: &VmSpec,
+    ports: MachinePorts,
+    desk: &Arc<Desk>,
+    incoming: Incoming,
+    signals: &Signals,
+) -> Result<Option<Arc<Machine>>, Exit> {
+    let cards = spec.net.iter().map(|card| card.mac.0).zip(ports.net.iter().map(|port| port.tap.clone()));
+    let announcer = Announcer::new(cards.collect());
+    let machine = Arc::new(Machine::build_incoming(spec, ports).or_exit(Failure::Host)?);
+    let host = Host { machine: machine.clone(), desk: desk.clone(), announcer };
+    if let (Some(ticket), false) = (desk.reach(), spec.serial == SerialSpec::Stdio) {
+        say(&ticket.to_string());
+    }
+    Ok(incoming.receive(&host, signals)?.then_some(machine))
 }
 
 fn tell(desk: &Desk, state: &str, reason: &str) {
@@ -98,9 +169,14 @@ fn tell(desk: &Desk, state: &str, reason: &str) {
 }
 
 /// Acts on what happens until the VM has ended.
-fn supervise(machine: &Machine, happenings: &Receiver<Happening>, desk: &Desk) -> Result<ExitCode, Exit> {
+fn supervise(
+    machine: &Machine,
+    happenings: &Receiver<Happening>,
+    desk: &Desk,
+    mut keeper: Keeper,
+) -> Result<ExitCode, Exit> {
     let policies = machine.spec().policies;
-    for happening in happenings {
+    while let Some(happening) = keeper.next(happenings) {
         let (what, policy) = match happening {
             Happening::Signal | Happening::Event(MachineEvent::GuestShutdown) => {
                 return Ok(ExitCode::SUCCESS);
@@ -119,12 +195,14 @@ fn supervise(machine: &Machine, happenings: &Receiver<Happening>, desk: &Desk) -
                 }
                 continue;
             }
+            // The keeper's.
+            Happening::Order(Order::Migrate(_)) | Happening::Copied => continue,
             Happening::Event(MachineEvent::GuestReset) => ("guest reset", Policy::Reset),
             Happening::Event(MachineEvent::GuestPanic { .. }) => ("guest panic", policies.on_panic),
             Happening::Event(MachineEvent::TripleFault { .. }) => ("triple fault", policies.on_triple_fault),
             Happening::Event(MachineEvent::WatchdogExpired) => ("watchdog expired", policies.on_watchdog),
             Happening::Event(MachineEvent::MemoryLost { reason }) => {
-                return Err(anyhow!("the snapshot cannot be read any further: {reason}"))
+                return Err(anyhow!("the guest's memory cannot be completed: {reason}"))
                     .or_exit(Failure::Guest);
             }
             Happening::Event(MachineEvent::VcpuError { vcpu, reason }) => {
@@ -137,7 +215,7 @@ fn supervise(machine: &Machine, happenings: &Receiver<Happening>, desk: &Desk) -
         }
         carry_out(machine, desk, policy).with_context(|| format!("after {what}"))?;
     }
-    Ok(ExitCode::SUCCESS)
+    keeper.verdict()
 }
 
 fn carry_out(machine: &Machine, desk: &Desk, policy: Policy) -> anyhow::Result<()> {
@@ -162,7 +240,11 @@ fn set_held(machine: &Machine, desk: &Desk, hold: bool) -> anyhow::Result<()> {
 }
 
 /// Signals, machine events and the API's orders as one stream.
-fn happenings(machine: &Arc<Machine>, signals: &Signals, desk: &Desk) -> Result<Receiver<Happening>, Exit> {
+fn happenings(
+    machine: &Arc<Machine>,
+    signals: &Signals,
+    desk: &Desk,
+) -> Result<(Receiver<Happening>, Sender<Happening>), Exit> {
     let (sender, receiver) = channel();
     let on_signal = sender.clone();
     signals.on_signal(move || drop(on_signal.send(Happening::Signal)))?;
@@ -172,8 +254,8 @@ fn happenings(machine: &Arc<Machine>, signals: &Signals, desk: &Desk) -> Result<
     let order = move |order| drop(to_machine.send(Happening::Order(order)));
     let (hold, order) = (Box::new(hold), Some(Box::new(order) as Box<dyn Fn(Order) + Send>));
     desk.take(Hands { machine: Arc::downgrade(machine), hold, order });
-    pass_events(machine, sender);
-    Ok(receiver)
+    pass_events(machine, sender.clone());
+    Ok((receiver, sender))
 }
 
 fn pass_events(machine: &Machine, to: Sender<Happening>) {

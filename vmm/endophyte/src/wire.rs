@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mycelium_ram::ports::{SendFailed, Wire};
-use rhizomorph_link::{LinkEvent, LinkReceiver, LinkSender, Priority};
+use rhizomorph_link::{LinkEvent, LinkReceiver, LinkSender, Payload, Priority};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
@@ -86,18 +86,34 @@ impl AsRef<[u8]> for Budgeted {
     }
 }
 
+/// Bytes of bundles that may be outstanding: beyond it the link is not to be read, which holds the sender back.
+#[derive(Debug)]
+pub(crate) struct Budget(Arc<Semaphore>);
+
+impl Budget {
+    pub(crate) fn new(bytes: usize) -> Self {
+        // Counted in KiB, because a semaphore counts to 2^32 at most in one go.
+        Self(Arc::new(Semaphore::new(bytes.div_ceil(1024))))
+    }
+
+    /// Waits for room; the bytes count for as long as any part of them is kept. `None` cannot happen while `self` lives.
+    pub(crate) async fn take(&self, payload: Payload) -> Option<Bytes> {
+        let kib = u32::try_from(payload.len().div_ceil(1024)).unwrap_or(u32::MAX);
+        let permit = self.0.clone().acquire_many_owned(kib).await.ok()?;
+        Some(Bytes::from_owner(Budgeted { bytes: payload.into_bytes(), _permit: permit }))
+    }
+}
+
 /// Hands everything that arrives to `deliver` until the link is closed. At most `budget_bytes` of bundles are
 /// outstanding: beyond that the link is not read, which holds the sender back.
 pub(crate) async fn receive(mut receiver: LinkReceiver, budget_bytes: usize, mut deliver: impl FnMut(Bytes)) {
-    // Counted in KiB, because a semaphore counts to 2^32 at most in one go.
-    let budget = Arc::new(Semaphore::new(budget_bytes.div_ceil(1024)));
+    let budget = Budget::new(budget_bytes);
     while let Some(event) = receiver.recv().await {
         match event {
             LinkEvent::Datagram(frame) => deliver(frame),
             LinkEvent::Bundle { payload, .. } => {
-                let kib = u32::try_from(payload.len().div_ceil(1024)).unwrap_or(u32::MAX);
-                let Ok(permit) = budget.clone().acquire_many_owned(kib).await else { return };
-                deliver(Bytes::from_owner(Budgeted { bytes: payload.into_bytes(), _permit: permit }));
+                let Some(frame) = budget.take(payload).await else { return };
+                deliver(frame);
             }
             LinkEvent::PathUp(path) => tracing::info!(%path, "path up"),
             LinkEvent::PathDown(path, reason) => tracing::warn!(%path, %reason, "path down"),

@@ -12,7 +12,7 @@ use crate::arch::layout::{COM1_IRQ, RTC_IRQ, SCI_IRQ};
 use crate::arch::vcpu_state::VcpuBuffers;
 use crate::arch::{chips, cpuid, msrs, time};
 use crate::devices::balloon::BalloonDevice;
-use crate::devices::block::{Disk, DiskImage};
+use crate::devices::block::{Behind, Disk, DiskImage};
 use crate::devices::cmos::Clock;
 use crate::devices::console::{Console, ConsoleDevice};
 use crate::devices::net::{Nic, NicPort};
@@ -27,12 +27,32 @@ use crate::spec::{CpuModel, VmSpec};
 use crate::vcpu::{Bus, Gate, Vcpu};
 use crate::virtio::Place;
 
+/// Who works on the disks while the machine is built.
+#[derive(Clone, Copy, Debug)]
+enum Disks {
+    Open,
+    Away,
+}
+
 impl Machine {
     /// Builds a machine: paused, RAM zero, reception off. It can then boot or take a state.
     ///
     /// # Errors
     /// [`MachineError`]; whatever was created is gone again.
     pub fn build(spec: &VmSpec, ports: MachinePorts) -> Result<Machine, MachineError> {
+        Self::build_on(spec, ports, Disks::Open)
+    }
+
+    /// As [`Machine::build`], for a guest that comes from another process: that one works on the disks, so their images are
+    /// neither locked nor kept open here before [`Machine::take_disks`].
+    ///
+    /// # Errors
+    /// As [`Machine::build`].
+    pub fn build_incoming(spec: &VmSpec, ports: MachinePorts) -> Result<Machine, MachineError> {
+        Self::build_on(spec, ports, Disks::Away)
+    }
+
+    fn build_on(spec: &VmSpec, ports: MachinePorts, disks: Disks) -> Result<Machine, MachineError> {
         if ports.net.len() != spec.net.len() {
             return Err(MachineError::Ports { spec: spec.net.len(), ports: ports.net.len() });
         }
@@ -50,7 +70,7 @@ impl Machine {
         map_ram(&vm, &ram)?;
         chips::create(&vm)?;
         let gate = Arc::new(Gate::new());
-        let platform = Arc::new(build_platform(spec, ports, &vm, &ram, &gate)?);
+        let platform = Arc::new(build_platform(spec, ports, disks, (&vm, &ram, &gate))?);
         let (fds, buffers, processor) = create_vcpus(&kvm, &vm, spec.cpu, spec.vcpus)?;
         let fingerprint = MachineFingerprint::new(spec.fingerprint()?, cards, &processor);
         let mut machine = Machine {
@@ -111,9 +131,8 @@ fn map_ram(vm: &VmFd, ram: &GuestRam) -> Result<(), MachineError> {
 fn build_platform(
     spec: &VmSpec,
     ports: MachinePorts,
-    vm: &Arc<VmFd>,
-    ram: &Arc<GuestRam>,
-    gate: &Arc<Gate>,
+    disks: Disks,
+    (vm, ram, gate): (&Arc<VmFd>, &Arc<GuestRam>, &Arc<Gate>),
 ) -> Result<Platform, MachineError> {
     let router = Arc::new(IrqRouter::new(Arc::clone(vm))?);
     let timer = |source| MachineError::Host { action: "make a timer", source };
@@ -123,12 +142,17 @@ fn build_platform(
         watchdog: Watchdog::new().map_err(timer)?,
         sci: router.level_line(u32::from(SCI_IRQ)),
     };
-    let devices = build_devices(spec, ports, Place { slot: 0, number: 0, vm, router: &router, ram })?;
+    let devices = build_devices(spec, ports, disks, Place { slot: 0, number: 0, vm, router: &router, ram })?;
     Ok(Platform::new(Arc::clone(gate), board, devices))
 }
 
 /// Puts every virtio device into the next PCI slot: cards, disks, vsock, console, entropy source, balloon.
-fn build_devices(spec: &VmSpec, ports: MachinePorts, first: Place<'_>) -> Result<Devices, MachineError> {
+fn build_devices(
+    spec: &VmSpec,
+    ports: MachinePorts,
+    disks: Disks,
+    first: Place<'_>,
+) -> Result<Devices, MachineError> {
     let poll_set = |source| MachineError::Host { action: "make a poll set", source };
     let mut devices = Devices::default();
     for ((number, card), port) in (0..).zip(&spec.net).zip(ports.net) {
@@ -137,8 +161,11 @@ fn build_devices(spec: &VmSpec, ports: MachinePorts, first: Place<'_>) -> Result
         devices.all.push(nic);
     }
     for (number, disk) in (0..).zip(&spec.devices.disks) {
-        let image = DiskImage::open(disk)?;
-        let disk = Arc::new(Disk::attach(first.of(&devices, number), disk, image)?);
+        let behind = match disks {
+            Disks::Open => Behind::Open(DiskImage::open(disk)?),
+            Disks::Away => Behind::Away(DiskImage::survey(disk)?),
+        };
+        let disk = Arc::new(Disk::attach(first.of(&devices, number), disk, behind)?);
         devices.disks.push(Arc::clone(&disk));
         devices.all.push(disk);
     }

@@ -392,3 +392,45 @@ fn an_image_is_based_on_files_of_its_own_folder_only() {
     let good = disk(folder.path().join("good"), DiskFormat::Qcow2);
     assert!(matches!(build(good), Err(MachineError::Disk(ImageError::Damaged { .. }))));
 }
+
+#[test]
+fn a_disk_let_go_of_is_anybodys_and_comes_back_as_it_was_left() {
+    for format in [DiskFormat::Raw, DiskFormat::Qcow2] {
+        let Some(mut bench) = Bench::new(format, |_| ()) else { return };
+        bench.rig.machine.resume().unwrap();
+        bench.rig.put(BUFFERS, &[7; 512]);
+        assert_eq!(bench.ask(OUT, 3, &[(BUFFERS, 512, false)]), OK);
+        let taker = || {
+            let devices = DeviceSpecs { disks: vec![disk(bench.image(), format)], ..DeviceSpecs::default() };
+            let ports = MachinePorts::none(Arc::new(StreamPort::new(std::io::sink())));
+            Machine::build_incoming(&spec(devices), ports).unwrap()
+        };
+        // While somebody works on it, another machine can know it and not have it.
+        let other = taker();
+        assert_eq!(other.disk_sizes(), bench.rig.machine.disk_sizes());
+        assert!(matches!(other.take_disks(), Err(MachineError::Disk(ImageError::Busy { .. }))));
+        assert!(matches!(other.resume(), Err(MachineError::DisksAway)));
+        assert!(matches!(bench.rig.machine.release_disks(), Err(MachineError::Running { .. })));
+        bench.rig.machine.pause().unwrap();
+        bench.rig.machine.release_disks().unwrap();
+        assert!(matches!(bench.rig.machine.resume(), Err(MachineError::DisksAway)));
+        other.take_disks().unwrap();
+        assert!(matches!(bench.rig.machine.take_disks(), Err(MachineError::Disk(ImageError::Busy { .. }))));
+        other.release_disks().unwrap();
+        bench.rig.machine.take_disks().unwrap();
+        bench.rig.machine.resume().unwrap();
+        bench.rig.put(BUFFERS, &[0; 512]);
+        assert_eq!(bench.ask(IN, 3, &[(BUFFERS, 512, true)]), OK);
+        assert_eq!(bench.rig.get(BUFFERS, 512), [7; 512]);
+    }
+}
+
+#[test]
+fn a_disk_that_has_changed_its_size_is_not_taken_back() {
+    let Some(bench) = Bench::new(DiskFormat::Raw, |_| ()) else { return };
+    bench.rig.machine.pause().unwrap();
+    bench.rig.machine.release_disks().unwrap();
+    File::options().write(true).open(bench.image()).unwrap().set_len(DISK_BYTES * 2).unwrap();
+    let refused = bench.rig.machine.take_disks();
+    assert!(matches!(refused, Err(MachineError::Disk(ImageError::Resized { .. }))), "{refused:?}");
+}

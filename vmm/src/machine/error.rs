@@ -35,6 +35,11 @@ pub enum MachineError {
     /// A disk image that cannot be used.
     #[error(transparent)]
     Disk(#[from] ImageError),
+    /// The machine cannot run without its disks.
+    #[error(
+        "the machine's disks are not open in this process: another one works on them, or did; take them first"
+    )]
+    DisksAway,
     /// A state that cannot be restored.
     #[error("cannot restore the machine: {0}")]
     State(#[from] StateError),

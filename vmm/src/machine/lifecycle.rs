@@ -65,11 +65,14 @@ impl Machine {
     /// reported once by each process that resumes it.
     ///
     /// # Errors
-    /// None at present; restoring to a running machine is checked elsewhere.
+    /// [`MachineError::DisksAway`].
     pub fn resume(&self) -> Result<(), MachineError> {
         let mut lifecycle = self.lifecycle();
         if lifecycle.running {
             return Ok(());
+        }
+        if self.disks_are_away() {
+            return Err(MachineError::DisksAway);
         }
         if std::mem::take(&mut lifecycle.restored) {
             self.make_up();

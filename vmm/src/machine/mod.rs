@@ -19,6 +19,7 @@ mod fingerprint;
 mod fuzz;
 mod lifecycle;
 mod metrics;
+mod migrate;
 #[cfg(test)]
 mod nic_offload_tests;
 #[cfg(test)]
@@ -56,6 +57,7 @@ pub use fuzz::{
 };
 pub use lifecycle::PauseTimes;
 pub use metrics::MachineMetrics;
+pub use migrate::DiskSize;
 pub use ports::{MachinePorts, PortsError};
 pub use restore::{DiskThen, FileError, Restored, SnapshotInfo};
 pub use snapshot::RestoreOptions;

@@ -5,7 +5,6 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
@@ -19,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::events::MachineEvent;
 use super::platform::{Platform, lock};
 use super::{Machine, MachineError, MachineFingerprint, RestoreOptions};
+pub use crate::devices::block::DiskThen;
 use crate::memory::PAGE_BYTES;
 use crate::threads::{self, ThreadKind};
 
@@ -77,15 +77,6 @@ pub struct SnapshotInfo {
     pub disks: Vec<DiskThen>,
 }
 
-/// A disk when a snapshot was taken.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskThen {
-    /// Bytes of the image file.
-    pub bytes: u64,
-    /// Last change of its contents, nanoseconds since 1970.
-    pub changed_ns: i128,
-}
-
 /// How memory comes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Restored {
@@ -106,6 +97,9 @@ impl Machine {
         }
         let mut state = Vec::new();
         self.save_state(&mut state)?;
+        // What a format keeps in memory is written now, not when the image is closed: a disk that is written to afterwards
+        // does not belong to the snapshot any more.
+        self.flush_disks()?;
         let info = SnapshotInfo {
             machine: self.fingerprint.clone(),
             saved_wall_ns: wall_ns(),
@@ -175,6 +169,16 @@ impl Machine {
     }
 
     fn start_lazily(&self, snapshot: Snapshot, userfault: Userfault) -> Result<LazyMemory, FileError> {
+        self.fill_lazily(|regions, options| {
+            LazyMemory::start(Arc::new(snapshot), regions, userfault, options)
+        })
+    }
+
+    /// Has `start` fill RAM as it is touched.
+    pub(super) fn fill_lazily(
+        &self,
+        start: impl FnOnce(Vec<Region>, LazyOptions) -> Result<LazyMemory, StartError>,
+    ) -> Result<LazyMemory, FileError> {
         let region = |slot: crate::memory::Slot<'_>| {
             let pages = slot.bytes / PAGE_BYTES as u64;
             let host = usize::try_from(slot.host).expect("an address of this process");
@@ -192,7 +196,7 @@ impl Machine {
             on_error: Box::new(move |error| lose(&platform, &error)),
             on_done: Box::new(move || ram.set_filling(false)),
         };
-        let started = LazyMemory::start(Arc::new(snapshot), regions, userfault, options);
+        let started = start(regions, options);
         if started.is_err() {
             self.ram.set_filling(false);
         }
@@ -205,15 +209,20 @@ impl Machine {
             let differences = differences.join("; ");
             return Err(FileError::OtherMachine { path: path.to_owned(), differences });
         }
-        let changed = self.disks_now()?.into_iter().zip(&info.disks).position(|(now, then)| now != *then);
+        let found = self.platform.disks().iter().map(|disk| disk.found());
+        let changed = found.zip(&info.disks).position(|(found, then)| found != Some(*then));
         match changed.and_then(|number| self.spec.devices.disks.get(number)) {
             Some(disk) => Err(FileError::DiskChanged { disk: disk.path.clone(), path: path.to_owned() }),
             None => Ok(()),
         }
     }
 
+    fn flush_disks(&self) -> Result<(), MachineError> {
+        self.platform.disks().iter().try_for_each(|disk| Ok(disk.flush()?))
+    }
+
     fn disks_now(&self) -> Result<Vec<DiskThen>, MachineError> {
-        let now = |disk: &crate::spec::DiskSpec| DiskThen::of(&disk.path);
+        let now = |disk: &crate::spec::DiskSpec| fs::metadata(&disk.path).map(|found| DiskThen::of(&found));
         let disks: io::Result<_> = self.spec.devices.disks.iter().map(now).collect();
         disks.map_err(|source| MachineError::Host { action: "look at a disk", source })
     }
@@ -233,14 +242,6 @@ impl SnapshotInfo {
     pub fn of(snapshot: &Snapshot) -> Result<SnapshotInfo, FileError> {
         serde_json::from_slice(snapshot.metadata())
             .map_err(|e| FileError::Description { path: snapshot.path().to_owned(), reason: e.to_string() })
-    }
-}
-
-impl DiskThen {
-    fn of(path: &Path) -> io::Result<DiskThen> {
-        let metadata = fs::metadata(path)?;
-        let changed_ns = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
-        Ok(DiskThen { bytes: metadata.size(), changed_ns })
     }
 }
 

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 
+use endophyte_snapshot::Snapshot;
+
 use crate::native::{Native, Running};
 
 /// Size of the images.
@@ -94,6 +96,25 @@ fn a_guest_goes_on_with_its_disk_elsewhere() {
             }
         }
         assert!(moves_amid > 1, "the check was over before the second move");
+    }
+}
+
+/// Closing a qcow2 image wrote to it once more, and the snapshot was of another disk.
+#[test]
+fn a_snapshot_fits_the_disk_that_its_machine_leaves_behind() {
+    let Some(native) = Native::new() else { return };
+    let cmdline = "blk=verify:67108864 heartbeat=10";
+    for (number, lines) in kinds(&native).enumerate() {
+        let first = native.boot(cmdline, &lines);
+        first.console.wait_text(0, "blk: verify bytes=");
+        first.machine.pause().unwrap();
+        let file = native.path(&format!("snapshot{number}"));
+        first.machine.save_to_file(&file, &mut |_, _| ()).unwrap();
+        drop(first);
+        let second = native.build(cmdline, &lines);
+        second.machine.restore_from_file(Snapshot::open(&file).unwrap(), None, &mut |_, _| ()).unwrap();
+        second.machine.resume().unwrap();
+        second.console.wait_text(0, "blk: verify ok");
     }
 }
 

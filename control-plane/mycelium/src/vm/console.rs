@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use endophyte_api::ConsoleInput;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -16,6 +16,12 @@ use crate::output::{plain, say};
 pub(super) async fn print_file(args: &LogsArgs, file: &str) -> Result<()> {
     let vm = here(&args.asking, &args.name).await?;
     let path = Path::new(&vm.folder).join("run").join(file);
+    if vm.role == "run" && !path.exists() {
+        bail!(
+            "VM {} runs without protection, and has no {file}; `mycelium vm logs` and `inspect` say what there is",
+            vm.name
+        );
+    }
     let mut file = std::fs::File::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut chunk = vec![0; 1 << 16];
     loop {

@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use mycelium_api::{ListVmsRequest, Vm};
 
 use super::NameArgs;
-use crate::output::{Asking, plain, table};
+use crate::output::{Asking, mib, plain, table};
 
 pub(super) async fn list(asking: &Asking) -> Result<Vec<Vm>> {
     let vms = asking.daemon().await?.list_vms(ListVmsRequest {}).await.map_err(|s| plain(&s))?;
@@ -49,6 +49,9 @@ pub(super) fn describe(vm: &Vm) -> String {
             ("", why) => format!("\n  replica: nowhere yet: {why}"),
             (node, why) => format!("\n  replica: {node}: {why}"),
         };
+    }
+    if !vm.folder.is_empty() && vm.pid != 0 && vm.role != "ended" {
+        text += &format!("\n  {} of memory, process {}, files in {}", mib(vm.ram_bytes), vm.pid, vm.folder);
     }
     if !vm.trouble.is_empty() {
         text += &format!("\n  last trouble: {}", vm.trouble);

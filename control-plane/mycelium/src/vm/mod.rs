@@ -2,6 +2,7 @@
 
 mod console;
 mod list;
+mod migrate;
 mod orders;
 mod snapshot;
 mod start;
@@ -13,6 +14,7 @@ use mycelium_api::{FailoverVmRequest, ProtectVmRequest, RemoveVmRequest, StopVmR
 
 pub(crate) use list::listed;
 use list::{describe, inspect, list};
+use migrate::MigrateArgs;
 use orders::BalloonArgs;
 use snapshot::SnapshotArgs;
 use start::{RestoreArgs, RunArgs};
@@ -41,6 +43,8 @@ pub(crate) enum VmCommand {
     Resume(Target),
     /// Save a VM of this node, memory and devices but not its disks, to a file.
     Snapshot(SnapshotArgs),
+    /// Move a VM without protection to another process, of this host or another, while it runs.
+    Migrate(MigrateArgs),
     /// Press the power button: the guest switches itself off.
     PowerButton(Target),
     /// Take memory from a guest for the host, or give it back. The spec must have `balloon = true`.
@@ -122,6 +126,7 @@ pub(crate) fn run(command: VmCommand) -> Result<()> {
             VmCommand::Pause(target) => orders::pause(&target).await,
             VmCommand::Resume(target) => orders::resume(&target).await,
             VmCommand::Snapshot(args) => snapshot::snapshot(&args).await,
+            VmCommand::Migrate(args) => migrate::migrate(&args).await,
             VmCommand::PowerButton(target) => orders::power_button(&target).await,
             VmCommand::Balloon(args) => orders::balloon(&args).await,
             VmCommand::Metrics(target) => orders::metrics(&target).await,

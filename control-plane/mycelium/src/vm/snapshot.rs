@@ -13,7 +13,7 @@ use mycelium_api::Vm;
 use mycelium_images::{Unwatched, disk};
 use serde_json::json;
 
-use super::target::{Process, Target};
+use super::target::{Process, Target, ended};
 use crate::output::plain;
 
 /// What to save, and where.
@@ -36,6 +36,9 @@ pub(super) async fn snapshot(args: &SnapshotArgs) -> Result<()> {
     let end = save(&mut vm, &place.write, args.stop).await?;
     let bytes = fs::metadata(&place.write).map_or(0, |file| file.len());
     place.settle()?;
+    if let (true, Some(known)) = (args.stop, &vm.vm) {
+        ended(&args.target.asking, &known.name).await?;
+    }
     let paused_ms = end.paused_us / 1000;
     let answer = json!({
         "vm": vm.name, "file": place.keep, "bytes": bytes, "paused_us": end.paused_us, "stopped": args.stop,

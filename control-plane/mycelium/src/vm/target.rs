@@ -1,14 +1,19 @@
 //! Which VM is meant: one of this node's daemon by its name, or one whose process serves an API socket.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::Args;
 use endophyte_api::VmClient;
 use mycelium_api::Vm;
 
 use super::list::list;
 use crate::output::Asking;
+
+/// Interval of looks at whether a VM has ended, and for how long: its process writes out its disks first.
+const LOOK: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A VM whose process is asked itself.
 #[derive(Debug, Args)]
@@ -37,9 +42,7 @@ impl Target {
     /// Connects to the VM's process.
     pub(super) async fn process(&self) -> Result<Process> {
         if let Some(api) = &self.api {
-            let client = endophyte_api::connect(api)
-                .await
-                .with_context(|| format!("no VM answers on {}", api.display()))?;
+            let client = connect(api, &api.display().to_string()).await?;
             return Ok(Process { client, name: api.display().to_string(), vm: None });
         }
         let name = self.name.clone().unwrap_or_default();
@@ -47,10 +50,29 @@ impl Target {
         if vm.role == "ended" {
             bail!("VM {name} has ended; `mycelium vm inspect {name}` shows how");
         }
-        let client =
-            endophyte_api::connect(&vm.api).await.with_context(|| format!("VM {name} does not answer"))?;
+        let client = connect(Path::new(&vm.api), &name).await?;
         Ok(Process { client, name, vm: Some(vm) })
     }
+}
+
+async fn connect(api: &Path, name: &str) -> Result<VmClient> {
+    // gRPC wraps what the system says several times.
+    let connected = endophyte_api::connect(api).await.map_err(anyhow::Error::from);
+    connected.map_err(|error| anyhow!("VM {name} does not answer: {}", error.root_cause()))
+}
+
+/// Waits until the process of a VM that was told to end has ended.
+pub(super) async fn ended(asking: &Asking, name: &str) -> Result<()> {
+    let gone = async {
+        while here(asking, name).await?.role != "ended" {
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    };
+    let timely = tokio::time::timeout(PATIENCE, gone).await;
+    timely.unwrap_or_else(|_| {
+        bail!("VM {name} has not ended within {} s; `mycelium vm stop {name}`", PATIENCE.as_secs())
+    })
 }
 
 /// The VM as this node has it; its files and sockets are on its own node.

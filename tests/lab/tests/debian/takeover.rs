@@ -63,7 +63,7 @@ impl<'a> Pair<'a> {
     fn start(bench: &'a Bench) -> Pair<'a> {
         let keys = Keys::make(bench);
         let arbiter = Arbiter::start(bench, &keys);
-        for (host, key) in keys.files.iter().enumerate() {
+        for (host, key) in keys.files.iter().enumerate().take(bench.hosts.len()) {
             bench.hosts[host].write_file(SPEC, 0o644, readonly_spec().as_bytes()).unwrap();
             bench.hosts[host].write_file(KEY, 0o600, &std::fs::read(key).unwrap()).unwrap();
         }

@@ -4,6 +4,7 @@ use endophyte_api::{Figures, Replica, Role, VmInfo};
 use rhizomorph_link::PeerKey;
 
 use crate::desk::Desk;
+use crate::migrate::INCOMING;
 use crate::replicas::{Standing, View};
 use crate::rundir::Status;
 
@@ -13,9 +14,10 @@ pub(super) fn vm_info(desk: &Desk) -> VmInfo {
     let peering = desk.peering.as_ref();
     let replicas = peering.map(|p| p.replicas.views()).unwrap_or_default();
     let role = role(&status.role);
-    // A process that has taken over listens no more.
-    let reach = desk.reach().filter(|_| role == Role::Passive);
-    let allowed = peering.filter(|_| role == Role::Passive).map(|p| p.allowed.keys()).unwrap_or_default();
+    // A process that has taken over, or was migrated to, listens no more.
+    let listens = role == Role::Passive || role == Role::Run && status.state == INCOMING;
+    let reach = desk.reach().filter(|_| listens);
+    let allowed = peering.filter(|_| listens).map(|p| p.allowed.keys()).unwrap_or_default();
     VmInfo {
         role: role.into(),
         replicas: replicas.iter().map(|view| replica(view, &status)).collect(),

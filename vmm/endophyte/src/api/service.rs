@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use endophyte_api::vm_server::Vm;
 use endophyte_api::{
-    ConsoleInput, ConsoleOutput, InfoRequest, MetricsRequest, MetricsResponse, PauseRequest, PauseResponse,
+    CancelMigrationRequest, CancelMigrationResponse, ConsoleInput, ConsoleOutput, InfoRequest,
+    MetricsRequest, MetricsResponse, MigrateProgress, MigrateRequest, PauseRequest, PauseResponse,
     PressPowerButtonRequest, PressPowerButtonResponse, ResizeConsoleRequest, ResizeConsoleResponse,
     ResumeRequest, ResumeResponse, SetAllowedRequest, SetAllowedResponse, SetBalloonRequest,
     SetBalloonResponse, SetReplicasRequest, SetReplicasResponse, SnapshotProgress, SnapshotRequest,
@@ -27,6 +28,7 @@ use super::info::vm_info;
 use crate::desk::{Desk, Order, Peering};
 use crate::limits::{ALLOWED_KEYS, API_PATIENCE, API_QUEUE};
 use crate::metrics::prometheus;
+use crate::migrate::Wish;
 
 /// The service on one desk.
 #[derive(Debug)]
@@ -44,11 +46,7 @@ impl Service {
 
     fn peering(&self, call: &str) -> Result<&Peering, Status> {
         let peering = self.desk.peering.as_ref();
-        peering.ok_or_else(|| {
-            Status::failed_precondition(format!(
-                "{call}: this VM runs without protection; start it with `endophyte active` to give it replicas"
-            ))
-        })
+        peering.ok_or_else(|| unprotected(call))
     }
 
     fn machine(&self) -> Result<Arc<Machine>, Status> {
@@ -80,6 +78,12 @@ impl Service {
     }
 }
 
+fn unprotected(call: &str) -> Status {
+    Status::failed_precondition(format!(
+        "{call}: this VM runs without protection; start it with `endophyte active` to give it replicas"
+    ))
+}
+
 fn parse_all<T: FromStr<Err: std::fmt::Display>>(field: &str, texts: &[String]) -> Result<Vec<T>, Status> {
     let parse =
         |text: &String| text.parse().map_err(|e| Status::invalid_argument(format!("{field}: {text:?}: {e}")));
@@ -91,6 +95,7 @@ impl Vm for Service {
     type WatchStream = Answers<VmInfo>;
     type ConsoleStream = Answers<ConsoleOutput>;
     type SnapshotStream = Answers<SnapshotProgress>;
+    type MigrateStream = Answers<MigrateProgress>;
 
     async fn info(&self, _: Request<InfoRequest>) -> Result<Response<VmInfo>, Status> {
         Ok(Response::new(vm_info(&self.desk)))
@@ -117,6 +122,9 @@ impl Vm for Service {
         request: Request<SetReplicasRequest>,
     ) -> Result<Response<SetReplicasResponse>, Status> {
         let peering = self.peering("SetReplicas")?;
+        if self.desk.board.borrow().role == "run" {
+            return Err(unprotected("SetReplicas"));
+        }
         let tickets: Vec<Ticket> = parse_all("tickets", &request.into_inner().tickets)?;
         peering.replicas.set(&tickets).map_err(|e| Status::invalid_argument(e.to_string()))?;
         Ok(Response::new(SetReplicasResponse {}))
@@ -170,6 +178,31 @@ impl Vm for Service {
         Err(Status::failed_precondition(
             "only a VM without protection can be saved to a file; a protected one has its replica",
         ))
+    }
+
+    async fn migrate(
+        &self,
+        request: Request<MigrateRequest>,
+    ) -> Result<Response<Self::MigrateStream>, Status> {
+        let (tell, answers) = mpsc::channel(API_QUEUE);
+        let wish = Wish::parse(&request.into_inner(), tell)?;
+        if self.desk.order(Order::Migrate(wish)) {
+            return Ok(Response::new(Box::pin(ReceiverStream::new(answers))));
+        }
+        Err(Status::failed_precondition(
+            "a protected VM is not migrated, nor is one that does not run here: give it a replica at the destination \
+             (SetReplicas) and stop the active, and the replica takes over",
+        ))
+    }
+
+    async fn cancel_migration(
+        &self,
+        _: Request<CancelMigrationRequest>,
+    ) -> Result<Response<CancelMigrationResponse>, Status> {
+        if self.desk.migration.cancel("by order of the API") {
+            return Ok(Response::new(CancelMigrationResponse {}));
+        }
+        Err(Status::failed_precondition("no migration is under way"))
     }
 
     async fn press_power_button(

@@ -77,6 +77,56 @@ impl Filler {
         Ok(())
     }
 
+    /// Empties the pages `missing`.
+    pub(super) fn discard_parts(&self, missing: &[Range<u64>]) -> io::Result<()> {
+        self.each_part(missing, |region, part| {
+            self.userfault.discard_part(region, part.start, part.end - part.start)
+        })
+    }
+
+    /// Registers the pages `missing`, and what is between them unless that is much: all else is in place already. A page
+    /// in place that has no memory is zero, and filled so when it is touched.
+    pub(super) fn register_around(&self, missing: &[Range<u64>]) -> io::Result<()> {
+        let mut next = 0;
+        for range in missing {
+            self.present.set(next..range.start);
+            next = range.end;
+        }
+        self.present.set(next..self.fetch.pages());
+        self.each_part(&joined(missing), |region, part| self.register_part(region, part))
+    }
+
+    /// Calls `each` with the parts of the ranges in each region.
+    fn each_part(
+        &self,
+        ranges: &[Range<u64>],
+        mut each: impl FnMut(&Region, Range<u64>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        for region in &self.regions {
+            let within =
+                |range: &Range<u64>| range.start.max(region.first_page())..range.end.min(region.end());
+            ranges
+                .iter()
+                .map(within)
+                .filter(|part| !part.is_empty())
+                .try_for_each(|part| each(region, part))?;
+        }
+        Ok(())
+    }
+
+    /// Puts a page in place unless it is there.
+    pub(super) fn supply(&self, page: u64, contents: Option<&[u8]>) -> Result<(), LazyError> {
+        let region = self.regions.iter().find(|region| (region.first_page()..region.end()).contains(&page));
+        let Some(region) = region.filter(|_| !self.present.has(page)) else { return Ok(()) };
+        let placed = match contents {
+            Some(contents) => self.userfault.place(region, page, contents),
+            None => self.userfault.place_zeros(region, page, 1),
+        };
+        placed.map_err(|source| LazyError::Place { page, wanted: false, source })?;
+        self.present.set(page..page + 1);
+        Ok(())
+    }
+
     fn register_part(&self, region: &Region, pages: Range<u64>) -> io::Result<()> {
         if pages.is_empty() {
             return Ok(());
@@ -160,6 +210,10 @@ impl Filler {
         let page = pages.start;
         let contents = &mut buffer[..bytes_of(extent.pages)];
         let fetched = self.fetch.fetch(extent.first_page, contents);
+        // Supplied meanwhile: then it does not matter what became of the fetch, and who waited has been woken.
+        if self.present.absent(pages.clone()).next().is_none() {
+            return Ok(());
+        }
         if fetched.map_err(|source| LazyError::Fetch { page, wanted, source })? == Fetched::Zeros {
             return self.fill_zeros(region, pages, wanted);
         }
@@ -171,6 +225,19 @@ impl Filler {
         }
         Ok(())
     }
+}
+
+/// The ranges, with those that have only a small gap between them made one; of many gaps only the first are left open.
+fn joined(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut joined: Vec<Range<u64>> = Vec::new();
+    for range in ranges {
+        let few = joined.len() < HOLES_MAX;
+        match joined.last_mut() {
+            Some(last) if range.start - last.end < HOLE_PAGES_MIN || !few => last.end = range.end,
+            _ => joined.push(range.clone()),
+        }
+    }
+    joined
 }
 
 fn end_of(extent: &Extent) -> u64 {

@@ -31,6 +31,7 @@ mod userfault;
 
 use std::fmt;
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
@@ -116,6 +117,10 @@ impl LazyMemory {
         let refused = |action| move |source| StartError::Memory { action, source };
         filler.discard().map_err(refused("empty"))?;
         filler.register().map_err(refused("register"))?;
+        Self::serve(filler, options)
+    }
+
+    fn serve(filler: Filler, options: LazyOptions) -> Result<LazyMemory, StartError> {
         let failed = |source| StartError::Service { source };
         let service = Arc::new(Service::new(filler, options.on_error, options.on_done).map_err(failed)?);
         // Until it has begun, failing leaves memory that can be restored eagerly.
@@ -131,6 +136,37 @@ impl LazyMemory {
         lazy.close_at_end = true;
         lazy.service.finish_if_complete();
         Ok(lazy)
+    }
+
+    /// As [`LazyMemory::start`], of memory of which all but the pages `missing` are in place: what else the regions hold
+    /// stays. `missing` is in ascending order and does not overlap. Pages may also be given by [`LazyMemory::supply`].
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn start_partly(
+        fetch: Arc<dyn PageFetch>,
+        regions: Vec<Region>,
+        missing: &[Range<u64>],
+        userfault: Userfault,
+        options: LazyOptions,
+    ) -> Result<LazyMemory, StartError> {
+        check(&regions, fetch.pages())?;
+        check_missing(missing, fetch.pages())?;
+        let filler = Filler::new(fetch, userfault, regions);
+        let refused = |action| move |source| StartError::Memory { action, source };
+        filler.discard_parts(missing).map_err(refused("empty"))?;
+        filler.register_around(missing).map_err(refused("register"))?;
+        Self::serve(filler, options)
+    }
+
+    /// Puts a page in place that nobody asked for; `None` is a page of zeros. One that is there already stays as it is.
+    ///
+    /// # Errors
+    /// [`LazyError::Place`].
+    pub fn supply(&self, page: u64, contents: Option<&[u8]>) -> Result<(), LazyError> {
+        self.service.filler.supply(page, contents)?;
+        self.service.finish_if_complete();
+        Ok(())
     }
 
     /// Begins to fetch all other pages in their order, between faults and at most at `bytes_per_s`. To be called once, when
@@ -206,6 +242,16 @@ impl Drop for LazyMemory {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+fn check_missing(missing: &[Range<u64>], pages: u64) -> Result<(), StartError> {
+    let sorted = missing.is_sorted_by(|a, b| a.end <= b.start);
+    let inside = missing.iter().all(|range| !range.is_empty() && range.end <= pages);
+    if sorted && inside {
+        return Ok(());
+    }
+    let reason = format!("the missing pages are out of order or not all of them among {pages}");
+    Err(StartError::Regions { reason })
 }
 
 fn check(regions: &[Region], pages: u64) -> Result<(), StartError> {

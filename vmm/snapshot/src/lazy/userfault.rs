@@ -107,7 +107,12 @@ impl Userfault {
 
     /// Throws away what `region` holds, so that every page of it is missing.
     pub(super) fn discard(&self, region: &Region) -> io::Result<()> {
-        let (start, bytes) = region.span(region.first_page, region.pages);
+        self.discard_part(region, region.first_page, region.pages)
+    }
+
+    /// As [`Userfault::discard`], of some of its pages.
+    pub(super) fn discard_part(&self, region: &Region, first_page: u64, pages: u64) -> io::Result<()> {
+        let (start, bytes) = region.span(first_page, pages);
         // SAFETY: the span is mapped shared and writable memory (`Region::new`), all of it guest RAM: no Rust reference
         // points into it, so that its bytes change breaks nobody's assumption.
         Ok(unsafe { madvise(start, bytes, Advice::LinuxRemove) }?)

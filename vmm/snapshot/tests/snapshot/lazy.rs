@@ -119,6 +119,119 @@ fn the_prefetcher_completes_an_idle_vm_at_its_rate_and_leaves_large_holes_unfill
     assert!(mapping.page(2047) == [3; PAGE] && mapping.page(9000) == [0; PAGE]);
 }
 
+/// The pages of a [`Ram`], which others have still to be asked for.
+struct Elsewhere(Ram);
+
+impl PageFetch for Elsewhere {
+    fn extent(&self, page: u64) -> Extent {
+        Extent { first_page: page, pages: 1, zeros: false }
+    }
+
+    fn fetch(&self, first_page: u64, into: &mut [u8]) -> Result<Fetched, FetchError> {
+        into.copy_from_slice(&self.0.page(first_page));
+        Ok(Fetched::Data)
+    }
+
+    fn pages(&self) -> u64 {
+        self.0.pages
+    }
+}
+
+#[test]
+fn pages_that_are_here_stay_and_missing_ones_come_when_touched_or_given() {
+    let Some(userfault) = userfault() else { return };
+    let (here, elsewhere) = (Ram::random(PAGES, 5, 11), Ram::random(PAGES, 5, 12));
+    let missing = [3..40, 600..601, 5000..9000, PAGES - 1..PAGES];
+    let is_missing = |page: u64| missing.iter().any(|range| range.contains(&page));
+    let expected: Vec<_> = (0..PAGES)
+        .map(|page| if is_missing(page) { elsewhere.page(page) } else { here.page(page) })
+        .collect();
+    let mapping = here.map();
+    let options = LazyOptions {
+        fault_threads: 4,
+        on_error: Box::new(|error| panic!("{error}")),
+        on_done: Box::new(|| ()),
+    };
+    let fetch = Arc::new(Elsewhere(Ram { memfd: elsewhere.memfd.try_clone().unwrap(), pages: PAGES }));
+    let lazy = LazyMemory::start_partly(fetch, mapping.regions(), &missing, userfault, options).unwrap();
+    assert_eq!(lazy.progress().present_pages, PAGES - 37 - 1 - 4000 - 1);
+    // What was here is untouched, holes included, and touching it asks nobody.
+    (0..PAGES).filter(|page| !is_missing(*page)).step_by(3).for_each(|page| {
+        assert!(mapping.page(page) == expected[usize::try_from(page).unwrap()], "page {page}");
+    });
+    assert!(!lazy.progress().done);
+    for (page, contents) in (0..).zip(&expected) {
+        match page % 3 {
+            0 if is_missing(page) => assert!(mapping.page(page) == *contents, "page {page}"),
+            // A page that is here is not overwritten by one that comes late.
+            _ if !is_missing(page) => lazy.supply(page, Some(&[0xaa; PAGE])).unwrap(),
+            _ if *contents == [0; PAGE] => lazy.supply(page, None).unwrap(),
+            _ => lazy.supply(page, Some(contents)).unwrap(),
+        }
+    }
+    assert!(lazy.wait(LONG), "{lazy:?}");
+    (0..).zip(&expected).for_each(|(page, contents)| assert!(mapping.page(page) == *contents, "page {page}"));
+}
+
+/// Pages that cannot be had from where they are.
+struct Nowhere {
+    pages: u64,
+    asked: Mutex<std::sync::mpsc::Sender<u64>>,
+    fail: Mutex<Receiver<()>>,
+}
+
+impl PageFetch for Nowhere {
+    fn extent(&self, page: u64) -> Extent {
+        Extent { first_page: page, pages: 1, zeros: false }
+    }
+
+    fn fetch(&self, first_page: u64, _: &mut [u8]) -> Result<Fetched, FetchError> {
+        self.asked.lock().unwrap().send(first_page).unwrap();
+        self.fail.lock().unwrap().recv().unwrap();
+        Err(FetchError { first_page, source: "gone".into() })
+    }
+
+    fn pages(&self) -> u64 {
+        self.pages
+    }
+}
+
+/// A guest was once declared lost because a fetch failed whose page had come by itself.
+#[test]
+fn a_fetch_that_fails_after_its_page_was_given_harms_nobody() {
+    let Some(userfault) = userfault() else { return };
+    let ram = Ram::new(64);
+    let mapping = ram.map();
+    let ((asked, asks), (fail, fails)) = (channel(), channel());
+    let fetch = Nowhere { pages: 64, asked: Mutex::new(asked), fail: Mutex::new(fails) };
+    let (tell, told) = channel();
+    let on_error = Box::new(move |error: LazyError| drop(tell.send(error)));
+    let options = LazyOptions { fault_threads: 1, on_error, on_done: Box::new(|| ()) };
+    let missing = [7..8, 8..9];
+    let lazy =
+        LazyMemory::start_partly(Arc::new(fetch), mapping.regions(), &missing, userfault, options).unwrap();
+    let touched = touch_as_kvm_does(&mapping, 7);
+    assert_eq!(asks.recv_timeout(LONG), Ok(7));
+    lazy.supply(7, Some(&[5; PAGE])).unwrap();
+    assert_eq!(touched.recv_timeout(LONG), Ok(Ok(())));
+    fail.send(()).unwrap();
+    lazy.supply(8, None).unwrap();
+    assert!(lazy.wait(LONG), "{lazy:?}");
+    assert!(mapping.page(7) == [5; PAGE] && mapping.page(8) == [0; PAGE]);
+    drop(lazy);
+    assert!(told.try_recv().is_err());
+}
+
+#[test]
+fn missing_pages_that_make_no_sense_are_refused() {
+    let Some(userfault) = userfault() else { return };
+    let ram = Ram::new(64);
+    let options = LazyOptions { fault_threads: 1, on_error: Box::new(|_| ()), on_done: Box::new(|| ()) };
+    let fetch = Arc::new(Elsewhere(Ram::new(64)));
+    let started = LazyMemory::start_partly(fetch, ram.map().regions(), &[5..9, 8..10], userfault, options);
+    assert!(matches!(started, Err(StartError::Regions { .. })), "{started:?}");
+}
+
 /// Touches a page from within the kernel; says when and how that ended.
 fn touch_as_kvm_does(mapping: &Arc<Mapping>, page: u64) -> Receiver<Result<(), String>> {
     let (tell, told) = channel();

@@ -1,5 +1,6 @@
 //! The disk: its registers, and what is under way.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -8,16 +9,17 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
 };
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::engine::Engine;
-use super::image::{DiskImage, Geometry};
+use super::image::{DiskImage, DiskThen, Geometry, ImageError};
 use super::metrics::BlockMetrics;
 use super::persist::BlockSaved;
 use super::request::{Operation, SECTOR_BYTES};
 use crate::devices::rate::Limiter;
 use crate::kvm::KvmError;
 use crate::limits::{DISK_CLEAR_SECTORS_MAX, DISK_REQUESTS_MAX, QUEUE_SIZE};
-use crate::memory::HostRange;
+use crate::memory::{GuestRam, HostRange};
 use crate::spec::DiskSpec;
 use crate::state::{Fields, Payload, SectionId, StateError};
 use crate::threads::ThreadKind;
@@ -37,6 +39,12 @@ pub(crate) struct Block {
     pub(super) serial: String,
     queues: u16,
     pub(super) engine: Engine,
+    /// Of the engine, whichever is in place.
+    done: EventFd,
+    ram: Arc<GuestRam>,
+    spec: DiskSpec,
+    /// The image's file when it was opened, if it is open.
+    found: Option<DiskThen>,
     /// By slot; `None` is free.
     pub(super) under_way: Vec<Option<Pending>>,
     pub(super) free: Vec<u16>,
@@ -48,6 +56,15 @@ pub(crate) struct Block {
     pub(super) metrics: BlockMetrics,
     /// Host addresses of the request in work.
     pub(super) memory: Vec<HostRange>,
+}
+
+/// What a disk is built on.
+#[derive(Debug)]
+pub(crate) enum Behind {
+    /// An image that is open here.
+    Open(DiskImage),
+    /// One that another process works on until it is taken.
+    Away(Geometry),
 }
 
 /// A request under way.
@@ -63,12 +80,12 @@ pub(super) struct Pending {
 }
 
 impl Disk {
-    /// A disk on an open image, paused.
+    /// A disk on an open image, or on one that is away and only known by its geometry; paused.
     ///
     /// # Errors
     /// [`KvmError`] when eventfds cannot be attached.
-    pub(crate) fn attach(place: Place<'_>, spec: &DiskSpec, image: DiskImage) -> Result<Disk, KvmError> {
-        let block = Block::new(spec, image, place).map_err(|e| {
+    pub(crate) fn attach(place: Place<'_>, spec: &DiskSpec, behind: Behind) -> Result<Disk, KvmError> {
+        let block = Block::new(spec, behind, place).map_err(|e| {
             let code = e.raw_os_error().unwrap_or(libc::EIO);
             crate::kvm::refused("make an io_uring for a disk")(vmm_sys_util::errno::Error::new(code))
         })?;
@@ -87,6 +104,48 @@ impl Disk {
         self.lock().device.geometry.bytes
     }
 
+    /// Its image's file as it was found when it was opened; `None` if it is not open here.
+    pub(crate) fn found(&self) -> Option<DiskThen> {
+        self.lock().device.found
+    }
+
+    /// Whether its image is not open in this process.
+    pub(crate) fn is_away(&self) -> bool {
+        matches!(self.lock().device.engine, Engine::Away)
+    }
+
+    /// A second handle of the image's file, for making writes last without holding up the disk.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub(crate) fn file(&self) -> io::Result<Option<File>> {
+        self.lock().device.engine.file().map(File::try_clone).transpose()
+    }
+
+    /// Makes everything last. The machine is paused.
+    ///
+    /// # Errors
+    /// [`ImageError::Lost`].
+    pub(crate) fn flush(&self) -> Result<(), ImageError> {
+        self.lock().device.flush()
+    }
+
+    /// Makes everything last, and lets go of the image: its lock, what is cached of it, its files. The machine is paused.
+    ///
+    /// # Errors
+    /// [`ImageError::Lost`]; the image is still held then.
+    pub(crate) fn release(&self) -> Result<(), ImageError> {
+        self.lock().device.release()
+    }
+
+    /// Opens the image, if it is away. The machine is paused.
+    ///
+    /// # Errors
+    /// [`ImageError`]; it is away then as before.
+    pub(crate) fn take(&self) -> Result<(), ImageError> {
+        self.lock().device.take()
+    }
+
     /// Reads from the disk past the guest; for what it boots.
     ///
     /// # Errors
@@ -97,12 +156,24 @@ impl Disk {
 }
 
 impl Block {
-    fn new(spec: &DiskSpec, image: DiskImage, place: Place<'_>) -> io::Result<Block> {
+    fn new(spec: &DiskSpec, behind: Behind, place: Place<'_>) -> io::Result<Block> {
+        let done = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let (geometry, found, engine) = match behind {
+            Behind::Away(geometry) => (geometry, None, Engine::Away),
+            Behind::Open(image) => {
+                let (geometry, found) = (image.geometry, Some(image.found));
+                (geometry, found, Engine::new(image, Arc::clone(place.ram), DISK_REQUESTS_MAX, &done)?)
+            }
+        };
         Ok(Block {
-            geometry: image.geometry,
+            geometry,
             serial: spec.serial.clone(),
             queues: spec.queues,
-            engine: Engine::new(image, Arc::clone(place.ram), DISK_REQUESTS_MAX)?,
+            engine,
+            done,
+            ram: Arc::clone(place.ram),
+            spec: spec.clone(),
+            found,
             under_way: std::iter::repeat_with(|| None).take(usize::from(DISK_REQUESTS_MAX)).collect(),
             free: (0..DISK_REQUESTS_MAX).rev().collect(),
             limiter: Limiter::new(spec.iops, spec.bytes_per_s)?,
@@ -111,6 +182,34 @@ impl Block {
             metrics: BlockMetrics::default(),
             memory: Vec::with_capacity(usize::from(QUEUE_SIZE)),
         })
+    }
+
+    fn flush(&self) -> Result<(), ImageError> {
+        let lost = |source| ImageError::Lost { path: self.spec.path.clone(), source };
+        self.engine.flush().map_err(lost)
+    }
+
+    fn release(&mut self) -> Result<(), ImageError> {
+        self.flush()?;
+        (self.engine, self.found) = (Engine::Away, None);
+        Ok(())
+    }
+
+    fn take(&mut self) -> Result<(), ImageError> {
+        if !matches!(self.engine, Engine::Away) {
+            return Ok(());
+        }
+        let image = DiskImage::open(&self.spec)?;
+        let (is, was) = (image.geometry.bytes, self.geometry.bytes);
+        if is != was {
+            return Err(ImageError::Resized { path: self.spec.path.clone(), is, was });
+        }
+        self.found = Some(image.found);
+        let failed =
+            |source| ImageError::Open { path: self.spec.path.clone(), readonly: self.spec.readonly, source };
+        self.engine =
+            Engine::new(image, Arc::clone(&self.ram), DISK_REQUESTS_MAX, &self.done).map_err(failed)?;
+        Ok(())
     }
 
     pub(super) fn serial_field(&self) -> [u8; crate::limits::DISK_SERIAL_BYTES_MAX] {
@@ -163,7 +262,7 @@ impl DeviceType for Block {
     }
 
     fn sources(&self) -> Vec<RawFd> {
-        self.engine.fd().into_iter().chain([self.limiter.as_raw_fd()]).collect()
+        vec![self.done.as_raw_fd(), self.limiter.as_raw_fd()]
     }
 
     fn event(&mut self, _: u16, io: &mut Io<'_>) -> Result<Turn, ChainError> {

@@ -1,9 +1,9 @@
 //! Opening disk images, with the mistakes people make told apart.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use imago::file::File as ImagoFile;
@@ -11,12 +11,33 @@ use imago::format::gate::ImplicitOpenGate;
 use imago::qcow2::Qcow2;
 use imago::{FormatAccess, FormatDriverBuilder, Storage, StorageOpenOptions};
 
+use serde::{Deserialize, Serialize};
+
 use super::request::SECTOR_BYTES;
 use crate::spec::{DiskCache, DiskFormat, DiskSpec};
 
 const QCOW2_MAGIC: &[u8; 4] = b"QFI\xfb";
+/// Offset of the disk's size in the header of a qcow2 image.
+const QCOW2_SIZE_AT: u64 = 24;
 /// Largest block a guest is told of.
 const BLOCK_BYTES_MAX: u64 = 4096;
+
+/// A disk at some time, as far as its file tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskThen {
+    /// Bytes of the image file.
+    pub bytes: u64,
+    /// Last change of its contents, nanoseconds since 1970.
+    pub changed_ns: i128,
+}
+
+impl DiskThen {
+    /// What these words about a file say.
+    pub(crate) fn of(found: &Metadata) -> DiskThen {
+        let changed_ns = i128::from(found.mtime()) * 1_000_000_000 + i128::from(found.mtime_nsec());
+        DiskThen { bytes: found.size(), changed_ns }
+    }
+}
 
 /// Why a disk image cannot be used. It has not been changed.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +76,24 @@ pub enum ImageError {
         /// What is wrong.
         source: io::Error,
     },
+    /// What was written cannot be made to last.
+    #[error("disk {} does not take what was written to it: {source}; check its storage before anybody else uses it", path.display())]
+    Lost {
+        /// Its path.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// It is not the disk it was.
+    #[error("disk {} has {is} bytes and had {was}; both nodes must name the same image", path.display())]
+    Resized {
+        /// Its path.
+        path: PathBuf,
+        /// Bytes now.
+        is: u64,
+        /// Bytes before.
+        was: u64,
+    },
 }
 
 fn hint(readonly: bool) -> &'static str {
@@ -89,6 +128,8 @@ pub struct DiskImage {
     pub(super) memory_align: usize,
     /// Through the page cache; held for its lock.
     pub(super) plain: File,
+    /// The file as it was found.
+    pub(super) found: DiskThen,
 }
 
 pub(super) enum Store {
@@ -106,6 +147,33 @@ impl std::fmt::Debug for Store {
 }
 
 impl DiskImage {
+    /// What a guest will be told of the image, without locking it or trusting what it holds: another process works on it.
+    ///
+    /// # Errors
+    /// [`ImageError`].
+    pub(crate) fn survey(spec: &DiskSpec) -> Result<Geometry, ImageError> {
+        let fail = |source| ImageError::Open { path: spec.path.clone(), readonly: true, source };
+        let mut options = OpenOptions::new();
+        options.read(true);
+        if spec.cache == DiskCache::Direct && spec.format == DiskFormat::Raw {
+            options.custom_flags(libc::O_DIRECT);
+        }
+        let mut file = options.open(&spec.path).map_err(fail)?;
+        let (bytes, block_bytes) = match (spec.format, spec.cache) {
+            (DiskFormat::Raw, DiskCache::Direct) => {
+                (file.seek(SeekFrom::End(0)).map_err(fail)?, direct_alignment(&file).1)
+            }
+            (DiskFormat::Raw, DiskCache::Writeback) => (file.seek(SeekFrom::End(0)).map_err(fail)?, 512),
+            (DiskFormat::Qcow2, _) => {
+                check_magic(&file, spec)?;
+                (qcow2_bytes(&file).map_err(fail)?, 512)
+            }
+        };
+        let geometry = geometry(bytes, block_bytes, spec);
+        check_size(bytes, geometry, &spec.path)?;
+        Ok(geometry)
+    }
+
     /// Opens the image of a disk. A writable one is locked against other processes of this kind.
     ///
     /// # Errors
@@ -116,6 +184,10 @@ impl DiskImage {
         let direct = spec.cache == DiskCache::Direct;
         let plain = OpenOptions::new().read(true).write(!spec.readonly).open(path).map_err(fail)?;
         lock(&plain, spec)?;
+        // Before anybody tries out how the file may be written to: it changes by that.
+        let found = DiskThen::of(&plain.metadata().map_err(fail)?);
+        // What this host remembers of a disk that another one has written to is not what it holds.
+        let _ = rustix::fs::fadvise(&plain, 0, None, rustix::fs::Advice::DontNeed);
         check_magic(&plain, spec)?;
         match spec.format {
             DiskFormat::Raw => {
@@ -127,13 +199,19 @@ impl DiskImage {
                 let (memory_align, block_bytes) = if direct { direct_alignment(&file) } else { (1, 512) };
                 let geometry = geometry(bytes, block_bytes, spec);
                 check_size(bytes, geometry, path)?;
-                Ok(DiskImage { store: Store::Raw(file), geometry, memory_align, plain })
+                Ok(DiskImage { store: Store::Raw(file), geometry, memory_align, plain, found })
             }
             DiskFormat::Qcow2 => {
                 let access = open_qcow2(path, !spec.readonly, direct)?;
                 let geometry = geometry(access.size(), 512, spec);
                 check_size(access.size(), geometry, path)?;
-                Ok(DiskImage { store: Store::Format(Box::new(access)), geometry, memory_align: 1, plain })
+                Ok(DiskImage {
+                    store: Store::Format(Box::new(access)),
+                    geometry,
+                    memory_align: 1,
+                    plain,
+                    found,
+                })
             }
         }
     }
@@ -184,10 +262,19 @@ fn check_magic(file: &File, spec: &DiskSpec) -> Result<(), ImageError> {
     Err(ImageError::Format { path: spec.path.clone(), reason: reason.to_owned(), remedy })
 }
 
+/// Size of the disk in a qcow2 image, from its header: nothing else of it holds still while another process writes.
+fn qcow2_bytes(file: &File) -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    file.read_exact_at(&mut bytes, QCOW2_SIZE_AT)?;
+    Ok(u64::from_be_bytes(bytes))
+}
+
 /// Opens a qcow2 image and what it is based on.
 fn open_qcow2(path: &Path, write: bool, direct: bool) -> Result<FormatAccess<ImagoFile>, ImageError> {
     let damaged = |source| ImageError::Damaged { path: path.to_owned(), source };
-    let folder = path.parent().unwrap_or(Path::new("")).canonicalize().map_err(damaged)?;
+    // The parent of a bare name is empty, which is no folder.
+    let folder = std::path::absolute(path).map_err(damaged)?;
+    let folder = folder.parent().unwrap_or(Path::new("/")).canonicalize().map_err(damaged)?;
     let image = Qcow2::<ImagoFile>::builder_path(path)
         .storage_open_options(StorageOpenOptions::new().direct(direct))
         .write(write)

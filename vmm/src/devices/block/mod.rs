@@ -20,6 +20,6 @@ mod request;
 
 mod metrics;
 
-pub(crate) use device::Disk;
-pub use image::{DiskImage, ImageError};
+pub(crate) use device::{Behind, Disk};
+pub use image::{DiskImage, DiskThen, ImageError};
 pub use metrics::BlockMetrics;

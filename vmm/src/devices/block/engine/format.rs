@@ -21,7 +21,7 @@ pub(crate) struct FormatEngine {
     chunk: Vec<u8>,
     finished: VecDeque<Finished>,
     ram: Arc<GuestRam>,
-    _lock: File,
+    lock: File,
 }
 
 impl std::fmt::Debug for FormatEngine {
@@ -32,7 +32,17 @@ impl std::fmt::Debug for FormatEngine {
 
 impl FormatEngine {
     pub(super) fn new(image: FormatAccess<ImagoFile>, lock: File, ram: Arc<GuestRam>) -> FormatEngine {
-        FormatEngine { image, chunk: Vec::new(), finished: VecDeque::new(), ram, _lock: lock }
+        FormatEngine { image, chunk: Vec::new(), finished: VecDeque::new(), ram, lock }
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.lock
+    }
+
+    /// Writes out what the format keeps in memory, and makes it last.
+    pub(super) fn flush(&self) -> io::Result<()> {
+        self.image.flush()?;
+        self.image.sync()
     }
 
     pub(super) fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
@@ -52,10 +62,7 @@ impl FormatEngine {
         match operation {
             Operation::Read { offset, .. } => self.read(offset, memory),
             Operation::Write { offset, .. } => self.write(offset, memory),
-            Operation::Flush => {
-                self.image.flush()?;
-                self.image.sync()
-            }
+            Operation::Flush => self.flush(),
             Operation::Discard { offset, bytes } => self.image.discard_to_any(offset, bytes),
             Operation::WriteZeroes { offset, bytes, .. } => self.image.write_zeroes(offset, bytes),
             Operation::GetId => Ok(()),

@@ -3,9 +3,11 @@
 mod format;
 mod ring;
 
+use std::fs::File;
 use std::io;
-use std::os::fd::RawFd;
 use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
 
 use super::image::{DiskImage, Store};
 use super::request::Operation;
@@ -26,28 +28,46 @@ pub(super) struct Finished {
 pub(super) enum Engine {
     Ring(Box<RingEngine>),
     Format(FormatEngine),
+    /// The image is not ours (yet, or any more): nothing is read, cached or locked.
+    Away,
 }
 
 impl Engine {
-    /// An engine on `image` for requests in `slots` slots, whose memory is in `ram`.
+    /// An engine on `image` for requests in `slots` slots, whose memory is in `ram`. `done` is signalled when a request
+    /// has finished that had not when it was submitted.
     ///
     /// # Errors
     /// When the kernel grants no ring.
-    pub(super) fn new(image: DiskImage, ram: Arc<GuestRam>, slots: u16) -> io::Result<Engine> {
+    pub(super) fn new(
+        image: DiskImage,
+        ram: Arc<GuestRam>,
+        slots: u16,
+        done: &EventFd,
+    ) -> io::Result<Engine> {
         let DiskImage { store, memory_align, plain, .. } = image;
         Ok(match store {
             Store::Raw(file) => {
-                Engine::Ring(Box::new(RingEngine::new(&file, plain, memory_align, ram, slots)?))
+                Engine::Ring(Box::new(RingEngine::new(&file, plain, memory_align, ram, slots, done)?))
             }
             Store::Format(access) => Engine::Format(FormatEngine::new(*access, plain, ram)),
         })
     }
 
-    /// Signalled when a request has finished that had not when it was submitted.
-    pub(super) fn fd(&self) -> Option<RawFd> {
+    /// The image's file, through the page cache; `None` while it is away.
+    pub(super) fn file(&self) -> Option<&File> {
         match self {
-            Engine::Ring(ring) => Some(ring.fd()),
-            Engine::Format(_) => None,
+            Engine::Ring(ring) => Some(ring.file()),
+            Engine::Format(format) => Some(format.file()),
+            Engine::Away => None,
+        }
+    }
+
+    /// Makes all that was written last. Nothing is under way.
+    pub(super) fn flush(&self) -> io::Result<()> {
+        match self {
+            Engine::Ring(ring) => ring.file().sync_data(),
+            Engine::Format(format) => format.flush(),
+            Engine::Away => Ok(()),
         }
     }
 
@@ -56,6 +76,7 @@ impl Engine {
         match self {
             Engine::Ring(ring) => ring.start(slot, operation, memory),
             Engine::Format(format) => format.start(slot, operation, memory),
+            Engine::Away => unreachable!("a machine whose disks are away does not run"),
         }
     }
 
@@ -64,6 +85,7 @@ impl Engine {
         match self {
             Engine::Ring(ring) => ring.read_at(offset, into),
             Engine::Format(format) => format.read_at(offset, into),
+            Engine::Away => Err(io::Error::other("the disk's image is not open in this process")),
         }
     }
 
@@ -79,6 +101,7 @@ impl Engine {
         match self {
             Engine::Ring(ring) => ring.finished(),
             Engine::Format(format) => format.finished(),
+            Engine::Away => None,
         }
     }
 
@@ -87,6 +110,7 @@ impl Engine {
         match self {
             Engine::Ring(ring) => ring.wait(),
             Engine::Format(format) => format.finished(),
+            Engine::Away => None,
         }
     }
 }

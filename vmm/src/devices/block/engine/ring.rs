@@ -2,14 +2,14 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use io_uring::register::Restriction;
 use io_uring::types::{Fixed, FsyncFlags};
 use io_uring::{IoUring, opcode, squeue};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::Finished;
 use crate::devices::block::request::Operation;
@@ -27,7 +27,6 @@ pub(crate) struct RingEngine {
     ring: IoUring,
     flights: Vec<Flight>,
     under_way: usize,
-    done: EventFd,
     memory_align: usize,
     /// Through the page cache, whatever the registered file does; holds the lock.
     plain: File,
@@ -85,23 +84,23 @@ impl RingEngine {
         memory_align: usize,
         ram: Arc<GuestRam>,
         slots: u16,
+        done: &EventFd,
     ) -> io::Result<RingEngine> {
         let ring = IoUring::builder().setup_r_disabled().build(u32::from(slots).next_power_of_two())?;
         ring.submitter().register_files(&[file.as_raw_fd()])?;
-        let done = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         ring.submitter().register_eventfd(done.as_raw_fd())?;
         restrict(&ring)?;
         ring.submitter().register_enable_rings()?;
         let flights = std::iter::repeat_with(Flight::default).take(usize::from(slots)).collect();
-        Ok(RingEngine { ring, flights, under_way: 0, done, memory_align, plain, ram })
+        Ok(RingEngine { ring, flights, under_way: 0, memory_align, plain, ram })
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.plain
     }
 
     pub(super) fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         self.plain.read_exact_at(into, offset)
-    }
-
-    pub(super) fn fd(&self) -> RawFd {
-        self.done.as_raw_fd()
     }
 
     pub(super) fn start(&mut self, slot: u16, operation: Operation, memory: &[HostRange]) {
@@ -318,7 +317,8 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let plain = file.try_clone().unwrap();
         let ram = Arc::new(GuestRam::new(1 << 20).unwrap());
-        let mut engine = RingEngine::new(&file, plain, 1, ram, 4).unwrap();
+        let done = EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).unwrap();
+        let mut engine = RingEngine::new(&file, plain, 1, ram, 4, &done).unwrap();
         assert_eq!(answer(&mut engine.ring, &opcode::Nop::new().build()), 0);
         assert_eq!(answer(&mut engine.ring, &opcode::Fsync::new(IMAGE).build()), 0);
         let here = io_uring::types::Fd(libc::AT_FDCWD);
