@@ -167,7 +167,8 @@ fn ordinary() -> Rules {
     rules
 }
 
-/// A guest's accesses: they wire interrupts, say what a tap is to do, and a driver that resets its disk has requests waited for here.
+/// A guest's accesses: they wire interrupts, say what a tap is to do, and a driver that resets its disk has requests waited
+/// for here.
 fn vcpu(rules: &mut Rules) {
     rules.when(libc::SYS_ioctl, [is(1, KVM_RUN)]);
     rules.when(libc::SYS_ioctl, [is(1, KVM_GET_REGS)]);
