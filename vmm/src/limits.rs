@@ -11,7 +11,7 @@ pub const RAM_BYTES_MIN: u64 = 16 << 20;
 /// Most guest RAM: what a 39-bit guest physical address space holds beside the hole for devices.
 pub const RAM_BYTES_MAX: u64 = 256 << 30;
 
-/// Network cards of one VM; each takes one PCI slot and three interrupt routes.
+/// Network cards of one VM; each takes one PCI slot, and an interrupt route per queue.
 pub const NICS_MAX: usize = 4;
 
 /// Disks of one VM; each takes one PCI slot, and a thread.
@@ -99,15 +99,23 @@ pub const SPEC_BYTES_MAX: u64 = 64 << 10;
 /// Descriptors per virtio queue.
 pub const QUEUE_SIZE: u16 = 256;
 
-/// Longest Ethernet frame: 1500 bytes of payload, header and one VLAN tag. No offloads are negotiated, so
-/// neither side may send more.
+/// Longest Ethernet frame that is not to be cut: 1500 bytes of payload, header and one VLAN tag.
 pub const FRAME_BYTES_MAX: usize = 1518;
+
+/// Longest frame that is to be cut to size by whoever takes it: the largest IP packet and an Ethernet header.
+pub const LARGE_FRAME_BYTES_MAX: usize = 65_550;
+
+/// Pairs of queues of one card: more than vCPUs are of no use.
+pub const NIC_PAIRS_MAX: u16 = 8;
 
 /// Shortest frame that has a whole Ethernet header.
 pub const FRAME_BYTES_MIN: usize = 14;
 
 /// Frames a card works off per turn in each direction, so that a flood cannot keep a pause waiting for its lock.
 pub const NIC_TURN_FRAMES: usize = 64;
+
+/// Bytes after which such a turn ends: copying them takes the host some 100 us.
+pub const NIC_TURN_BYTES: usize = 512 << 10;
 
 /// Frames that wait for guest receive buffers before further ones are dropped: the replay of one takeover.
 pub const RX_BACKLOG_FRAMES: usize = 1024;

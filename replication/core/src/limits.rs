@@ -17,8 +17,8 @@ pub const STATE_BYTES: usize = 4 << 20;
 pub const OUTPUTS: usize = 65_536;
 /// Bytes the output gate holds before the devices must wait.
 pub const GATE_BYTES: usize = 8 << 20;
-/// Bytes of one output or one ingress frame: the largest Ethernet frame a tap hands over.
-pub const FRAME_BYTES: usize = 65_550;
+/// Bytes of one output or one ingress frame: the largest Ethernet frame a tap hands over, and the header before it.
+pub const FRAME_BYTES: usize = 65_562;
 /// Frames in one ingress message.
 pub const INGRESS_BATCH: usize = 1024;
 /// Bytes of forwarded ingress a replica keeps; older frames are given up (the client retransmits).

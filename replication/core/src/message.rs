@@ -10,8 +10,9 @@ use crate::ids::{EpochId, Generation, Incarnation, IngressSeq, Member, NodeId, V
 use crate::limits;
 use crate::time::Time;
 
-/// Version of the frames. Peers of another version refuse each other in the handshake.
-pub const WIRE_VERSION: u8 = 1;
+/// Version of the frames. Peers of another version refuse each other in the handshake. Since 2, a card's frames have a header
+/// before them that says what is left to be done: checksums, segmentation.
+pub const WIRE_VERSION: u8 = 2;
 
 /// Where an output goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,9 +32,9 @@ pub enum Port {
 pub struct Output {
     /// Where it goes.
     pub port: Port,
-    /// Offset of the first byte in a byte stream (serial); 0 for frames.
+    /// Offset of the first byte in a byte stream (serial); of a frame, by which pair of the card's queues it came; otherwise 0.
     pub offset: u64,
-    /// The frame or bytes.
+    /// The bytes; of a frame, with its header.
     pub data: Bytes,
 }
 

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use endophyte_vmm::devices::net::Tap;
+use endophyte_vmm::devices::net::{Tap, packet_of};
 
 /// Pauses between announcements after a takeover; the last one repeats a few times and then it is quiet.
 const PAUSES_MS: [u64; 10] = [5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000];
@@ -77,7 +77,7 @@ impl Announcer {
 
     fn send(&self) {
         for (mac, tap) in &self.cards {
-            let _ = tap.write(&rarp(*mac));
+            let _ = tap.write(0, &packet_of(&rarp(*mac)));
         }
     }
 

@@ -7,7 +7,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
 use endophyte_sandbox::{Cgroup, Files, Kind, Network, Plan, confine};
@@ -24,17 +24,17 @@ use crate::snapshot;
 
 /// The taps of a VM, open for as long as its process.
 #[derive(Debug)]
-pub(crate) struct Taps(Vec<Tap>);
+pub(crate) struct Taps(Vec<Arc<Tap>>);
 
 impl Taps {
     fn open(spec: &VmSpec) -> Result<Self, Exit> {
-        let taps = spec.net.iter().map(|card| Tap::open(&card.tap)).collect::<Result<_, _>>();
+        let taps = spec.net.iter().map(|card| Tap::open(card).map(Arc::new)).collect::<Result<_, _>>();
         taps.map(Self).or_exit(Failure::Host)
     }
 
     /// One per network card, for one machine.
-    pub(crate) fn again(&self) -> io::Result<Vec<Tap>> {
-        self.0.iter().map(Tap::try_clone).collect()
+    pub(crate) fn again(&self) -> Vec<Arc<Tap>> {
+        self.0.clone()
     }
 }
 

@@ -39,8 +39,7 @@ pub(crate) struct Guest {
 
 impl Guest {
     /// Builds the machine, parked, on open taps, with its gate in place.
-    pub(crate) fn build(spec: &VmSpec, taps: Vec<Tap>, tape: Arc<Tape>) -> Result<Self> {
-        let taps: Vec<_> = taps.into_iter().map(Arc::new).collect();
+    pub(crate) fn build(spec: &VmSpec, taps: Vec<Arc<Tap>>, tape: Arc<Tape>) -> Result<Self> {
         let terminal = |spec: &ConsoleSpec| Ok(Arc::new(Terminal::bind(&spec.socket)?));
         let terminals = spec.devices.consoles.iter().map(terminal).collect::<Result<Vec<_>>>()?;
         let (tell, notices) = channel();

@@ -66,10 +66,21 @@ impl Page {
                 (|n: &NetMetrics| n.tx_frames) as fn(&NetMetrics) -> u64,
             ),
             ("net_transmit_bytes_total", "Bytes from the guest.", |n| n.tx_bytes),
-            ("net_transmit_dropped_total", "Frames from the guest that are no frames.", |n| n.tx_dropped),
+            (
+                "net_transmit_dropped_total",
+                "Frames from the guest that are none, or ask for what was not agreed on.",
+                |n| n.tx_dropped,
+            ),
+            ("net_transmit_large_total", "Frames from the guest that were left to be cut to size.", |n| {
+                n.tx_large
+            }),
+            ("net_transmit_lost_total", "Frames from the guest that the tap did not take.", |n| n.tx_lost),
+            ("net_transmit_throttled_total", "Times the rate limit made the guest wait.", |n| n.tx_throttled),
             ("net_receive_frames_total", "Frames for the guest.", |n| n.rx_frames),
             ("net_receive_bytes_total", "Bytes for the guest.", |n| n.rx_bytes),
             ("net_receive_dropped_total", "Frames for the guest that had no place.", |n| n.rx_dropped),
+            ("net_receive_large_total", "Frames for the guest that were not cut to size.", |n| n.rx_large),
+            ("net_receive_throttled_total", "Times the rate limit kept frames waiting.", |n| n.rx_throttled),
             ("net_breakdowns_total", "Times the guest's driver broke the rules.", |n| n.breakdowns),
         ] {
             self.family(name, "counter", help, numbered("card", net, of));

@@ -6,7 +6,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use endophyte_vmm::devices::console::{ConsolePort, Terminal};
-use endophyte_vmm::devices::net::{NetPort, Tap, Transmit};
+use endophyte_vmm::devices::net::{NetPort, Tap, Transmit, frame_of};
 use endophyte_vmm::devices::serial::SerialPort;
 use endophyte_vmm::devices::vsock::{Deed, VsockPort};
 use endophyte_vmm::machine::Machine;
@@ -51,7 +51,8 @@ impl OutputPort for Outlet {
             Port::Net(nic) => {
                 if let Some(tap) = self.taps.get(usize::from(nic)) {
                     // A tap that is down or full drops the frame, like a cable.
-                    let _ = tap.write(&output.data);
+                    let pair = u16::try_from(output.offset).unwrap_or(0);
+                    let _ = tap.write(pair, &output.data);
                 }
             }
             Port::Serial => self.tape.record(output.offset, &output.data),
@@ -115,19 +116,19 @@ pub(crate) struct NicDoor {
 }
 
 impl NetPort for NicDoor {
-    fn transmit(&self, frame: &[u8]) -> Transmit {
-        match self.door.offer(Port::Net(self.nic), 0, frame) {
+    fn transmit(&self, pair: u16, packet: &[u8]) -> Transmit {
+        match self.door.offer(Port::Net(self.nic), u64::from(pair), packet) {
             Offer::Taken => Transmit::Taken,
             Offer::Full => Transmit::Full,
         }
     }
 
-    fn deliver(&self, frame: &[u8]) {
+    fn deliver(&self, packet: &[u8]) {
         // A frame from our own address: a stale active spoke, and switches now believe it.
-        if frame.get(6..12) == Some(&self.mac[..]) {
+        if frame_of(packet).get(6..12) == Some(&self.mac[..]) {
             self.announcer.again();
         }
-        self.ingress.deliver(self.nic, frame);
+        self.ingress.deliver(self.nic, packet);
     }
 }
 

@@ -180,8 +180,8 @@ fn take_over(
     for output in &promotion.inheritance.outputs {
         mycelium_ram::ports::OutputPort::emit(&*guest.outlet, output);
     }
-    for (nic, frame) in &promotion.inheritance.ingress {
-        guest.machine.inject_rx(usize::from(*nic), frame);
+    for (nic, packet) in &promotion.inheritance.ingress {
+        guest.machine.inject_rx(usize::from(*nic), packet);
     }
     guest.machine.set_rx_enabled(true);
     guest.machine.resume().or_exit(Failure::Unexpected)?;

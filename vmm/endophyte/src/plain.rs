@@ -105,7 +105,7 @@ fn start(
     incoming: Option<Incoming>,
     signals: &Signals,
 ) -> Result<Option<Arc<Machine>>, Exit> {
-    let taps = opened.taps.again().or_exit(Failure::Host)?;
+    let taps = opened.taps.again();
     let mut ports = MachinePorts::on_taps(spec, taps).or_exit(Failure::Host)?;
     if args.process.api.is_some() || args.run_dir.is_some() {
         ports.serial = Arc::new(Taped { port: ports.serial, tape: desk.tape.clone() });

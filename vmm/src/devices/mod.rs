@@ -12,6 +12,7 @@ pub(crate) mod keyboard;
 pub mod listener;
 pub mod net;
 pub(crate) mod power;
+pub(crate) mod rate;
 pub mod rng;
 pub mod serial;
 pub mod vsock;

@@ -15,7 +15,7 @@ use crate::devices::balloon::BalloonDevice;
 use crate::devices::block::{Behind, Disk, DiskImage};
 use crate::devices::cmos::Clock;
 use crate::devices::console::{Console, ConsoleDevice};
-use crate::devices::net::Nic;
+use crate::devices::net::{Nic, NicPort};
 use crate::devices::rng::RngDevice;
 use crate::devices::serial::SerialDevice;
 use crate::devices::vsock::{Vsock, VsockDevice};
@@ -62,6 +62,7 @@ impl Machine {
         if ports.consoles.len() != spec.devices.consoles.len() {
             return Err(MachineError::Port { device: "console" });
         }
+        let cards = ports.net.iter().map(describe).collect();
         let kvm = kvm::open()?;
         let vm = Arc::new(kvm.create_vm().map_err(refused("create a VM"))?);
         let ram = Arc::new(GuestRam::of(spec.ram_bytes, spec.huge_pages)?);
@@ -71,7 +72,7 @@ impl Machine {
         let gate = Arc::new(Gate::new());
         let platform = Arc::new(build_platform(spec, ports, disks, (&vm, &ram, &gate))?);
         let (fds, buffers, processor) = create_vcpus(&kvm, &vm, spec.cpu, spec.vcpus)?;
-        let fingerprint = MachineFingerprint::new(spec.fingerprint()?, &processor);
+        let fingerprint = MachineFingerprint::new(spec.fingerprint()?, cards, &processor);
         let mut machine = Machine {
             spec: spec.clone(),
             fingerprint,
@@ -106,6 +107,15 @@ impl Machine {
         self.device_threads =
             DeviceThread::start_all(&self.platform).map_err(host("start a device thread"))?;
         Ok(())
+    }
+}
+
+/// A card as a guest could tell it from another.
+fn describe(card: &NicPort) -> String {
+    let offloads = if card.tap.offers_offloads() { " with offloads" } else { "" };
+    match card.tap.pairs() {
+        1 => format!("virtio-net{offloads}"),
+        pairs => format!("virtio-net{offloads}, {pairs} pairs of queues"),
     }
 }
 
@@ -146,7 +156,7 @@ fn build_devices(
     let poll_set = |source| MachineError::Host { action: "make a poll set", source };
     let mut devices = Devices::default();
     for ((number, card), port) in (0..).zip(&spec.net).zip(ports.net) {
-        let nic = Arc::new(Nic::attach(first.of(&devices, number), card.mac, port)?);
+        let nic = Arc::new(Nic::attach(first.of(&devices, number), card, port)?);
         devices.nics.push(Arc::clone(&nic));
         devices.all.push(nic);
     }

@@ -40,13 +40,16 @@ pub struct CpuidLeaf {
 }
 
 impl MachineFingerprint {
-    pub(super) fn new(spec: SpecFingerprint, processor: &Processor) -> MachineFingerprint {
-        let mut devices = vec!["pci-host", "serial", "cmos", "power", "watchdog", "panic", "keyboard"];
-        devices.extend(spec.macs.iter().map(|_| "virtio-net"));
+    pub(super) fn new(
+        spec: SpecFingerprint,
+        cards: Vec<String>,
+        processor: &Processor,
+    ) -> MachineFingerprint {
+        let board = ["pci-host", "serial", "cmos", "power", "watchdog", "panic", "keyboard"];
         MachineFingerprint {
             spec,
             state_format: FORMAT_VERSION,
-            devices: devices.into_iter().map(str::to_owned).collect(),
+            devices: board.into_iter().map(str::to_owned).chain(cards).collect(),
             cpuid: processor.cpuid.as_slice().iter().filter_map(lasting).collect(),
             msrs: processor.msrs.clone(),
             tsc_khz: processor.tsc_khz,
@@ -61,6 +64,7 @@ impl MachineFingerprint {
         }
         if self.devices != other.devices {
             found.push(format!("devices: {:?} here, {:?} there", self.devices, other.devices));
+            found.extend(diff_offloads(&self.devices, &other.devices));
         }
         let processors =
             diff_cpuid(&self.cpuid, &other.cpuid).into_iter().chain(diff_msrs(&self.msrs, &other.msrs));
@@ -78,6 +82,17 @@ impl MachineFingerprint {
         }
         found
     }
+}
+
+/// What to do about cards of which one offers offloads and the other does not.
+fn diff_offloads(mine: &[String], theirs: &[String]) -> Option<String> {
+    let offers = |device: &String| device.contains("with offloads");
+    let differ = mine.iter().zip(theirs).any(|(mine, theirs)| offers(mine) != offers(theirs));
+    differ.then(|| {
+        "a card leaves checksums to its tap on one node only: inherited taps need IFF_VNET_HDR on both, or set \
+         offload = false under [[net]] on both"
+            .to_owned()
+    })
 }
 
 /// The leaf without what names the host's own processor or the vCPU; `None` if that is all it does.

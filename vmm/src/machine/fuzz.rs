@@ -23,8 +23,11 @@ use crate::virtio::rig::{Rig, spec};
 /// The port at which a program of the host listens.
 const HOST_PORT: u32 = 52;
 const CID: u64 = 3;
-/// Address, status, control queue, announcements.
-const NET_FEATURES: u64 = 1 << 5 | 1 << 16 | 1 << 17 | 1 << 21;
+/// Address, merged buffers, status, control queue, announcements, several pairs of queues; checksums and segmentation.
+const NET_FEATURES: u64 = 1 << 5 | 1 << 15 | 1 << 16 | 1 << 17 | 1 << 21 | 1 << 22 | 0b11_1011_1000_0011;
+const NET_PAIRS: u16 = 2;
+/// A TCP segment to be cut into pieces of 100 bytes.
+const LARGE: [u8; 12] = [1, 1, 54, 0, 100, 0, 34, 0, 16, 0, 0, 0];
 /// Segments, block size, flush, queues, discard, write-zeroes.
 const DISK_FEATURES: u64 = 1 << 2 | 1 << 6 | 1 << 9 | 1 << 12 | 1 << 13 | 1 << 14;
 const DISK_BYTES: u64 = 4 << 20;
@@ -37,6 +40,8 @@ struct Bench {
     fresh: Vec<u8>,
     /// Programs of the host, for a socket device.
     program: Option<UnixListener>,
+    /// The far ends of a card's queues.
+    wires: Vec<UnixDatagram>,
     _folder: Folder,
 }
 
@@ -74,10 +79,11 @@ impl Bench {
         let folder = Folder::new(name)?;
         let mut spec = spec(devices(&folder.0));
         if card {
-            spec.net = vec![NetSpec { tap: "wire".to_owned(), mac: MacAddress([2, 0, 0, 0, 0, 1]) }];
+            let mac = MacAddress([2, 0, 0, 0, 0, 1]);
+            spec.net = vec![NetSpec { queues: NET_PAIRS, ..NetSpec::plain("wire", mac) }];
         }
         let vsock = spec.devices.vsock.as_ref();
-        let net = if spec.net.is_empty() { Vec::new() } else { vec![wire()?] };
+        let (net, wires) = if spec.net.is_empty() { Default::default() } else { wire()? };
         let program = vsock.and_then(|vsock| {
             let path = format!("{}_{HOST_PORT}", vsock.socket.display());
             let listener = UnixListener::bind(path).ok()?;
@@ -90,11 +96,12 @@ impl Bench {
             consoles: spec.devices.consoles.iter().map(ConsoleLink::direct).collect::<Result<_, _>>().ok()?,
         };
         let machine = Machine::build(&spec, ports).ok()?;
+        machine.set_rx_enabled(true);
         let rig = Rig::new(machine, 0, features);
         let mut fresh = Vec::new();
         rig.device.pause();
         rig.machine.save_state(&mut fresh).ok()?;
-        Some(Bench { rig, fresh, program, _folder: folder })
+        Some(Bench { rig, fresh, program, wires, _folder: folder })
     }
 
     /// With a network card.
@@ -107,17 +114,26 @@ impl Bench {
         self.rig.machine.restore_state(&self.fresh, RestoreOptions::default()).expect("its own state");
         wipe(&self.rig);
         self.rig.start();
+        let packet = [&LARGE[..], &[7; 4000]].concat();
+        self.wires.iter().for_each(|wire| drop(wire.send(&packet)));
         drive(&mut self.rig, data);
+        self.wires.iter().for_each(drain);
         while self.program.as_ref().is_some_and(|program| program.accept().is_ok()) {}
     }
 }
 
-/// A card's outside: a socket whose other end nobody holds.
-fn wire() -> Option<NicPort> {
-    let (_, tap) = UnixDatagram::pair().ok()?;
-    tap.set_nonblocking(true).ok()?;
-    let tap = Arc::new(Tap::from_fd(OwnedFd::from(tap), "wire"));
-    Some(NicPort { port: Arc::new(TapPort::new(Arc::clone(&tap))), tap })
+/// A card's outside: sockets that pass for a tap that can do everything, and their other ends.
+fn wire() -> Option<(Vec<NicPort>, Vec<UnixDatagram>)> {
+    let pairs: Vec<_> = (0..NET_PAIRS).map(|_| UnixDatagram::pair().ok()).collect::<Option<_>>()?;
+    let (far, near): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+    far.iter().chain(&near).try_for_each(|end| end.set_nonblocking(true)).ok()?;
+    let tap = Arc::new(Tap::pretended(near.into_iter().map(OwnedFd::from).collect(), "wire"));
+    Some((vec![NicPort { port: Arc::new(TapPort::new(Arc::clone(&tap))), tap }], far))
+}
+
+/// Takes what the card has sent, so that its way out is never full.
+fn drain(wire: &UnixDatagram) {
+    while wire.recv(&mut [0; 16]).is_ok() {}
 }
 
 /// An image of a disk that a script may fill.
@@ -227,10 +243,17 @@ pub fn seeds_console() -> Vec<Vec<u8>> {
     ]
 }
 
-/// Scripts that make sense to a network card: frames, buffers, a control command.
+/// Scripts that make sense to a network card of two pairs: frames to be cut and others, buffers to be merged, commands.
 pub fn seeds_net() -> Vec<Vec<u8>> {
-    let sent = Script::default().buffer(0, 1, 2048).packet(1, 2, &[0; 12 + 60]).request(2, 3, &[3, 0], 1);
-    vec![sent.bytes(), Script::default().packet(1, 2, &[0; 100]).upheaval().bytes()]
+    let large = [&LARGE[..], &[7; 400]].concat();
+    let used = |script: Script| {
+        let buffers =
+            (16..24).fold(script, |script, page| script.buffer(0, page, 2048).buffer(2, page + 16, 1024));
+        let sent = buffers.packet(1, 2, &[0; 12 + 60]).packet(3, 4, &large);
+        sent.request(4, 6, &[4, 0, 2, 0], 1).packet(3, 8, &large).serve(0).serve(2).request(4, 10, &[3, 0], 1)
+    };
+    let again = used(Script::default().packet(1, 2, &[0; 100]).upheaval());
+    vec![used(Script::default()).bytes(), again.upheaval().bytes()]
 }
 
 /// Scripts that make sense to a disk: every request.
@@ -337,6 +360,9 @@ mod tests {
         let vsock = VSOCK.with_borrow(|bench| bench.as_ref().unwrap().rig.machine.metrics().vsock.unwrap());
         assert!(vsock.from_guest >= 2 && vsock.tx_bytes >= 5, "{vsock:?}");
         seeds_console().iter().for_each(|seed| fuzz_console(seed));
+        seeds_net().iter().for_each(|seed| fuzz_net(seed));
+        let net = NET.with_borrow(|bench| bench.as_ref().unwrap().rig.machine.metrics().net[0]);
+        assert!(net.tx_large >= 2 && net.rx_large >= 1 && net.tx_frames > net.tx_large, "{net:?}");
         seeds_block().iter().for_each(|seed| fuzz_block(seed));
         let disk = BLOCK.with_borrow(|bench| bench.as_ref().unwrap().rig.machine.metrics().disks[0]);
         assert!(disk.reads >= 1 && disk.flushes >= 1 && disk.discards >= 2, "{disk:?}");

@@ -21,6 +21,12 @@ mod lifecycle;
 mod metrics;
 mod migrate;
 #[cfg(test)]
+mod nic_offload_tests;
+#[cfg(test)]
+mod nic_rig;
+#[cfg(test)]
+mod nic_tap_tests;
+#[cfg(test)]
 mod nic_tests;
 mod platform;
 mod ports;
@@ -124,16 +130,16 @@ impl Machine {
         self.nics().iter().for_each(|nic| nic.set_rx_enabled(enabled));
     }
 
-    /// Gives card `nic` a frame from elsewhere, ahead of its tap and in the order of the calls. False if it was
+    /// Gives card `nic` a packet from elsewhere, ahead of its tap's first queue and in the order of the calls. False if it was
     /// dropped: no such card, too long, or backlog full.
-    pub fn inject_rx(&self, nic: usize, frame: &[u8]) -> bool {
-        self.nics().get(nic).is_some_and(|nic| nic.inject(frame))
+    pub fn inject_rx(&self, nic: usize, packet: &[u8]) -> bool {
+        self.nics().get(nic).is_some_and(|nic| nic.inject(packet))
     }
 
     /// Card `nic`'s port, once `Full`, has room again.
     pub fn kick_tx(&self, nic: usize) {
         if let Some(nic) = self.nics().get(nic) {
-            nic.ring(crate::devices::net::TX);
+            nic.kick();
         }
     }
 

@@ -1,136 +1,20 @@
 //! The network card against a driver of our own that does as it pleases: real KVM objects, no guest.
 
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixDatagram;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::Ordering;
 
 use mycelium_ram_core::{PageIndex, PageSet};
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Machine, MachinePorts, RestoreOptions};
-use crate::devices::net::{CTRL, NetPort, Nic, NicPort, RX, TX, Tap, Transmit};
-use crate::devices::serial::StreamPort;
-use crate::limits::{FRAME_BYTES_MAX, QUEUE_SIZE, RX_BACKLOG_FRAMES};
+use super::RestoreOptions;
+use super::nic_rig::{CTRL, Driver, RX, TX};
+use crate::devices::net::{HEADER_BYTES, packet_of};
+use crate::limits::{FRAME_BYTES_MAX, LARGE_FRAME_BYTES_MAX, QUEUE_SIZE, RX_BACKLOG_FRAMES};
 use crate::pci::PciFunction;
-use crate::spec::{DeviceSpecs, NetSpec};
+use crate::virtio::VirtioDevice;
 use crate::virtio::rig::{
-    BUFFERS, Descriptor, INDIRECT, NEEDS_RESET, NEXT, Rig, STATUS, WRITE, avail, ring, used,
+    BUFFERS, Descriptor, INDIRECT, NEEDS_RESET, NEXT, STATUS, WRITE, avail, ring, used,
 };
-use crate::virtio::{VirtioDevice, rig};
-
-const HEADER: usize = 12;
-/// MAC, status, control queue, announcements.
-const FEATURES: u64 = 1 << 5 | 1 << 16 | 1 << 17 | 1 << 21;
-
-#[derive(Default)]
-struct Recorder {
-    sent: Mutex<Vec<Vec<u8>>>,
-    delivered: Mutex<Vec<Vec<u8>>>,
-    full: AtomicBool,
-}
-
-impl NetPort for Recorder {
-    fn transmit(&self, frame: &[u8]) -> Transmit {
-        if self.full.load(Ordering::SeqCst) {
-            return Transmit::Full;
-        }
-        self.sent.lock().unwrap().push(frame.to_vec());
-        Transmit::Taken
-    }
-
-    fn deliver(&self, frame: &[u8]) {
-        self.delivered.lock().unwrap().push(frame.to_vec());
-    }
-}
-
-/// A machine with one card, and the driver of it.
-struct Driver {
-    rig: Rig,
-    port: Arc<Recorder>,
-    wire: UnixDatagram,
-}
-
-impl std::ops::Deref for Driver {
-    type Target = Rig;
-
-    fn deref(&self) -> &Rig {
-        &self.rig
-    }
-}
-
-impl std::ops::DerefMut for Driver {
-    fn deref_mut(&mut self) -> &mut Rig {
-        &mut self.rig
-    }
-}
-
-impl Driver {
-    /// `None`, with a word about it, where there is no KVM.
-    fn new() -> Option<Driver> {
-        if let Err(error) = crate::kvm::open() {
-            println!("SKIPPED: {error}");
-            return None;
-        }
-        let mut spec = rig::spec(DeviceSpecs::default());
-        spec.net = vec![NetSpec { tap: "none".to_owned(), mac: "02:00:00:00:00:01".parse().unwrap() }];
-        let (wire, tap) = UnixDatagram::pair().unwrap();
-        tap.set_nonblocking(true).unwrap();
-        let port = Arc::new(Recorder::default());
-        let attached = NicPort {
-            tap: Arc::new(Tap::from_fd(OwnedFd::from(tap), "wire")),
-            port: Arc::clone(&port) as Arc<dyn NetPort>,
-        };
-        let ports = MachinePorts {
-            net: vec![attached],
-            serial: Arc::new(StreamPort::new(std::io::sink())),
-            vsock: None,
-            consoles: Vec::new(),
-        };
-        let machine = Machine::build(&spec, ports).unwrap();
-        Some(Driver { rig: Rig::new(machine, 0, FEATURES), port, wire })
-    }
-
-    fn nic(&self) -> &Nic {
-        &self.machine.nics()[0]
-    }
-
-    /// Offers a frame with its header in a buffer of its own.
-    fn send(&mut self, head: u16, frame: &[u8]) {
-        let at = BUFFERS + 0x1000 * u64::from(head);
-        self.ram().memory().write_slice(&[0; HEADER], GuestAddress(at)).unwrap();
-        self.ram().memory().write_slice(frame, GuestAddress(at + 64)).unwrap();
-        self.describe(TX, head, (at, 12, NEXT, head + 1));
-        self.describe(TX, head + 1, (at + 64, u32::try_from(frame.len()).unwrap(), 0, 0));
-        self.offer(TX, head);
-    }
-
-    /// Offers a receive buffer of 2 KiB; returns its address.
-    fn receive(&mut self, head: u16) -> u64 {
-        let at = BUFFERS + 0x1000 * u64::from(head);
-        self.describe(RX, head, (at, 2048, WRITE, 0));
-        self.offer(RX, head);
-        at
-    }
-
-    fn sent(&self) -> Vec<Vec<u8>> {
-        self.port.sent.lock().unwrap().clone()
-    }
-
-    /// The device has stopped, counts it once, keeps quiet, and works again after a reset.
-    fn assert_stopped_then_recovers(&mut self, what: &str) {
-        assert_eq!(self.status() & NEEDS_RESET, NEEDS_RESET, "{what}: the driver is told");
-        let broken = self.nic().metrics().breakdowns;
-        self.nic().serve(TX);
-        self.nic().serve(RX);
-        assert_eq!(self.nic().metrics().breakdowns, broken, "{what}: said once");
-        let before = self.sent().len();
-        self.start();
-        self.send(0, &[1; 60]);
-        assert_eq!(self.sent().len(), before + 1, "{what}: recovers");
-    }
-}
 
 #[test]
 fn a_frame_sent_reaches_the_port_and_marks_what_the_device_wrote() {
@@ -149,21 +33,20 @@ fn a_frame_sent_reaches_the_port_and_marks_what_the_device_wrote() {
 fn frames_received_are_seen_by_the_port_put_in_order_and_marked() {
     let Some(mut driver) = Driver::new() else { return };
     driver.machine.set_rx_enabled(true);
-    assert!(driver.machine.inject_rx(0, &[1; 60]));
-    assert!(driver.machine.inject_rx(0, &[2; 61]));
-    driver.wire.send(&[3; 62]).unwrap();
+    assert!(driver.machine.inject_rx(0, &packet_of(&[1; 60])));
+    assert!(driver.machine.inject_rx(0, &packet_of(&[2; 61])));
+    driver.wires[0].send(&[3; 62]).unwrap();
     driver.machine.start_dirty_tracking().unwrap();
     let buffers: Vec<u64> = [0, 1, 2].map(|head| driver.receive(head)).to_vec();
     assert_eq!(driver.used(RX), 3);
     for ((buffer, value), length) in buffers.iter().zip([1u8, 2, 3]).zip([60, 61, 62]) {
         let mut bytes = [0; 128];
         driver.ram().memory().read_slice(&mut bytes, GuestAddress(*buffer)).unwrap();
-        assert_eq!(bytes[..HEADER], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
-        assert_eq!(bytes[HEADER..HEADER + length], vec![value; length]);
-        assert_eq!(bytes[HEADER + length], 0);
+        assert_eq!(bytes[..HEADER_BYTES], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+        assert_eq!(bytes[HEADER_BYTES..HEADER_BYTES + length], vec![value; length]);
+        assert_eq!(bytes[HEADER_BYTES + length], 0);
     }
-    let delivered = driver.port.delivered.lock().unwrap().clone();
-    assert_eq!(delivered, [vec![1; 60], vec![2; 61], vec![3; 62]]);
+    assert_eq!(driver.delivered(), [vec![1; 60], vec![2; 61], vec![3; 62]]);
     let mut dirty = PageSet::empty(driver.ram().page_count());
     driver.machine.take_dirty(&mut dirty).unwrap();
     for page in [buffers[0], buffers[1], buffers[2], used(RX)].map(|at| at / 4096) {
@@ -190,7 +73,7 @@ fn while_paused_nothing_moves_and_afterwards_all_of_it_does() {
     driver.machine.set_rx_enabled(true);
     driver.nic().pause();
     driver.send(0, &[1; 60]);
-    driver.wire.send(&[2; 60]).unwrap();
+    driver.wires[0].send(&[2; 60]).unwrap();
     driver.receive(0);
     assert_eq!((driver.used(TX), driver.used(RX)), (0, 0));
     driver.nic().resume();
@@ -224,15 +107,15 @@ fn what_was_offered_before_the_cut_is_done_by_the_replica() {
 #[test]
 fn frames_without_a_place_are_dropped_and_counted() {
     let Some(mut driver) = Driver::new() else { return };
-    driver.wire.send(&[1; 60]).unwrap();
+    driver.wires[0].send(&[1; 60]).unwrap();
     driver.nic().serve(RX);
     driver.machine.set_rx_enabled(true);
-    assert!(!driver.machine.inject_rx(0, &vec![0; FRAME_BYTES_MAX + 1]));
+    assert!(!driver.machine.inject_rx(0, &packet_of(&vec![0; LARGE_FRAME_BYTES_MAX + 1])));
     assert!(!driver.machine.inject_rx(1, &[0; 60]), "no such card");
     for _ in 0..RX_BACKLOG_FRAMES {
-        assert!(driver.machine.inject_rx(0, &[0; 60]));
+        assert!(driver.machine.inject_rx(0, &packet_of(&[0; 60])));
     }
-    assert!(!driver.machine.inject_rx(0, &[0; 60]), "backlog full");
+    assert!(!driver.machine.inject_rx(0, &packet_of(&[0; 60])), "backlog full");
     driver.send(0, &[0; 13]);
     driver.send(2, &vec![0; FRAME_BYTES_MAX + 1]);
     let metrics = driver.nic().metrics();
@@ -244,10 +127,10 @@ fn frames_without_a_place_are_dropped_and_counted() {
 fn a_frame_longer_than_any_is_dropped_not_cut() {
     let Some(mut driver) = Driver::new() else { return };
     driver.machine.set_rx_enabled(true);
-    driver.wire.send(&[1; FRAME_BYTES_MAX + 400]).unwrap();
-    driver.wire.send(&[2; 60]).unwrap();
+    driver.wires[0].send(&[1; FRAME_BYTES_MAX + 400]).unwrap();
+    driver.wires[0].send(&[2; 60]).unwrap();
     driver.receive(0);
-    assert_eq!(*driver.port.delivered.lock().unwrap(), [vec![2; 60]]);
+    assert_eq!(driver.delivered(), [vec![2; 60]]);
 }
 
 #[test]
@@ -303,7 +186,7 @@ fn hostile_rings_stop_the_device_and_nothing_else() {
     driver.nic().serve(TX);
     driver.assert_stopped_then_recovers("more entries than the queue has");
     driver.machine.set_rx_enabled(true);
-    driver.machine.inject_rx(0, &[1; 60]);
+    driver.machine.inject_rx(0, &packet_of(&[1; 60]));
     driver.describe(RX, 0, (16 << 20, 2048, WRITE, 0));
     driver.offer(RX, 0);
     driver.assert_stopped_then_recovers("a receive buffer past RAM");
@@ -335,7 +218,7 @@ proptest! {
             driver.ram().memory().write_slice(&garbage, GuestAddress(ring(queue))).unwrap();
             driver.ram().memory().write_slice(&garbage, GuestAddress(avail(queue) + 4)).unwrap();
             driver.ram().memory().write_obj(20u16, GuestAddress(avail(queue) + 2)).unwrap();
-            driver.machine.inject_rx(0, &[1; 60]);
+            driver.machine.inject_rx(0, &packet_of(&[1; 60]));
             driver.nic().serve(queue);
         }
         for (offset, data) in &accesses {

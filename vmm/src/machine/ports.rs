@@ -61,7 +61,8 @@ impl MachinePorts {
     /// # Errors
     /// [`PortsError`] when a tap or the console's file cannot be opened.
     pub fn plain(spec: &VmSpec) -> Result<MachinePorts, PortsError> {
-        let taps = spec.net.iter().map(|card| Tap::open(&card.tap)).collect::<Result<_, _>>()?;
+        let open = |card| Tap::open(card).map(Arc::new);
+        let taps = spec.net.iter().map(open).collect::<Result<_, _>>()?;
         Self::on_taps(spec, taps)
     }
 
@@ -69,11 +70,8 @@ impl MachinePorts {
     ///
     /// # Errors
     /// [`PortsError`] when the console's file or a socket of a device cannot be opened.
-    pub fn on_taps(spec: &VmSpec, taps: Vec<Tap>) -> Result<MachinePorts, PortsError> {
-        let port = |tap: Tap| {
-            let tap = Arc::new(tap);
-            NicPort { port: Arc::new(TapPort::new(Arc::clone(&tap))), tap }
-        };
+    pub fn on_taps(spec: &VmSpec, taps: Vec<Arc<Tap>>) -> Result<MachinePorts, PortsError> {
+        let port = |tap: Arc<Tap>| NicPort { port: Arc::new(TapPort::new(Arc::clone(&tap))), tap };
         let vsock = |spec| VsockLink::bind(spec, Arc::new(DirectPort));
         Ok(MachinePorts {
             net: taps.into_iter().map(port).collect(),

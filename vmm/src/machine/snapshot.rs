@@ -24,7 +24,7 @@ use crate::state::{Fields, Payload, SectionId, Sections, StateError, StateWriter
 use crate::virtio::{SavedDevice, VirtioDevice};
 #[cfg(feature = "fuzzing")]
 use crate::{
-    devices::net::{Net, QUEUES},
+    devices::net::{Net, queues},
     virtio::fuzz_decode,
 };
 
@@ -265,7 +265,7 @@ fn decode_machine(
 #[cfg(feature = "fuzzing")]
 pub fn fuzz_state(data: &[u8]) {
     let net = |sections: &mut Sections<'_>| {
-        fuzz_decode::<Net>(sections.take(SectionId::Net, 0)?, QUEUES).map(|()| Vec::new())
+        fuzz_decode::<Net>(sections.take(SectionId::Net, 0)?, queues(1)).map(|()| Vec::new())
     };
     drop(MachineState::decode(data, 2, 64 << 20, net));
 }

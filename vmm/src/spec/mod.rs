@@ -19,6 +19,10 @@
 //! [[net]]
 //! tap = "tap0"                  # or "fd:N": an open tap that this process inherited
 //! mac = "02:00:00:00:00:01"
+//! offload = true                # optional: guest and host leave each other checksums and segmentation (default)
+//! queues = 2                    # optional, 1 to 8: pairs of queues (default 1); several need a tap made with multi_queue
+//! bytes_per_s = 12500000        # optional, each direction: no limit by default
+//! packets_per_s = 10000
 //!
 //! [[disk]]
 //! path = "debian.qcow2"         # image file or block device
@@ -47,6 +51,7 @@ mod fingerprint;
 mod kernel;
 mod mac;
 mod memory;
+mod net;
 mod parse;
 mod written;
 
@@ -60,6 +65,7 @@ pub use error::SpecError;
 pub use fingerprint::SpecFingerprint;
 pub use mac::MacAddress;
 pub use memory::HugePages;
+pub use net::NetSpec;
 
 /// A VM spec whose values have all been checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,15 +111,6 @@ pub enum BootSpec {
     },
     /// Firmware with a PVH entry, which finds its way by itself.
     Firmware(PathBuf),
-}
-
-/// One network card.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NetSpec {
-    /// Name of the tap on this node, or `fd:N`: an open descriptor that this process inherited.
-    pub tap: String,
-    /// Address of the card, the same on every node.
-    pub mac: MacAddress,
 }
 
 /// Where console output goes on this node.

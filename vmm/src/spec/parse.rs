@@ -5,14 +5,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::net::{WrittenNet, check_net};
 use super::written::{WrittenConsole, WrittenDisk, WrittenVsock, check_consoles, check_disks};
 use super::{
-    BootSpec, CpuModel, DeviceSpecs, HugePages, NetSpec, Policies, Policy, SerialSpec, SpecError, VmSpec,
-    kernel,
+    BootSpec, CpuModel, DeviceSpecs, HugePages, Policies, Policy, SerialSpec, SpecError, VmSpec, kernel,
 };
-use crate::devices::net::inherited;
 use crate::limits::{
-    CMDLINE_BYTES_MAX, NAME_BYTES_MAX, NICS_MAX, RAM_BYTES_MAX, RAM_BYTES_MIN, SPEC_BYTES_MAX, VCPUS_MAX,
+    CMDLINE_BYTES_MAX, NAME_BYTES_MAX, RAM_BYTES_MAX, RAM_BYTES_MIN, SPEC_BYTES_MAX, VCPUS_MAX,
 };
 use crate::memory::PAGE_BYTES;
 
@@ -52,13 +51,6 @@ struct Written {
     rng: bool,
     #[serde(default)]
     balloon: bool,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct WrittenNet {
-    tap: String,
-    mac: String,
 }
 
 fn one() -> i64 {
@@ -248,30 +240,6 @@ fn check_cmdline(cmdline: String) -> Result<String, SpecError> {
         return Err(field("cmdline", cmdline, reason, "shorten it"));
     }
     Ok(cmdline)
-}
-
-fn check_net(written: &[WrittenNet]) -> Result<Vec<NetSpec>, SpecError> {
-    if written.len() > NICS_MAX {
-        let reason = format!("cards are more than {NICS_MAX}");
-        return Err(field("net", written.len(), reason, "remove some"));
-    }
-    let mut cards: Vec<NetSpec> = Vec::with_capacity(written.len());
-    for WrittenNet { tap, mac } in written {
-        let remedy = "a locally administered one begins with 02:";
-        let address = mac.parse().map_err(|reason: String| field("net.mac", mac, reason, remedy))?;
-        if cards.iter().any(|card| card.mac == address) {
-            return Err(field("net.mac", mac, "is given to two cards", "give each its own"));
-        }
-        if cards.iter().any(|card| card.tap == *tap) {
-            return Err(field("net.tap", tap, "is given to two cards", "give each its own"));
-        }
-        if let Some(number) = inherited::number(tap) {
-            // Opened again when the machine is built; by then the mistake would be further from its line.
-            inherited::take(number).map_err(SpecError::Tap)?;
-        }
-        cards.push(NetSpec { tap: tap.clone(), mac: address });
-    }
-    Ok(cards)
 }
 
 fn check_initrd(path: &Path) -> Result<(), SpecError> {

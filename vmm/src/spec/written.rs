@@ -100,7 +100,11 @@ fn check_queues(said: Option<i64>, vcpus: u8) -> Result<u16, SpecError> {
     }
 }
 
-fn check_rate(name: &'static str, said: Option<i64>) -> Result<Option<u64>, SpecError> {
+/// A rate that is above zero, if there is one.
+///
+/// # Errors
+/// [`SpecError::Field`].
+pub(super) fn check_rate(name: &'static str, said: Option<i64>) -> Result<Option<u64>, SpecError> {
     match said.map(|rate| (rate, u64::try_from(rate))) {
         None => Ok(None),
         Some((_, Ok(rate @ 1..))) => Ok(Some(rate)),

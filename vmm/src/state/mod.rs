@@ -85,8 +85,9 @@ impl SectionId {
     /// Version this build writes, and the only one it reads.
     pub(crate) fn version(self) -> u16 {
         match self {
-            // Power: the status register came with the button. Cmos: the offset of the clock the guest set.
-            SectionId::Power | SectionId::Cmos => 2,
+            // Power: the status register came with the button. Cmos: the offset of the clock the guest set. Net: how many
+            // pairs of queues are in use.
+            SectionId::Net | SectionId::Power | SectionId::Cmos => 2,
             _ => 1,
         }
     }

@@ -10,6 +10,7 @@
 //! owed to it and rung again on resume.
 
 use std::any::Any;
+use std::ops::Range;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -79,9 +80,9 @@ pub(crate) trait DeviceType: Send + 'static {
         None
     }
 
-    /// The queue that is served when descriptor `source` is ready. `None`: [`DeviceType::event`] is called.
-    fn queue_of_source(&self, _source: u16) -> Option<u16> {
-        None
+    /// The queues that are served when descriptor `source` is ready. None of them: [`DeviceType::event`] is called.
+    fn queues_of_source(&self, _source: u16) -> Range<u16> {
+        0..0
     }
 
     /// Descriptor `source` is ready and the machine is not paused.
@@ -94,6 +95,9 @@ pub(crate) trait DeviceType: Send + 'static {
 
     /// The driver reset the device: what it was doing is to be forgotten, after it has stopped touching guest memory.
     fn reset(&mut self, _io: &mut Io<'_>) {}
+
+    /// There is another driver than before, or none: it is ready, it has reset the device, or a state has been restored.
+    fn follow_driver(&mut self, _io: &mut Io<'_>) {}
 
     /// The machine is being paused: on return nothing of this device touches guest memory or changes guest state.
     ///
@@ -362,9 +366,13 @@ struct Saved<S> {
     device: S,
 }
 
-/// Decodes a section of a device of type `D` with `queues` queues.
-fn decode<D: DeviceType>(mut fields: Fields<'_>, queues: u16) -> Result<Saved<D::Saved>, StateError> {
-    let transport = TransportState::decode(&mut fields, queues)?;
+/// Decodes a section of a device of type `D` with `queues` queues that offers `features`.
+fn decode<D: DeviceType>(
+    mut fields: Fields<'_>,
+    queues: u16,
+    features: u64,
+) -> Result<Saved<D::Saved>, StateError> {
+    let transport = TransportState::decode(&mut fields, queues, features)?;
     let device = D::decode(&mut fields)?;
     fields.finish()?;
     Ok(Saved { transport, device })
@@ -373,7 +381,7 @@ fn decode<D: DeviceType>(mut fields: Fields<'_>, queues: u16) -> Result<Saved<D:
 /// Decodes a section and forgets it; for a fuzzer.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn fuzz_decode<D: DeviceType>(fields: Fields<'_>, queues: u16) -> Result<(), StateError> {
-    decode::<D>(fields, queues).map(drop)
+    decode::<D>(fields, queues, u64::MAX).map(drop)
 }
 
 impl<D: DeviceType> VirtioDevice for Function<D> {
@@ -411,9 +419,10 @@ impl<D: DeviceType> VirtioDevice for Function<D> {
 
     fn event(&self, source: u16) {
         let mut inner = self.lock();
-        if let Some(queue) = inner.device.queue_of_source(source) {
+        let queues = inner.device.queues_of_source(source);
+        if !queues.is_empty() {
             drop(inner);
-            return self.serve(queue);
+            return queues.for_each(|queue| self.serve(queue));
         }
         if inner.paused {
             inner.owe(self.queues + source);
@@ -469,7 +478,8 @@ impl<D: DeviceType> VirtioDevice for Function<D> {
     }
 
     fn decode(&self, fields: Fields<'_>) -> Result<SavedDevice, StateError> {
-        decode::<D>(fields, self.queues).map(|saved| SavedDevice(Box::new(saved)))
+        let features = self.lock().transport.features();
+        decode::<D>(fields, self.queues, features).map(|saved| SavedDevice(Box::new(saved)))
     }
 
     fn restore(&self, saved: &SavedDevice) {
@@ -478,6 +488,8 @@ impl<D: DeviceType> VirtioDevice for Function<D> {
         let mut inner = self.lock();
         inner.transport.restore(transport);
         inner.device.restore(device);
+        let (device, mut io) = inner.split(&self.ram);
+        device.follow_driver(&mut io);
         self.follow_window(&inner);
     }
 }
@@ -509,9 +521,13 @@ impl<D: DeviceType> PciFunction for Function<D> {
         let mut inner = self.lock();
         let (device, mut io) = inner.split(&self.ram);
         match io.transport.bar_write(offset, data, self.ram.memory()) {
-            Some(Action::Reset) => device.reset(&mut io),
+            Some(Action::Reset) => {
+                device.reset(&mut io);
+                device.follow_driver(&mut io);
+            }
             Some(Action::Configure { offset }) => device.config_write(offset, data, &mut io),
             Some(Action::Ready) => {
+                device.follow_driver(&mut io);
                 drop(inner);
                 (0..self.queues).for_each(|queue| self.ring(queue));
             }

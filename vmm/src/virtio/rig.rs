@@ -92,6 +92,13 @@ impl Rig {
         self.write(STATUS, &[15]);
     }
 
+    /// As another driver, which accepts `features` of its type.
+    #[cfg(test)]
+    pub(crate) fn agree_to(&mut self, features: u64) {
+        self.features = features | VERSION_1;
+        self.start();
+    }
+
     /// Goes on where another driver stood, in a machine that has taken its state.
     #[cfg(test)]
     pub(crate) fn take_over(&mut self, other: &Rig) {

@@ -71,6 +71,23 @@ fn every_wrong_field_is_named_with_reason_and_remedy() {
             format!("{base}{ram}{NET}\"02:00:00:00:00:01\"{NET}\"02:00:00:00:00:01\"\n"),
             "is given to two cards",
         ),
+        (
+            format!("{base}{ram}{NET}\"02:00:00:00:00:01\"\nqueues = 0"),
+            "net.queues = \"0\" is not between 1 and 8",
+        ),
+        (
+            format!("{base}{ram}{NET}\"02:00:00:00:00:01\"\nqueues = 9"),
+            "net.queues = \"9\" is not between 1 and 8",
+        ),
+        (
+            format!("{base}{ram}[[net]]\ntap = \"fd:3\"\nmac = \"02:00:00:00:00:01\"\nqueues = 2"),
+            "is more than an inherited tap has",
+        ),
+        (
+            format!("{base}{ram}{NET}\"02:00:00:00:00:01\"\nbytes_per_s = 0"),
+            "net.bytes_per_s = \"0\" is not above",
+        ),
+        (format!("{base}{ram}{NET}\"02:00:00:00:00:01\"\npackets_per_s = -1"), "net.packets_per_s = \"-1\""),
         (format!("name = \"a\"\n{ram}"), "kernel = \"\" is missing, and there is no disk"),
         (format!("name = \"a\"\n{ram}initrd = \"good\"{DISK}"), "is given without a kernel"),
         (format!("{base}{ram}firmware = \"good\""), "firmware = \"good\" is given together with a kernel"),
@@ -113,6 +130,11 @@ fn a_good_spec_loads_and_its_fingerprint_leaves_out_what_belongs_to_the_node() {
         "name = \"a\"\nkernel = \"same\"\nram_bytes = 67108864\n[[net]]\ntap = \"other\"\nmac = \"02:00:00:00:00:01\"\n",
     );
     let other = load("name = \"a\"\nkernel = \"same\"\nram_mib = 64\non_panic = \"reset\"\n");
+    assert!(here.net[0].offload && here.net[0].queues == 1 && here.net[0].bytes_per_s.is_none());
+    let card = load(&format!(
+        "name = \"a\"\nkernel = \"good\"\nram_mib = 64{NET}\"02:00:00:00:00:01\"\noffload = false\nqueues = 8\npackets_per_s = 5\n"
+    ));
+    assert!(!card.net[0].offload && card.net[0].queues == 8 && card.net[0].packets_per_s == Some(5));
     let [here, there, other] = [here, there, other].map(|spec| spec.fingerprint().unwrap());
     assert_eq!(here.diff(&there), [""; 0]);
     let differences = here.diff(&other).join("\n");

@@ -25,6 +25,8 @@ const FAULTS_BEGIN: u32 = 0xc020_aa00;
 const FAULTS: [u32; 4] = [0x8010_aa01, 0x8010_aa02, 0xc028_aa03, 0xc020_aa04];
 /// Sizes of block devices, giving blocks back, zeroing them: BLKGETSIZE64, BLKSSZGET, BLKPBSZGET, BLKDISCARD, BLKZEROOUT.
 const BLOCK_DEVICE: [u32; 5] = [0x8008_1272, 0x1268, 0x127b, 0x1277, 0x127f];
+/// A tap follows its guest's driver: TUNSETOFFLOAD, TUNSETQUEUE.
+const TAPS: [u32; 2] = [0x4004_54d0, 0x4004_54d9];
 /// Terminals are told from files, and sockets made non-blocking: TCGETS, FIONBIO, FIONREAD, FIOCLEX.
 const DESCRIPTORS: [u32; 4] = [0x5401, 0x5421, 0x541b, 0x5451];
 
@@ -99,6 +101,7 @@ pub(super) fn of_process(plan: &Plan) -> Policy {
     allowed.when(libc::SYS_ioctl, [is(1, KVM_RUN)]);
     allowed.when(libc::SYS_ioctl, [has(1, KVM_LETTER.0, KVM_LETTER.1)]);
     ioctls(&mut allowed, &BLOCK_DEVICE);
+    ioctls(&mut allowed, &TAPS);
     threads(&mut allowed);
     unix_sockets(&mut allowed);
     if plan.network.peers {
@@ -164,11 +167,13 @@ fn ordinary() -> Rules {
     rules
 }
 
-/// A guest's accesses: they wire interrupts, and a driver that resets its disk has requests waited for here.
+/// A guest's accesses: they wire interrupts, say what a tap is to do, and a driver that resets its disk has requests waited
+/// for here.
 fn vcpu(rules: &mut Rules) {
     rules.when(libc::SYS_ioctl, [is(1, KVM_RUN)]);
     rules.when(libc::SYS_ioctl, [is(1, KVM_GET_REGS)]);
     ioctls(rules, &KVM_WIRING);
+    ioctls(rules, &TAPS);
     rules.all(OPEN_FILES);
     rules.all(SOCKETS);
 }
@@ -176,6 +181,7 @@ fn vcpu(rules: &mut Rules) {
 /// Frames, console bytes, streams.
 fn devices(rules: &mut Rules, network: Network) {
     ioctls(rules, &KVM_WIRING);
+    ioctls(rules, &TAPS);
     ioctls(rules, &DESCRIPTORS);
     rules.all(SOCKETS).all(&[libc::SYS_fallocate]);
     if network.host_sockets {

@@ -4,21 +4,19 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::time::Instant;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-use vmm_sys_util::timerfd::TimerFd;
 
 use super::engine::Engine;
 use super::image::{DiskImage, DiskThen, Geometry, ImageError};
 use super::metrics::BlockMetrics;
 use super::persist::BlockSaved;
-use super::rate::{Bucket, Limits};
 use super::request::{Operation, SECTOR_BYTES};
+use crate::devices::rate::Limiter;
 use crate::kvm::KvmError;
 use crate::limits::{DISK_CLEAR_SECTORS_MAX, DISK_REQUESTS_MAX, QUEUE_SIZE};
 use crate::memory::{GuestRam, HostRange};
@@ -50,9 +48,7 @@ pub(crate) struct Block {
     /// By slot; `None` is free.
     pub(super) under_way: Vec<Option<Pending>>,
     pub(super) free: Vec<u16>,
-    pub(super) limits: Limits,
-    /// Wakes queues that the rate limit holds.
-    timer: TimerFd,
+    pub(super) limiter: Limiter,
     /// Queues that could not be worked off for lack of slots or rate.
     pub(super) waiting: Vec<bool>,
     /// Queues with answers the driver has not been told of.
@@ -161,8 +157,6 @@ impl Disk {
 
 impl Block {
     fn new(spec: &DiskSpec, behind: Behind, place: Place<'_>) -> io::Result<Block> {
-        let now = Instant::now();
-        let bucket = |rate: Option<u64>| rate.map(|per_s| Bucket::new(per_s, now));
         let done = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let (geometry, found, engine) = match behind {
             Behind::Away(geometry) => (geometry, None, Engine::Away),
@@ -182,8 +176,7 @@ impl Block {
             found,
             under_way: std::iter::repeat_with(|| None).take(usize::from(DISK_REQUESTS_MAX)).collect(),
             free: (0..DISK_REQUESTS_MAX).rev().collect(),
-            limits: Limits { requests: bucket(spec.iops), bytes: bucket(spec.bytes_per_s) },
-            timer: TimerFd::new()?,
+            limiter: Limiter::new(spec.iops, spec.bytes_per_s)?,
             waiting: vec![false; usize::from(spec.queues)],
             answered: vec![false; usize::from(spec.queues)],
             metrics: BlockMetrics::default(),
@@ -223,13 +216,6 @@ impl Block {
         let mut field = [0; crate::limits::DISK_SERIAL_BYTES_MAX];
         field[..self.serial.len()].copy_from_slice(self.serial.as_bytes());
         field
-    }
-
-    /// Has the waiting queues looked at again after `wait`.
-    pub(super) fn wake_after(&mut self, wait: std::time::Duration) {
-        if let Err(error) = self.timer.reset(wait, None) {
-            tracing::error!(%error, "a disk's timer cannot be set; its rate limit may hold the guest");
-        }
     }
 
     /// Waits for everything under way; with a driver that is still there, it gets its answers.
@@ -276,7 +262,7 @@ impl DeviceType for Block {
     }
 
     fn sources(&self) -> Vec<RawFd> {
-        vec![self.done.as_raw_fd(), self.timer.as_raw_fd()]
+        vec![self.done.as_raw_fd(), self.limiter.as_raw_fd()]
     }
 
     fn event(&mut self, _: u16, io: &mut Io<'_>) -> Result<Turn, ChainError> {

@@ -16,7 +16,6 @@ mod engine;
 mod image;
 mod persist;
 mod queue;
-mod rate;
 mod request;
 
 mod metrics;

@@ -1,7 +1,5 @@
 //! Moving requests between queues and engine. Runs on the disk's thread, a bounded number of requests per turn.
 
-use std::time::Instant;
-
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -48,14 +46,11 @@ impl Block {
 
     /// Whether another request of queue `index` may start; otherwise it will be looked at again.
     fn may_start(&mut self, index: u16) -> bool {
-        let wait = self.limits.wait(Instant::now());
-        if wait.is_zero() && !self.free.is_empty() {
+        let held = self.limiter.holds();
+        if !held && !self.free.is_empty() {
             return true;
         }
-        if !wait.is_zero() {
-            self.metrics.throttled += 1;
-            self.wake_after(wait);
-        }
+        self.metrics.throttled += u64::from(held);
         self.waiting[usize::from(index)] = true;
         false
     }
@@ -74,7 +69,7 @@ impl Block {
             let written = io.write(&self.serial_field()[..room(&layout)])?;
             return self.answer_now(io, queue, &layout, VIRTIO_BLK_S_OK, written);
         }
-        self.limits.count(operation.bytes());
+        self.limiter.count(operation.bytes());
         self.memory.clear();
         for (address, bytes) in &layout.data {
             self.memory.push(io.ram.host_range(*address, *bytes).ok_or(ChainError::OutsideRam)?);

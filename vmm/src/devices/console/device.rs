@@ -1,6 +1,7 @@
 //! The device: its registers, its ports, and which queue is whose.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -221,8 +222,8 @@ impl DeviceType for Console {
         vec![self.epoll.as_raw_fd()]
     }
 
-    fn queue_of_source(&self, _: u16) -> Option<u16> {
-        Some(0)
+    fn queues_of_source(&self, _: u16) -> Range<u16> {
+        0..1
     }
 
     fn reset(&mut self, _: &mut Io<'_>) {

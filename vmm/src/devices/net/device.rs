@@ -1,34 +1,73 @@
-//! The card: its registers, and the lock around everything that changes.
+//! The card: its registers, which queue is whose, and the lock around everything that changes.
 
 use std::collections::VecDeque;
+use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS,
-    VIRTIO_NET_S_ANNOUNCE, VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_GUEST_CSUM,
+    VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ,
+    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_ANNOUNCE, VIRTIO_NET_S_LINK_UP,
 };
 
+use super::header::{Offloads, PACKET_BYTES_MAX};
 use super::persist::NetSaved;
 use super::{NetMetrics, NicPort};
+use crate::devices::rate::Limiter;
 use crate::kvm::KvmError;
-use crate::limits::{FRAME_BYTES_MAX, RX_BACKLOG_FRAMES};
-use crate::spec::MacAddress;
+use crate::limits::RX_BACKLOG_FRAMES;
+use crate::spec::{MacAddress, NetSpec};
 use crate::state::{Fields, Payload, SectionId, StateError};
 use crate::virtio::{Blueprint, ChainError, DeviceType, Function, Io, Place, Turn, read_image};
 
-/// Queue numbers of a network device.
-pub(crate) const RX: u16 = 0;
-pub(crate) const TX: u16 = 1;
-pub(crate) const CTRL: u16 = 2;
-/// Queues of a card.
-pub(crate) const QUEUES: u16 = 3;
-
 const DEVICE_TYPE: u16 = 1;
 const CLASS_ETHERNET: [u8; 3] = [2, 0, 0];
-/// Bytes of `struct virtio_net_hdr_v1` before each frame.
-pub(super) const HEADER_BYTES: usize = 12;
-/// Header, the longest frame, and one byte that a longer one spills into.
-const FRAME_BUFFER_BYTES: usize = HEADER_BYTES + FRAME_BYTES_MAX + 1;
+/// The longest packet, and one byte that a longer one spills into.
+const PACKET_BUFFER_BYTES: usize = PACKET_BYTES_MAX + 1;
+
+/// Offered by every card.
+const ALWAYS: [u32; 5] = [
+    VIRTIO_NET_F_MAC,
+    VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_F_CTRL_VQ,
+    VIRTIO_NET_F_GUEST_ANNOUNCE,
+    VIRTIO_NET_F_MRG_RXBUF,
+];
+/// What frames from the guest may leave to be done: as [`Offloads::of`] has it.
+const FROM_GUEST: [u32; 4] =
+    [VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_ECN];
+/// What frames for the guest may leave to be done.
+const FOR_GUEST: [u32; 4] =
+    [VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_ECN];
+
+/// The receive queue of a pair.
+pub(crate) const fn rx(pair: u16) -> u16 {
+    2 * pair
+}
+
+/// The transmit queue of a pair.
+pub(crate) const fn tx(pair: u16) -> u16 {
+    2 * pair + 1
+}
+
+/// Queues of a card with that many pairs: the last is the control queue.
+pub(crate) const fn queues(pairs: u16) -> u16 {
+    2 * pairs + 1
+}
+
+/// What a queue is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// Frames for the guest, by that pair.
+    Receive(u16),
+    /// Frames from the guest.
+    Transmit(u16),
+    Control,
+    /// Nothing, with the driver there is.
+    Unused,
+}
 
 /// A network card.
 pub(crate) type Nic = Function<Net>;
@@ -37,45 +76,83 @@ pub(crate) type Nic = Function<Net>;
 pub(crate) struct Net {
     pub(super) mac: MacAddress,
     pub(super) attached: NicPort,
-    /// Frames from elsewhere, before those of the tap.
-    pub(super) backlog: VecDeque<Box<[u8]>>,
+    /// Frames before those of the tap, per pair: from elsewhere, or waiting for more buffers.
+    pub(super) backlogs: Vec<VecDeque<Box<[u8]>>>,
     pub(super) rx_enabled: bool,
     /// The driver has been asked to announce itself and has not answered yet.
     pub(super) announcing: bool,
-    /// Header and frame in work.
-    pub(super) frame: Box<[u8; FRAME_BUFFER_BYTES]>,
+    /// Pairs of queues the driver uses.
+    pub(super) pairs: u16,
+    pub(super) agreed: Agreed,
+    pub(super) from_guest: Limiter,
+    pub(super) for_guest: Limiter,
+    /// The packet in work.
+    pub(super) packet: Box<[u8; PACKET_BUFFER_BYTES]>,
+    /// The chains it was put into: first descriptor, bytes.
+    pub(super) parts: Vec<(u16, u32)>,
     pub(super) metrics: NetMetrics,
+}
+
+/// What the driver and this device have agreed on; nothing without a driver.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Agreed {
+    pub(super) from_guest: Offloads,
+    pub(super) for_guest: Offloads,
+    /// A frame may fill several receive buffers.
+    pub(super) merges: bool,
+    /// Pairs of queues after the first have their places.
+    pub(super) several: bool,
+}
+
+impl Agreed {
+    fn with(io: &Io<'_>) -> Agreed {
+        let has = |bit: u32| io.is_live() && io.transport.negotiated(bit);
+        Agreed {
+            from_guest: Offloads::of(FROM_GUEST.map(has)),
+            for_guest: Offloads::of(FOR_GUEST.map(has)),
+            merges: has(VIRTIO_NET_F_MRG_RXBUF),
+            several: has(VIRTIO_NET_F_MQ),
+        }
+    }
 }
 
 impl Nic {
     /// A card, paused and with reception off.
     ///
     /// # Errors
-    /// [`KvmError`] when eventfds cannot be attached.
-    pub(crate) fn attach(place: Place<'_>, mac: MacAddress, attached: NicPort) -> Result<Nic, KvmError> {
-        let net = Net {
-            mac,
-            attached,
-            backlog: VecDeque::with_capacity(RX_BACKLOG_FRAMES),
-            rx_enabled: false,
-            announcing: false,
-            frame: Box::new([0; FRAME_BUFFER_BYTES]),
-            metrics: NetMetrics::default(),
-        };
-        Function::new(place, &blueprint(), net)
+    /// [`KvmError`] when eventfds or timers cannot be had.
+    pub(crate) fn attach(place: Place<'_>, spec: &NetSpec, attached: NicPort) -> Result<Nic, KvmError> {
+        let blueprint = blueprint(&attached);
+        let net = Net::new(spec, attached).map_err(|e| {
+            let code = e.raw_os_error().unwrap_or(libc::EIO);
+            crate::kvm::refused("make a timer for a card")(vmm_sys_util::errno::Error::new(code))
+        })?;
+        // It may have served another machine of this process.
+        net.adjust_tap();
+        Function::new(place, &blueprint, net)
     }
 
     /// Takes frames from the tap, or discards them.
     pub(crate) fn set_rx_enabled(&self, enabled: bool) {
         self.lock().device.rx_enabled = enabled;
-        self.ring(RX);
+        self.ring_all(rx);
     }
 
-    /// Queues a frame for the guest ahead of the tap's; false if it had to be dropped.
-    pub(crate) fn inject(&self, frame: &[u8]) -> bool {
-        let fits = self.with(|net, _| net.queue(frame));
-        self.ring(RX);
+    /// Queues a packet for the guest ahead of the tap's; false if it had to be dropped.
+    pub(crate) fn inject(&self, packet: &[u8]) -> bool {
+        let fits = self.with(|net, _| net.queue(packet));
+        self.ring(rx(0));
         fits
+    }
+
+    /// The port has room again.
+    pub(crate) fn kick(&self) {
+        self.ring_all(tx);
+    }
+
+    fn ring_all(&self, queue: fn(u16) -> u16) {
+        let pairs = self.lock().device.attached.tap.pairs();
+        (0..pairs).for_each(|pair| self.ring(queue(pair)));
     }
 
     /// Asks the driver to announce its addresses to the network, if it knows how.
@@ -90,19 +167,65 @@ impl Nic {
 
     /// Counters so far.
     pub(crate) fn metrics(&self) -> NetMetrics {
-        NetMetrics { breakdowns: self.breakdowns(), ..self.lock().device.metrics }
+        let net = &self.lock().device;
+        NetMetrics { breakdowns: self.breakdowns(), tx_lost: net.attached.tap.lost(), ..net.metrics }
     }
 }
 
 impl Net {
-    fn queue(&mut self, frame: &[u8]) -> bool {
-        let fits = frame.len() <= FRAME_BYTES_MAX && self.backlog.len() < RX_BACKLOG_FRAMES;
+    fn new(spec: &NetSpec, attached: NicPort) -> io::Result<Net> {
+        let pairs = usize::from(attached.tap.pairs());
+        Ok(Net {
+            mac: spec.mac,
+            attached,
+            backlogs: vec![VecDeque::new(); pairs],
+            rx_enabled: false,
+            announcing: false,
+            pairs: 1,
+            agreed: Agreed::default(),
+            from_guest: Limiter::new(spec.packets_per_s, spec.bytes_per_s)?,
+            for_guest: Limiter::new(spec.packets_per_s, spec.bytes_per_s)?,
+            packet: Box::new([0; PACKET_BUFFER_BYTES]),
+            parts: Vec::new(),
+            metrics: NetMetrics::default(),
+        })
+    }
+
+    fn queue(&mut self, packet: &[u8]) -> bool {
+        let backlog = &mut self.backlogs[0];
+        let fits = packet.len() <= PACKET_BYTES_MAX && backlog.len() < RX_BACKLOG_FRAMES;
         if fits {
-            self.backlog.push_back(frame.into());
+            backlog.push_back(packet.into());
         } else {
             self.metrics.rx_dropped += 1;
         }
         fits
+    }
+
+    /// Without several pairs agreed on, the control queue comes third on every card.
+    fn role(&self, index: u16) -> Role {
+        let last = if self.agreed.several { self.attached.tap.pairs() } else { 1 };
+        match (index / 2, index % 2) {
+            (pair, 0) if pair < self.pairs => Role::Receive(pair),
+            (pair, 1) if pair < last => Role::Transmit(pair),
+            (pair, 0) if pair == last => Role::Control,
+            _ => Role::Unused,
+        }
+    }
+
+    /// What waits for pairs of queues that are no longer in use has lost its way.
+    pub(super) fn forget_unused(&mut self) {
+        self.backlogs.iter_mut().skip(usize::from(self.pairs)).for_each(VecDeque::clear);
+    }
+
+    /// Has the tap do what the driver agreed to.
+    fn adjust_tap(&self) {
+        let tap = &self.attached.tap;
+        let adjusted = tap.set_offloads(self.agreed.for_guest).and_then(|()| tap.use_pairs(self.pairs));
+        if let Err(error) = adjusted {
+            // Frames that ask for more than was agreed on are dropped, and those in queues not read are lost.
+            tracing::error!(tap = tap.name(), %error, "a tap does not follow its guest's driver; frames will be lost");
+        }
     }
 }
 
@@ -110,43 +233,64 @@ impl DeviceType for Net {
     type Saved = NetSaved;
     const SECTION: SectionId = SectionId::Net;
 
-    /// `struct virtio_net_config`: address, link status.
+    /// `struct virtio_net_config`: address, link status, pairs of queues.
     fn config_read(&self, offset: usize, into: &mut [u8]) {
         let announce = if self.announcing { VIRTIO_NET_S_ANNOUNCE } else { 0 };
         let status = u16::try_from(VIRTIO_NET_S_LINK_UP | announce).unwrap_or(0);
-        let mut image = [0; 8];
+        let mut image = [0; 10];
         image[..6].copy_from_slice(&self.mac.0);
-        image[6..].copy_from_slice(&status.to_le_bytes());
+        image[6..8].copy_from_slice(&status.to_le_bytes());
+        image[8..].copy_from_slice(&self.attached.tap.pairs().to_le_bytes());
         read_image(&image, offset, into);
     }
 
     fn serve(&mut self, index: u16, io: &mut Io<'_>) -> Result<Turn, ChainError> {
-        match index {
-            RX if !self.rx_enabled => Ok(self.discard()),
-            RX => self.receive(io),
-            TX => self.transmit(io),
-            _ => self.control(io),
+        match self.role(index) {
+            Role::Receive(pair) if !self.rx_enabled => Ok(self.discard(pair)),
+            Role::Receive(pair) => self.receive(pair, io),
+            Role::Transmit(pair) => self.transmit(pair, io),
+            Role::Control => self.control(index, io),
+            Role::Unused => Ok(Turn::Idle),
         }
     }
 
     fn serve_paused(&mut self, index: u16) -> Option<Turn> {
-        (index == RX && !self.rx_enabled).then(|| self.discard())
+        match self.role(index) {
+            Role::Receive(pair) if !self.rx_enabled => Some(self.discard(pair)),
+            _ => None,
+        }
     }
 
     fn without_driver(&mut self, index: u16) -> Turn {
-        if index == RX { self.discard() } else { Turn::Idle }
+        match self.role(index) {
+            Role::Receive(pair) => self.discard(pair),
+            _ => Turn::Idle,
+        }
     }
 
     fn sources(&self) -> Vec<RawFd> {
-        vec![self.attached.tap.as_raw_fd()]
+        let timers = [&self.from_guest, &self.for_guest].map(AsRawFd::as_raw_fd);
+        self.attached.tap.sources().chain(timers).collect()
     }
 
-    fn queue_of_source(&self, _: u16) -> Option<u16> {
-        Some(RX)
+    /// Each queue of the tap leads to the pair's; a timer to all that may have waited for it.
+    fn queues_of_source(&self, source: u16) -> Range<u16> {
+        let pairs = self.attached.tap.pairs();
+        if source < pairs { rx(source)..rx(source) + 1 } else { 0..rx(pairs) }
     }
 
     fn reset(&mut self, _: &mut Io<'_>) {
         self.announcing = false;
+        self.pairs = 1;
+    }
+
+    fn follow_driver(&mut self, io: &mut Io<'_>) {
+        self.agreed = Agreed::with(io);
+        if !self.agreed.several {
+            self.pairs = 1;
+        }
+        self.forget_unused();
+        self.adjust_tap();
     }
 
     fn save(&self, out: &mut Payload<'_>) {
@@ -162,13 +306,16 @@ impl DeviceType for Net {
     }
 }
 
-fn blueprint() -> Blueprint {
-    let bits = [VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE]
-        .map(|b| 1u64 << b);
+fn blueprint(attached: &NicPort) -> Blueprint {
+    let pairs = attached.tap.pairs();
+    let offloads = [FROM_GUEST, FOR_GUEST].concat();
+    let offloads = offloads.iter().filter(|_| attached.tap.offers_offloads());
+    let several = [VIRTIO_NET_F_MQ];
+    let several = several.iter().filter(|_| pairs > 1);
     Blueprint {
         device_type: DEVICE_TYPE,
         class: CLASS_ETHERNET,
-        features: bits.iter().fold(0, |all, bit| all | bit),
-        queues: QUEUES,
+        features: ALWAYS.iter().chain(offloads).chain(several).fold(0, |all, bit| all | 1 << bit),
+        queues: queues(pairs),
     }
 }

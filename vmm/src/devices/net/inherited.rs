@@ -4,15 +4,10 @@
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
-use vmm_sys_util::ioctl::ioctl_with_mut_ref;
-use vmm_sys_util::ioctl_ior_nr;
-
-use super::tap::{InterfaceRequest, TapError};
-
-ioctl_ior_nr!(TUNGETIFF, 'T' as u32, 210, libc::c_uint);
+use super::tap::{TapError, Wire};
+use super::tun::{self, WANTED_FLAGS};
 
 const PREFIX: &str = "fd:";
-const WANTED_FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI;
 
 /// The descriptor's number as written after `fd:`; `None` for the name of an interface.
 pub(crate) fn number(tap: &str) -> Option<&str> {
@@ -20,11 +15,11 @@ pub(crate) fn number(tap: &str) -> Option<&str> {
 }
 
 /// Checks that the descriptor is open and keeps frames apart. Returns it doubled, non-blocking and closed on exec, so that a
-/// machine can be built from the same spec again.
+/// machine can be built from the same spec again, and what is read from it.
 ///
 /// # Errors
 /// [`TapError::Inherited`].
-pub(crate) fn take(number: &str) -> Result<OwnedFd, TapError> {
+pub(super) fn take(number: &str) -> Result<(OwnedFd, Wire), TapError> {
     let refuse = |reason: String, remedy| TapError::Inherited { fd: number.to_owned(), reason, remedy };
     let Ok(fd @ 3..) = number.parse::<RawFd>() else {
         return Err(refuse("is not the number of a descriptor from 3 on".into(), "write fd: and the number"));
@@ -35,8 +30,16 @@ pub(crate) fn take(number: &str) -> Result<OwnedFd, TapError> {
             "open the tap before endophyte is started, without close-on-exec",
         )
     })?;
-    check_kind(&doubled).map_err(|(reason, remedy)| refuse(reason, remedy))?;
-    Ok(doubled)
+    let wire = kind(&doubled).map_err(|(reason, remedy)| refuse(reason, remedy))?;
+    Ok((doubled, wire))
+}
+
+/// Checks, before anything is built, what [`take`] will find.
+///
+/// # Errors
+/// [`TapError::Inherited`].
+pub(crate) fn check(number: &str) -> Result<(), TapError> {
+    take(number).map(drop)
 }
 
 fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
@@ -58,26 +61,20 @@ fn double(fd: RawFd) -> io::Result<OwnedFd> {
 
 type Complaint = (String, &'static str);
 
-fn check_kind(fd: &OwnedFd) -> Result<(), Complaint> {
+fn kind(fd: &OwnedFd) -> Result<Wire, Complaint> {
     let no_frames =
         |what| (format!("is {what}, which does not keep frames apart"), "pass a tap or a datagram socket");
     match socket_type(fd) {
         Some(libc::SOCK_STREAM) => return Err(no_frames("a stream socket")),
-        Some(_) => return Ok(()),
+        Some(_) => return Ok(Wire::Socket),
         None => {}
     }
-    let mut request = InterfaceRequest::empty();
-    // SAFETY: the request is a live structure with the layout of `struct ifreq`, of which the kernel writes no more than its
-    // size.
-    if unsafe { ioctl_with_mut_ref(fd, TUNGETIFF(), &mut request) } != 0 {
-        return Err(no_frames("no tap with an interface and no socket"));
-    }
-    let flags = libc::c_int::from(request.flags());
-    if flags & (WANTED_FLAGS | libc::IFF_VNET_HDR) != WANTED_FLAGS {
+    let flags = tun::flags(fd).map_err(|_| no_frames("no tap with an interface and no socket"))?;
+    if flags & WANTED_FLAGS != WANTED_FLAGS {
         let reason = format!("is a tap opened with flags {flags:#x}");
-        return Err((reason, "open it with IFF_TAP and IFF_NO_PI, and without IFF_VNET_HDR"));
+        return Err((reason, "open it with IFF_TAP and IFF_NO_PI"));
     }
-    Ok(())
+    Ok(if flags & libc::IFF_VNET_HDR == 0 { Wire::BareTap } else { Wire::Tap })
 }
 
 fn socket_type(fd: &OwnedFd) -> Option<libc::c_int> {
@@ -103,7 +100,8 @@ mod tests {
     use std::os::unix::net::{UnixDatagram, UnixStream};
 
     use super::*;
-    use crate::devices::net::Tap;
+    use crate::devices::net::{HEADER_BYTES, Tap};
+    use crate::spec::NetSpec;
 
     fn said(number: &str) -> String {
         take(number).unwrap_err().to_string()
@@ -114,12 +112,13 @@ mod tests {
         let (far, near) = UnixDatagram::pair().unwrap();
         let name = format!("fd:{}", near.as_raw_fd());
         for _ in 0..2 {
-            let tap = Tap::open(&name).unwrap();
-            let mut room = [0; 16];
-            assert_eq!(tap.read(&mut room).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            let card = NetSpec::plain(&name, "02:00:00:00:00:01".parse().unwrap());
+            let tap = Tap::open(&card).unwrap();
+            let mut room = [0; 32];
+            assert_eq!(tap.read(0, &mut room).unwrap_err().kind(), io::ErrorKind::WouldBlock);
             far.send(b"frame").unwrap();
-            assert_eq!(tap.read(&mut room).unwrap(), 5);
-            assert_eq!(tap.name(), name);
+            assert_eq!(tap.read(0, &mut room).unwrap(), HEADER_BYTES + 5);
+            assert_eq!((tap.name(), tap.offers_offloads()), (name.as_str(), false));
         }
     }
 

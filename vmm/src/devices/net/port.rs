@@ -14,15 +14,16 @@ pub enum Transmit {
     Full,
 }
 
-/// What a card's frames pass on their way out and in. Both calls come from the device thread with the card
+/// What a card's frames pass on their way out and in, each as a packet: a header and an Ethernet frame, see
+/// [`super::header`]. Both calls come from the device thread with the card
 /// locked: they must not wait, and while the machine is paused none comes.
 pub trait NetPort: Send + Sync {
-    /// Takes a frame from the guest: an Ethernet frame without checksum or virtio header.
-    fn transmit(&self, frame: &[u8]) -> Transmit;
+    /// Takes a packet from the guest, which sent it by that pair of its queues.
+    fn transmit(&self, pair: u16, packet: &[u8]) -> Transmit;
 
-    /// Sees a frame that is about to be put into a guest receive buffer: it becomes part of guest state with
+    /// Sees a packet that is about to be put into guest receive buffers: it becomes part of guest state with
     /// this call, in this order.
-    fn deliver(&self, frame: &[u8]);
+    fn deliver(&self, packet: &[u8]);
 }
 
 /// What one card is attached to.
@@ -52,10 +53,10 @@ impl TapPort {
 }
 
 impl NetPort for TapPort {
-    fn transmit(&self, frame: &[u8]) -> Transmit {
+    fn transmit(&self, pair: u16, packet: &[u8]) -> Transmit {
         // A tap that is down or full drops the frame, like a cable: Ethernet promises nothing, and the guest's
         // transport notices.
-        drop(self.0.write(frame));
+        drop(self.0.write(pair, packet));
         Transmit::Taken
     }
 

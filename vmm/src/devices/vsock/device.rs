@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::ops::Range;
 use std::os::fd::RawFd;
 
 use super::connection::{Connection, Key};
@@ -128,8 +129,8 @@ impl DeviceType for Vsock {
         vec![self.host.fd()]
     }
 
-    fn queue_of_source(&self, _: u16) -> Option<u16> {
-        Some(RX)
+    fn queues_of_source(&self, _: u16) -> Range<u16> {
+        RX..RX + 1
     }
 
     fn reset(&mut self, _: &mut Io<'_>) {

@@ -145,9 +145,14 @@ impl Transport {
         self.config.bar0(BAR_BYTES).map_or(0, |range| range.start)
     }
 
-    /// Whether the driver has negotiated the feature bit.
+    /// Features offered.
+    pub(crate) fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// Whether the feature bit is offered and the driver has accepted it.
     pub(crate) fn negotiated(&self, bit: u32) -> bool {
-        self.registers.driver_features >> bit & 1 == 1
+        self.features & self.registers.driver_features & 1 << bit != 0
     }
 
     /// Whether the driver is ready and the device not broken.

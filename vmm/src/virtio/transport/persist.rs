@@ -2,7 +2,7 @@
 
 use virtio_queue::{Queue, QueueState};
 
-use super::{Registers, Transport, VirtQueue, new_queue};
+use super::{FEATURES_OK, Registers, Transport, VirtQueue, new_queue};
 use crate::limits::QUEUE_SIZE;
 use crate::pci::{CONFIG_BYTES, ConfigSpace, Msix, MsixState};
 use crate::state::{Fields, Payload, StateError};
@@ -48,11 +48,25 @@ pub(crate) struct TransportState {
 }
 
 impl TransportState {
-    /// Reads the part for a device with `queues` queues.
+    /// Reads the part for a device with `queues` queues that offers `features`.
     ///
     /// # Errors
     /// [`StateError`] naming the field.
-    pub(crate) fn decode(fields: &mut Fields<'_>, queues: u16) -> Result<TransportState, StateError> {
+    pub(crate) fn decode(
+        fields: &mut Fields<'_>,
+        queues: u16,
+        features: u64,
+    ) -> Result<TransportState, StateError> {
+        let state = Self::decode_any(fields, queues)?;
+        let Registers { status, driver_features, .. } = state.registers;
+        if status & FEATURES_OK != 0 && driver_features & !features != 0 {
+            let reason = "the device here does not offer all of them";
+            return Err(fields.invalid("features agreed on", driver_features, reason));
+        }
+        Ok(state)
+    }
+
+    fn decode_any(fields: &mut Fields<'_>, queues: u16) -> Result<TransportState, StateError> {
         Ok(TransportState {
             config: ConfigSpace::decode(fields)?,
             msix: Msix::decode(fields, queues + 1)?,
