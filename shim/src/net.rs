@@ -147,7 +147,8 @@ fn make_tap() -> io::Result<OwnedFd> {
     for (to, from) in request.ifr_name.iter_mut().zip(TAP.to_bytes()) {
         *to = from.cast_signed();
     }
-    let flags = libc::c_short::try_from(libc::IFF_TAP | libc::IFF_NO_PI);
+    // With a header on each frame, which is how the guest's card leaves checksums and segmentation to the host.
+    let flags = libc::c_short::try_from(libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR);
     request.ifr_ifru.ifru_flags = flags.map_err(io::Error::other)?;
     // SAFETY: TUNSETIFF reads and writes one ifreq, which is live and of the kernel's own layout.
     if unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } != 0 {
