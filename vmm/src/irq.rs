@@ -28,8 +28,15 @@ pub(crate) struct MsiMessage {
 #[derive(Debug)]
 pub(crate) struct IrqRouter {
     vm: Arc<VmFd>,
+    messages: Mutex<Messages>,
+}
+
+#[derive(Debug, Default)]
+struct Messages {
     /// One per message vector, in order of interrupt number.
-    messages: Mutex<Vec<Option<MsiMessage>>>,
+    routes: Vec<Option<MsiMessage>>,
+    /// Numbers whose vectors are gone.
+    free: Vec<usize>,
 }
 
 /// A vector's number in the router, and the eventfd that raises it.
@@ -75,7 +82,7 @@ impl IrqRouter {
     /// # Errors
     /// [`KvmError`].
     pub(crate) fn new(vm: Arc<VmFd>) -> Result<IrqRouter, KvmError> {
-        let router = IrqRouter { vm, messages: Mutex::new(Vec::new()) };
+        let router = IrqRouter { vm, messages: Mutex::default() };
         router.commit()?;
         Ok(router)
     }
@@ -102,20 +109,34 @@ impl IrqRouter {
     pub(crate) fn add_vector(&self) -> Result<MsiVector, KvmError> {
         let number = {
             let mut messages = self.lock();
-            messages.push(None);
-            messages.len() - 1
+            messages.free.pop().unwrap_or_else(|| {
+                messages.routes.push(None);
+                messages.routes.len() - 1
+            })
         };
         let event = eventfd().map_err(refused("make an interrupt eventfd"))?;
         self.vm.register_irqfd(&event, gsi(number)).map_err(refused("attach a message interrupt"))?;
         Ok(MsiVector { number, event })
     }
 
+    /// A vector that is of no use any more; its number goes to the next.
+    ///
+    /// # Errors
+    /// [`KvmError`]; the number is then lost.
+    pub(crate) fn remove(&self, vector: &MsiVector) -> Result<(), KvmError> {
+        self.vm
+            .unregister_irqfd(&vector.event, gsi(vector.number))
+            .map_err(refused("detach a message interrupt"))?;
+        let mut messages = self.lock();
+        messages.routes[vector.number] = None;
+        messages.free.push(vector.number);
+        Ok(())
+    }
+
     /// Notes where a vector leads; [`IrqRouter::commit`] makes it so. Returns whether that is new.
     pub(crate) fn set(&self, vector: &MsiVector, message: Option<MsiMessage>) -> bool {
-        let mut messages = self.lock();
-        let changed = messages[vector.number] != message;
-        messages[vector.number] = message;
-        changed
+        let route = &mut self.lock().routes[vector.number];
+        std::mem::replace(route, message) != message
     }
 
     /// Tells KVM the table. It replaces the whole table at once and waits for its readers, so callers collect
@@ -127,13 +148,17 @@ impl IrqRouter {
         let mut entries = line_routes();
         let messages = self.lock();
         entries.extend(
-            messages.iter().enumerate().filter_map(|(n, message)| message.map(|m| message_route(n, m))),
+            messages
+                .routes
+                .iter()
+                .enumerate()
+                .filter_map(|(n, message)| message.map(|m| message_route(n, m))),
         );
         let table = KvmIrqRouting::from_entries(&entries).expect("far fewer routes than KVM's bound");
         self.vm.set_gsi_routing(&table).map_err(refused("take the interrupt routes"))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Option<MsiMessage>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Messages> {
         self.messages.lock().expect("no holder of the routes panics")
     }
 }

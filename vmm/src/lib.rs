@@ -30,6 +30,8 @@ mod vcpu;
 mod virtio;
 
 #[cfg(feature = "fuzzing")]
+pub use devices::hotplug::{fuzz_hotplug, seeds_hotplug};
+#[cfg(feature = "fuzzing")]
 pub use machine::{
     fuzz_balloon, fuzz_block, fuzz_console, fuzz_net, fuzz_rng, fuzz_state, fuzz_vsock, seeds_balloon,
     seeds_block, seeds_console, seeds_net, seeds_rng, seeds_vsock,

@@ -151,7 +151,7 @@ impl Vms {
         let on_loss = known_policy(&ask.on_loss)?;
         let spec = parse(&ask.spec)?;
         let _turn = self.turns.take(&spec.name).await;
-        let alone = why_alone(&spec, &ask.restore);
+        let alone = why_alone(&spec, ask);
         if let Some(why) = alone.filter(|_| ask.protect) {
             return Err(VmError::Alone(spec.name, why));
         }
@@ -162,7 +162,10 @@ impl Vms {
             _ => ["active", "--on-loss", on_loss].map(str::to_owned).to_vec(),
         };
         let restore = (!ask.restore.is_empty()).then(|| ["--restore".to_owned(), ask.restore.clone()]);
-        let role: Vec<String> = role.into_iter().chain(restore.into_iter().flatten()).collect();
+        let reach = ask.reach.iter().flat_map(|folder| ["--reach".to_owned(), folder.clone()]);
+        let taps = ask.attach_taps.then(|| "--attach-taps".to_owned());
+        let later = restore.into_iter().flatten().chain(reach).chain(taps);
+        let role: Vec<String> = role.into_iter().chain(later).collect();
         Ok(self.launch(spore, entry, &ask.spec, &role).await?.view())
     }
 
@@ -341,11 +344,15 @@ pub(crate) fn known_policy(on_loss: &str) -> Result<&str, VmError> {
 }
 
 /// Why a VM can have no replica, if it cannot.
-fn why_alone(spec: &VmSpec, restore: &str) -> Option<&'static str> {
+fn why_alone(spec: &VmSpec, ask: &RunVmRequest) -> Option<&'static str> {
     if spec.devices.disks.iter().any(|disk| !disk.readonly) {
         return Some("what it writes to its disks is not replicated; set readonly = true");
     }
-    (!restore.is_empty()).then_some("it is restored from a snapshot; start it anew with --protect")
+    if !ask.restore.is_empty() {
+        return Some("it is restored from a snapshot; start it anew with --protect");
+    }
+    (!ask.reach.is_empty() || ask.attach_taps)
+        .then_some("devices may be attached to it, which a replica could not follow; leave out --reach and --attach-taps")
 }
 
 fn parse(spec: &str) -> Result<VmSpec, VmError> {

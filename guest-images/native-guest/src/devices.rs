@@ -4,6 +4,7 @@ use crate::balloon::Balloon;
 use crate::clock::Clock;
 use crate::disk::DiskWorker;
 use crate::entropy;
+use crate::plug::Plug;
 use crate::terminal::Terminal;
 use crate::virtio::{Bus, DeviceError};
 use native_guest::options::Options;
@@ -15,6 +16,7 @@ pub(crate) struct Devices {
     pub(crate) disk: Option<DiskWorker>,
     pub(crate) balloon: Option<Balloon>,
     terminal: Option<Terminal>,
+    plug: Option<Plug>,
 }
 
 impl Devices {
@@ -33,7 +35,16 @@ impl Devices {
         if options.terminal {
             devices.terminal = Some(Terminal::new(bus)?);
         }
+        devices.plug = options.plug.then(|| Plug::new(bus));
         Ok(devices)
+    }
+
+    /// Follows what is plugged in and out, if it is to. Whether anything happened, and when to call again.
+    pub(crate) fn follow_plug(&mut self, bus: &mut Bus, now_ns: u64) -> (bool, Option<u64>) {
+        match &mut self.plug {
+            Some(plug) => plug.turn(bus, &mut self.disk, now_ns),
+            None => (false, None),
+        }
     }
 
     /// Does what is due. Whether there was anything, and when the next turn must come at the latest.

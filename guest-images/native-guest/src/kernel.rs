@@ -25,6 +25,7 @@ struct Kernel {
     vsock: Option<VsockService>,
     watchdog: Option<Watchdog>,
     timer: Timer,
+    bus: Bus,
 }
 
 /// Runs the guest as its command line says, for ever.
@@ -79,7 +80,7 @@ impl Kernel {
             )),
             None => serial::log(format_args!("ready ip=none mem={}MiB clock={source}", heap_bytes >> 20)),
         }
-        Self { engine, server, vsock, watchdog: options.watchdog_s.map(Watchdog::new), timer }
+        Self { engine, server, vsock, watchdog: options.watchdog_s.map(Watchdog::new), timer, bus }
     }
 
     /// Does everything that is due. Whether there was anything, and when the next turn must come at the latest.
@@ -97,6 +98,9 @@ impl Kernel {
         let machine = self.engine.host_mut();
         let (moved, at) = machine.devices_turn(now_ns);
         active |= moved;
+        due(at);
+        let (plugged, at) = machine.devices.follow_plug(&mut self.bus, now_ns);
+        active |= plugged;
         due(at);
         due(machine.dirty_slice(now_ns));
         due(machine.tick(now_ns));

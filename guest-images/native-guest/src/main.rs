@@ -21,6 +21,7 @@ mod machine;
 mod mem;
 mod net;
 mod paging;
+mod plug;
 mod port;
 mod power;
 mod progress;

@@ -40,6 +40,8 @@ pub struct Options {
     pub vsock: Vec<VsockWork>,
     /// `hvc=echo`: greets on the paravirtual console and sends back what is typed.
     pub terminal: bool,
+    /// `plug=follow`: works each disk that is plugged in, and lets go of devices it is asked for.
+    pub plug: bool,
     /// `rng=check`: looks whether the entropy source gives something.
     pub entropy: bool,
 }
@@ -83,6 +85,9 @@ pub enum OptionError<'a> {
     #[error("hvc={0}: write hvc=echo")]
     Terminal(&'a str),
     /// No such work.
+    #[error("plug={0}: write plug=follow")]
+    Plug(&'a str),
+    /// No such work.
     #[error("rng={0}: write rng=check")]
     Entropy(&'a str),
 }
@@ -121,6 +126,8 @@ impl Options {
             "vsock" => self.vsock.push(parse_vsock(value).ok_or(OptionError::Vsock(value))?),
             "hvc" if value == "echo" => self.terminal = true,
             "hvc" => return Err(OptionError::Terminal(value)),
+            "plug" if value == "follow" => self.plug = true,
+            "plug" => return Err(OptionError::Plug(value)),
             "rng" if value == "check" => self.entropy = true,
             "rng" => return Err(OptionError::Entropy(value)),
             _ => {}
@@ -171,6 +178,7 @@ mod tests {
         assert_eq!(Options::parse("blk=verify:1"), Err(OptionError::Disk("verify:1")));
         assert_eq!(Options::parse("vsock=5"), Err(OptionError::Vsock("5")));
         assert_eq!(Options::parse("hvc=on"), Err(OptionError::Terminal("on")));
+        assert_eq!(Options::parse("plug=1"), Err(OptionError::Plug("1")));
         assert_eq!(Options::parse("rng=1"), Err(OptionError::Entropy("1")));
         assert!(matches!(Options::parse("dirty=zigzag:1"), Err(OptionError::Dirty { word: "zigzag:1", .. })));
     }

@@ -21,6 +21,7 @@ pub(crate) const ALL: &[Target] = &[
     Target { name: "console", run: endophyte_vmm::fuzz_console, seeds: endophyte_vmm::seeds_console },
     Target { name: "rng", run: endophyte_vmm::fuzz_rng, seeds: endophyte_vmm::seeds_rng },
     Target { name: "balloon", run: endophyte_vmm::fuzz_balloon, seeds: endophyte_vmm::seeds_balloon },
+    Target { name: "hotplug", run: endophyte_vmm::fuzz_hotplug, seeds: endophyte_vmm::seeds_hotplug },
     Target { name: "resp", run: resp_kv::fuzz_resp, seeds: seeds::resp },
     Target { name: "hello", run: rhizomorph_proto::fuzz::fuzz_hello, seeds: seeds::none },
     Target { name: "welcome", run: rhizomorph_proto::fuzz::fuzz_welcome, seeds: seeds::none },

@@ -136,6 +136,10 @@ pub(crate) struct RunArgs {
     /// these.
     #[arg(long, value_name = "KEY", requires = "incoming")]
     pub(crate) allow: Vec<PeerKey>,
+    /// Let the API attach network cards by the names of taps (AttachNet): the sandbox then leaves /dev/net/tun and the taps of
+    /// this network namespace within reach. Without it, only inherited taps (`fd:N`) can be attached.
+    #[arg(long)]
+    pub(crate) attach_taps: bool,
     /// This node's private key (`endophyte keygen`), for migrations. Without one, a key is made for this process.
     #[arg(long, value_name = "FILE")]
     pub(crate) key: Option<PathBuf>,

@@ -49,6 +49,8 @@ pub(crate) struct Needs<'a> {
     pub(crate) faults: bool,
     /// Another process migrates its VM here.
     pub(crate) peers: bool,
+    /// Taps may be opened later, by name.
+    pub(crate) taps: bool,
 }
 
 /// What was opened before the sandbox was entered.
@@ -61,6 +63,9 @@ pub(crate) struct Opened {
 
 /// Folders in which files may be made; unset without a sandbox.
 static REACH: OnceLock<Vec<PathBuf>> = OnceLock::new();
+
+/// Whether taps can still be opened by their names.
+static TAPS: OnceLock<bool> = OnceLock::new();
 
 /// Opens the devices of a VM and enters the sandbox.
 pub(crate) fn enter(spec: &VmSpec, args: &ProcessArgs, needs: Needs<'_>) -> Result<Opened, Exit> {
@@ -76,7 +81,7 @@ pub(crate) fn enter(spec: &VmSpec, args: &ProcessArgs, needs: Needs<'_>) -> Resu
     }
     let reach = folders_in_reach(args, needs).or_exit(Failure::Host)?;
     endophyte_sandbox::enter(&plan(spec, args, needs)).or_exit(Failure::Host)?;
-    let _ = REACH.set(reach);
+    let _ = (REACH.set(reach), TAPS.set(needs.taps));
     threads::on_start(|kind| confine(kind_of(kind)));
     Ok(opened)
 }
@@ -120,6 +125,18 @@ pub(crate) fn out_of_reach(path: &Path, error: &io::Error) -> Option<String> {
     ))
 }
 
+/// Why the tap called `tap` cannot be opened now, if it is the sandbox that keeps it from us. To be asked first: the calls it
+/// takes are forbidden then.
+pub(crate) fn taps_out_of_reach(tap: &str) -> Option<String> {
+    let forbidden = TAPS.get().is_some_and(|allowed| !allowed) && !tap.starts_with("fd:");
+    forbidden.then(|| {
+        format!(
+            "tap {tap} is out of this VM's reach: start its process with --attach-taps, or with --no-sandbox, or pass it an open \
+             tap (fd:N)"
+        )
+    })
+}
+
 /// For a thread that serves the API and links; call it first thing.
 pub(crate) fn serve() {
     confine(Kind::Runtime);
@@ -146,6 +163,7 @@ fn plan(spec: &VmSpec, args: &ProcessArgs, needs: Needs<'_>) -> Plan {
         user: args.user,
         cgroup,
         faults: needs.faults,
+        taps: needs.taps,
         report: args.sandbox_report,
     }
 }
@@ -183,6 +201,9 @@ fn files(spec: &VmSpec, args: &ProcessArgs, needs: Needs<'_>) -> Files {
         files.read_write(log);
     }
     needs.run_dir.iter().for_each(|folder| files.keep(folder));
+    if needs.taps {
+        files.device(Path::new("/dev/net/tun"));
+    }
     needs.snapshot.iter().for_each(|file| files.read(file));
     args.reach.iter().for_each(|folder| files.reach(folder));
     args.api.iter().for_each(|socket| files.socket(socket));

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use crate::console::Tape;
 use crate::migrate;
+use crate::plug::Plug;
 use crate::replicas::Replicas;
 use crate::rundir::Status;
 use crate::signals::Stopper;
@@ -62,6 +63,8 @@ pub(crate) enum Order {
     },
     /// Have it go on in another process.
     Migrate(migrate::Wish),
+    /// Put a device in, or have the guest let go of one.
+    Plug(Plug),
 }
 
 impl std::fmt::Debug for Hands {

@@ -70,7 +70,7 @@ impl Guest {
             vsock: spec.devices.vsock.as_ref().map(vsock).transpose()?,
             consoles: (0..).zip(terminals).map(console).collect(),
         };
-        let machine = Arc::new(Machine::build(spec, ports)?);
+        let machine = Arc::new(Machine::build_fixed(spec, ports)?);
         outlet.attach(&machine);
         Ok(Self { machine, outlet, door, ingress, announcer, notices, serial_written })
     }
@@ -111,6 +111,8 @@ fn notice(event: &MachineEvent) -> String {
         MachineEvent::GuestPanic { .. } => "panic".to_owned(),
         MachineEvent::TripleFault { .. } => "triple-fault".to_owned(),
         MachineEvent::WatchdogExpired => "watchdog".to_owned(),
+        // Not of a machine whose devices never change.
+        MachineEvent::Ejected { slot } => format!("ejected {slot}"),
         MachineEvent::VcpuError { vcpu, reason } => format!("vcpu-error {vcpu}: {reason}"),
         MachineEvent::MemoryLost { reason } => format!("memory-lost: {reason}"),
     }

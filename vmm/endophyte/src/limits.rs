@@ -16,5 +16,12 @@ pub(crate) const API_WINDOW_BYTES: u32 = 64 << 10;
 pub(crate) const ALLOWED_KEYS: usize = 64;
 /// A guest is asked to stand or to go on, and the answer waits for it this long: a pause takes milliseconds.
 pub(crate) const API_PATIENCE: Duration = Duration::from_secs(5);
+/// A guest that is to let go of a device is waited for so long unless the caller says otherwise: a driver is gone in a
+/// second, a busy guest takes some.
+pub(crate) const DETACH_PATIENCE: Duration = Duration::from_secs(15);
+/// Longest a caller may have it waited for.
+pub(crate) const DETACH_PATIENCE_MAX: Duration = Duration::from_secs(3600);
+/// Requests to detach that wait for the guest at a time; each caller that gives up leaves none behind.
+pub(crate) const DETACHING_MAX: usize = 64;
 /// A process that ends waits this long for its API's last answers and its timeline's last lines.
 pub(crate) const PARTING: Duration = Duration::from_millis(500);

@@ -17,6 +17,7 @@ mod outlet;
 mod parent;
 mod passive;
 mod plain;
+mod plug;
 mod replicas;
 mod rundir;
 mod session;

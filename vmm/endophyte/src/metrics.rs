@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use endophyte_vmm::devices::block::BlockMetrics;
 use endophyte_vmm::devices::net::NetMetrics;
-use endophyte_vmm::machine::{Machine, MachineMetrics};
+use endophyte_vmm::machine::{Machine, MachineMetrics, Numbered};
 
 /// All counters of `machine`.
 pub(crate) fn prometheus(machine: &Machine) -> String {
@@ -40,7 +40,8 @@ impl Page {
     }
 
     fn processors(&mut self, metrics: &MachineMetrics) {
-        let exits = numbered("vcpu", &metrics.vcpu_exits, |exits| *exits);
+        let exits = metrics.vcpu_exits.iter().enumerate();
+        let exits = exits.map(|(number, exits)| (format!("{{vcpu=\"{number}\"}}"), *exits));
         self.family("vcpu_exits_total", "counter", "Exits from the guest to the VMM.", exits);
         self.family(
             "pauses_total",
@@ -121,8 +122,8 @@ impl Page {
 
 fn numbered<'a, T>(
     label: &'a str,
-    items: &'a [T],
+    items: &'a [Numbered<T>],
     of: impl Fn(&T) -> u64 + 'a,
 ) -> impl Iterator<Item = (String, u64)> + 'a {
-    items.iter().enumerate().map(move |(number, item)| (format!("{{{label}=\"{number}\"}}"), of(item)))
+    items.iter().map(move |item| (format!("{{{label}=\"{}\"}}", item.number), of(&item.of)))
 }

@@ -148,7 +148,7 @@ impl Node {
 
     /// The offer of this VM, as the active of a generation.
     pub(crate) fn offer(&self, me: Member, generation: Generation, guest: &Guest) -> Result<Offer, Exit> {
-        let fingerprint = serde_json::to_vec(guest.machine.fingerprint()).or_exit(Failure::Unexpected)?;
+        let fingerprint = serde_json::to_vec(&guest.machine.fingerprint()).or_exit(Failure::Unexpected)?;
         Ok(Offer { vm: self.vm.clone(), active: me, generation, fingerprint: Bytes::from(fingerprint) })
     }
 }

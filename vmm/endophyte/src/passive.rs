@@ -147,7 +147,7 @@ async fn meet(
                 continue;
             }
         };
-        match judge(&offer, guest.machine.fingerprint(), node.vm.as_str()) {
+        match judge(&offer, &guest.machine.fingerprint(), node.vm.as_str()) {
             Ok(()) => {
                 let accept = Message::Accept(Accept { replica: me, staged: None });
                 if answer(&link.sender, &accept).await.is_ok() {

@@ -22,6 +22,7 @@ use crate::desk::{Allowed, Desk, Hands, Order, Peering};
 use crate::exit::{Exit, Failure, OrExit};
 use crate::migrate::{Host, Incoming, Keeper};
 use crate::outlet::say;
+use crate::plug::Plugs;
 use crate::replicas::Replicas;
 use crate::rundir::{RunDir, Status};
 use crate::signals::Signals;
@@ -86,6 +87,7 @@ fn needs(args: &RunArgs) -> Needs<'_> {
         snapshot: args.restore.as_deref(),
         faults: lazily || incoming,
         peers: incoming,
+        taps: args.attach_taps,
         ..Needs::default()
     }
 }
@@ -164,12 +166,13 @@ fn tell(desk: &Desk, state: &str, reason: &str) {
 
 /// Acts on what happens until the VM has ended.
 fn supervise(
-    machine: &Machine,
+    machine: &Arc<Machine>,
     happenings: &Receiver<Happening>,
-    desk: &Desk,
+    desk: &Arc<Desk>,
     mut keeper: Keeper,
 ) -> Result<ExitCode, Exit> {
     let policies = machine.spec().policies;
+    let mut plugs = Plugs::new(machine, desk);
     while let Some(happening) = keeper.next(happenings) {
         let (what, policy) = match happening {
             Happening::Signal | Happening::Event(MachineEvent::GuestShutdown) => {
@@ -187,6 +190,14 @@ fn supervise(
                 if stop && !held {
                     machine.resume().or_exit(Failure::Host)?;
                 }
+                continue;
+            }
+            Happening::Order(Order::Plug(plug)) => {
+                plugs.carry_out(plug);
+                continue;
+            }
+            Happening::Event(MachineEvent::Ejected { .. }) => {
+                plugs.ejected();
                 continue;
             }
             // The keeper's.

@@ -50,6 +50,7 @@ fn role(info: &VmInfo) -> &'static str {
 
 fn as_json(info: &VmInfo) -> serde_json::Value {
     let replica = |r: &endophyte_api::Replica| json!({"ticket": r.ticket, "node": r.node, "state": r.state, "last_trouble": r.last_trouble});
+    let device = |d: &endophyte_api::Device| json!({"kind": d.kind, "name": d.name, "slot": d.slot, "removable": d.removable});
     let figures = info.figures.unwrap_or_default();
     json!({
         "name": info.name, "role": role(info), "state": info.state, "reason": info.reason,
@@ -61,6 +62,7 @@ fn as_json(info: &VmInfo) -> serde_json::Value {
         "epochs_committed": figures.epochs_committed,
         "pause_us": {"p50": figures.pause_us_p50, "p99": figures.pause_us_p99},
         "output_delay_us": {"p50": figures.output_delay_us_p50, "p99": figures.output_delay_us_p99},
+        "devices": info.devices.iter().map(device).collect::<Vec<_>>(), "device_tables": info.device_tables,
         "last_trouble": info.last_trouble, "ram_bytes": info.ram_bytes, "vcpus": info.vcpus,
     })
 }
@@ -81,6 +83,9 @@ fn in_words(info: &VmInfo) -> String {
         if !replica.last_trouble.is_empty() {
             text += &format!(" ({})", replica.last_trouble);
         }
+    }
+    for device in &info.devices {
+        text += &format!("\n  slot {}: {} {}", device.slot, device.kind, device.name);
     }
     if !info.last_trouble.is_empty() {
         text += &format!("\n  last trouble: {}", info.last_trouble);

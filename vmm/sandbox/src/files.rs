@@ -27,6 +27,8 @@ enum Use {
     Reach,
     /// Sockets in it are made, reached and removed.
     Sockets,
+    /// A device that is no disk is opened and used.
+    Device,
 }
 
 /// The files and folders a process may open by path, collected.
@@ -42,6 +44,11 @@ impl Files {
     /// An existing file or block device is read and written.
     pub fn read_write(&mut self, path: &Path) {
         self.add(path, Use::ReadWrite);
+    }
+
+    /// A device that is no disk is opened and used.
+    pub fn device(&mut self, path: &Path) {
+        self.add(path, Use::Device);
     }
 
     /// Files in a folder are made, read, written, replaced and removed.
@@ -115,6 +122,7 @@ fn rights(path: &Path, what: Use) -> BitFlags<AccessFs> {
         Use::Read => device_rights(path) | AccessFs::ReadFile,
         Use::ReadWrite => write | device_rights(path),
         Use::Keep => keep,
+        Use::Device => AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev,
         Use::Reach => keep | AccessFs::IoctlDev,
         Use::Sockets => AccessFs::MakeSock | AccessFs::RemoveFile | AccessFs::ResolveUnix,
     }

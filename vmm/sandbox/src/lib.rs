@@ -44,6 +44,8 @@ pub struct Plan {
     /// Serves faults of guest memory, on a userfaultfd that is open already: unprivileged processes get none that sees the
     /// kernel's own faults.
     pub faults: bool,
+    /// Opens taps by their names.
+    pub taps: bool,
     /// Forbidden system calls go to the kernel's log and are carried out. For finding out what a filter lacks.
     pub report: bool,
 }

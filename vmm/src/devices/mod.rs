@@ -8,6 +8,7 @@ pub mod balloon;
 pub mod block;
 pub(crate) mod cmos;
 pub mod console;
+pub mod hotplug;
 pub(crate) mod keyboard;
 pub mod listener;
 pub mod net;

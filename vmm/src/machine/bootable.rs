@@ -8,6 +8,7 @@ use std::sync::mpsc::channel;
 
 use endophyte_bootdisk::{BootFile, BootPlan, Options, find};
 
+use crate::arch::acpi::PlugSlots;
 use crate::arch::boot::{self, BootError, BootSource, Entry, Initrd, KernelImage, Named};
 use crate::devices::block::Disk;
 use crate::limits::DISK_BOOT_DEADLINE;
@@ -15,22 +16,27 @@ use crate::memory::GuestRam;
 use crate::spec::{BootSpec, VmSpec};
 use crate::threads::{self, ThreadKind};
 
-/// Loads what `spec` says; `disk` is the first disk.
+/// Loads what `spec` says; `disk` is the first disk, and `slots` are those in which devices come and go.
 ///
 /// # Errors
 /// [`BootError`].
-pub(super) fn load(spec: &VmSpec, ram: &Arc<GuestRam>, disk: Option<&Arc<Disk>>) -> Result<Entry, BootError> {
+pub(super) fn load(
+    spec: &VmSpec,
+    ram: &Arc<GuestRam>,
+    disk: Option<&Arc<Disk>>,
+    slots: PlugSlots,
+) -> Result<Entry, BootError> {
     match &spec.boot {
         BootSpec::Kernel { kernel, initrd } => {
             let initrds = initrd.iter().map(|path| initrd_file(path)).collect::<Result<_, _>>()?;
-            load_from(spec, ram, kernel_file(kernel)?, initrds, &spec.cmdline)
+            load_from((spec, slots), ram, kernel_file(kernel)?, initrds, &spec.cmdline)
         }
         BootSpec::Firmware(firmware) => {
-            load_from(spec, ram, kernel_file(firmware)?, Vec::new(), &spec.cmdline)
+            load_from((spec, slots), ram, kernel_file(firmware)?, Vec::new(), &spec.cmdline)
         }
         BootSpec::Disk { entry } => {
             let disk = disk.expect("a spec that boots from its disk has one");
-            from_disk(spec.clone(), Arc::clone(ram), Arc::clone(disk), entry.clone())
+            from_disk((spec.clone(), slots), Arc::clone(ram), Arc::clone(disk), entry.clone())
         }
     }
 }
@@ -38,7 +44,7 @@ pub(super) fn load(spec: &VmSpec, ram: &Arc<GuestRam>, disk: Option<&Arc<Disk>>)
 /// In a thread of its own, under a deadline: a disk made to do so can keep the reader of its file system going round
 /// in circles without ever reading. The thread is then left to itself; whoever gets the error ends the process.
 fn from_disk(
-    spec: VmSpec,
+    (spec, slots): (VmSpec, PlugSlots),
     ram: Arc<GuestRam>,
     disk: Arc<Disk>,
     entry: Option<String>,
@@ -47,7 +53,7 @@ fn from_disk(
     let read = move || {
         threads::started(ThreadKind::Boot);
         let plan = find(Arc::new(DiskReader(disk)), &Options { entry });
-        let entry = plan.map_err(BootError::from).and_then(|plan| load_plan(&spec, &ram, plan));
+        let entry = plan.map_err(BootError::from).and_then(|plan| load_plan((&spec, slots), &ram, plan));
         // Nobody listens after the deadline.
         let _ = tell.send(entry);
     };
@@ -60,7 +66,11 @@ fn from_disk(
     told.recv_timeout(DISK_BOOT_DEADLINE).unwrap_or(Err(BootError::Endless))
 }
 
-fn load_plan(spec: &VmSpec, ram: &GuestRam, plan: BootPlan) -> Result<Entry, BootError> {
+fn load_plan(
+    (spec, slots): (&VmSpec, PlugSlots),
+    ram: &GuestRam,
+    plan: BootPlan,
+) -> Result<Entry, BootError> {
     tracing::info!(vm = %spec.name, entry = %plan.title, source = %plan.source, "booting from the disk");
     let BootPlan { kernel, initrds, cmdline, source, .. } = plan;
     let cmdline = [cmdline.as_str(), spec.cmdline.as_str()].join(" ");
@@ -70,7 +80,7 @@ fn load_plan(spec: &VmSpec, ram: &GuestRam, plan: BootPlan) -> Result<Entry, Boo
         name: name(&file),
         content: Initrd { bytes: file.bytes, reader: Box::new(file) },
     };
-    load_from(spec, ram, kernel, initrds.into_iter().map(initrd).collect(), cmdline.trim())
+    load_from((spec, slots), ram, kernel, initrds.into_iter().map(initrd).collect(), cmdline.trim())
 }
 
 /// The kernel in memory: its loader jumps about in it. Its size was checked against a bound when it was found.
@@ -86,13 +96,13 @@ fn whole(mut kernel: BootFile, source: &str) -> Result<Vec<u8>, BootError> {
 }
 
 fn load_from<K: KernelImage>(
-    spec: &VmSpec,
+    (spec, slots): (&VmSpec, PlugSlots),
     ram: &GuestRam,
     kernel: Named<K>,
     initrds: Vec<Named<Initrd>>,
     cmdline: &str,
 ) -> Result<Entry, BootError> {
-    boot::load(ram, BootSource { kernel, initrds, cmdline, vcpus: spec.vcpus })
+    boot::load(ram, BootSource { kernel, initrds, cmdline, vcpus: spec.vcpus, slots })
 }
 
 fn kernel_file(path: &Path) -> Result<Named<File>, BootError> {

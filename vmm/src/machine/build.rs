@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::device_thread::DeviceThread;
+use super::fitted::{Devices, Fitted, What};
 use super::lifecycle::Lifecycle;
-use super::platform::{Board, Devices, Platform};
+use super::platform::{Board, Platform};
 use super::{Machine, MachineError, MachineFingerprint, MachinePorts, Processor};
-use crate::arch::layout::{COM1_IRQ, RTC_IRQ, SCI_IRQ};
+use crate::arch::layout::{BALLOON_SLOT, COM1_IRQ, CONSOLE_SLOT, RNG_SLOT, RTC_IRQ, SCI_IRQ, VSOCK_SLOT};
 use crate::arch::vcpu_state::VcpuBuffers;
 use crate::arch::{chips, cpuid, msrs, time};
 use crate::devices::balloon::BalloonDevice;
@@ -23,7 +24,7 @@ use crate::devices::watchdog::Watchdog;
 use crate::irq::IrqRouter;
 use crate::kvm::{self, DirtyLog, refused};
 use crate::memory::GuestRam;
-use crate::spec::{CpuModel, VmSpec};
+use crate::spec::{BootSpec, CpuModel, NetSpec, VmSpec};
 use crate::vcpu::{Bus, Gate, Vcpu};
 use crate::virtio::Place;
 
@@ -40,7 +41,16 @@ impl Machine {
     /// # Errors
     /// [`MachineError`]; whatever was created is gone again.
     pub fn build(spec: &VmSpec, ports: MachinePorts) -> Result<Machine, MachineError> {
-        Self::build_on(spec, ports, Disks::Open)
+        Self::build_on(spec, ports, Disks::Open, true)
+    }
+
+    /// As [`Machine::build`], for a machine whose devices never change: two nodes that keep one guest would have to change
+    /// them at the same instant of the guest.
+    ///
+    /// # Errors
+    /// As [`Machine::build`].
+    pub fn build_fixed(spec: &VmSpec, ports: MachinePorts) -> Result<Machine, MachineError> {
+        Self::build_on(spec, ports, Disks::Open, false)
     }
 
     /// As [`Machine::build`], for a guest that comes from another process: that one works on the disks, so their images are
@@ -49,10 +59,15 @@ impl Machine {
     /// # Errors
     /// As [`Machine::build`].
     pub fn build_incoming(spec: &VmSpec, ports: MachinePorts) -> Result<Machine, MachineError> {
-        Self::build_on(spec, ports, Disks::Away)
+        Self::build_on(spec, ports, Disks::Away, true)
     }
 
-    fn build_on(spec: &VmSpec, ports: MachinePorts, disks: Disks) -> Result<Machine, MachineError> {
+    fn build_on(
+        spec: &VmSpec,
+        ports: MachinePorts,
+        disks: Disks,
+        pluggable: bool,
+    ) -> Result<Machine, MachineError> {
         if ports.net.len() != spec.net.len() {
             return Err(MachineError::Ports { spec: spec.net.len(), ports: ports.net.len() });
         }
@@ -62,7 +77,6 @@ impl Machine {
         if ports.consoles.len() != spec.devices.consoles.len() {
             return Err(MachineError::Port { device: "console" });
         }
-        let cards = ports.net.iter().map(describe).collect();
         let kvm = kvm::open()?;
         let vm = Arc::new(kvm.create_vm().map_err(refused("create a VM"))?);
         let ram = Arc::new(GuestRam::of(spec.ram_bytes, spec.huge_pages)?);
@@ -70,9 +84,11 @@ impl Machine {
         map_ram(&vm, &ram)?;
         chips::create(&vm)?;
         let gate = Arc::new(Gate::new());
-        let platform = Arc::new(build_platform(spec, ports, disks, (&vm, &ram, &gate))?);
+        let router = Arc::new(IrqRouter::new(Arc::clone(&vm))?);
+        let place = Place { slot: 0, vm: &vm, router: &router, ram: &ram };
+        let platform = Arc::new(build_platform(spec, ports, (disks, pluggable), &gate, place)?);
         let (fds, buffers, processor) = create_vcpus(&kvm, &vm, spec.cpu, spec.vcpus)?;
-        let fingerprint = MachineFingerprint::new(spec.fingerprint()?, cards, &processor);
+        let fingerprint = MachineFingerprint::new(spec.fingerprint()?, &processor);
         let mut machine = Machine {
             spec: spec.clone(),
             fingerprint,
@@ -82,15 +98,16 @@ impl Machine {
             vcpus: Vec::with_capacity(fds.len()),
             buffers: Mutex::new(buffers),
             power_on: Vec::new(),
-            device_threads: Vec::new(),
+            device_threads: Mutex::default(),
             platform,
             gate,
+            router,
             vm,
             ram,
         };
         machine.start_threads(fds)?;
         let mut power_on = Vec::new();
-        machine.save_state(&mut power_on)?;
+        machine.save_board(&mut power_on)?;
         machine.power_on = power_on;
         Ok(machine)
     }
@@ -104,8 +121,8 @@ impl Machine {
             self.vcpus.push(vcpu.map_err(host("start a vCPU thread"))?);
         }
         self.gate.wait_parked(count)?;
-        self.device_threads =
-            DeviceThread::start_all(&self.platform).map_err(host("start a device thread"))?;
+        let threads = DeviceThread::start_all(&self.platform).map_err(host("start a device thread"))?;
+        self.device_threads = Mutex::new(threads);
         Ok(())
     }
 }
@@ -131,10 +148,11 @@ fn map_ram(vm: &VmFd, ram: &GuestRam) -> Result<(), MachineError> {
 fn build_platform(
     spec: &VmSpec,
     ports: MachinePorts,
-    disks: Disks,
-    (vm, ram, gate): (&Arc<VmFd>, &Arc<GuestRam>, &Arc<Gate>),
+    (disks, pluggable): (Disks, bool),
+    gate: &Arc<Gate>,
+    place: Place<'_>,
 ) -> Result<Platform, MachineError> {
-    let router = Arc::new(IrqRouter::new(Arc::clone(vm))?);
+    let router = place.router;
     let timer = |source| MachineError::Host { action: "make a timer", source };
     let board = Board {
         serial: SerialDevice::new(router.line(COM1_IRQ)?, Arc::clone(&ports.serial)),
@@ -142,66 +160,70 @@ fn build_platform(
         watchdog: Watchdog::new().map_err(timer)?,
         sci: router.level_line(u32::from(SCI_IRQ)),
     };
-    let devices = build_devices(spec, ports, disks, Place { slot: 0, number: 0, vm, router: &router, ram })?;
-    Ok(Platform::new(Arc::clone(gate), board, devices))
+    let devices = build_devices(spec, ports, (disks, pluggable), place)?;
+    Ok(Platform::new(Arc::clone(gate), board, devices, pluggable))
 }
 
-/// Puts every virtio device into the next PCI slot: cards, disks, vsock, console, entropy source, balloon.
+/// Puts every virtio device into its slot.
 fn build_devices(
     spec: &VmSpec,
     ports: MachinePorts,
-    disks: Disks,
-    first: Place<'_>,
+    (disks, pluggable): (Disks, bool),
+    place: Place<'_>,
 ) -> Result<Devices, MachineError> {
     let poll_set = |source| MachineError::Host { action: "make a poll set", source };
-    let mut devices = Devices::default();
-    for ((number, card), port) in (0..).zip(&spec.net).zip(ports.net) {
-        let nic = Arc::new(Nic::attach(first.of(&devices, number), card, port)?);
-        devices.nics.push(Arc::clone(&nic));
-        devices.all.push(nic);
+    let mut devices = Vec::new();
+    let mut fit = |slot, number, removable, what: What| {
+        devices.push(Fitted::new(slot, number, removable && pluggable, what)?);
+        Ok::<(), MachineError>(())
+    };
+    let slots = spec.slots();
+    for (number, ((card, slot), port)) in (0..).zip(spec.net.iter().zip(slots.net).zip(ports.net)) {
+        fit(slot, number, card.removable, nic(place.at(slot), card, port)?)?;
     }
-    for (number, disk) in (0..).zip(&spec.devices.disks) {
+    for (number, (disk, slot)) in (0..).zip(spec.devices.disks.iter().zip(slots.disks)) {
         let behind = match disks {
             Disks::Open => Behind::Open(DiskImage::open(disk)?),
             Disks::Away => Behind::Away(DiskImage::survey(disk)?),
         };
-        let disk = Arc::new(Disk::attach(first.of(&devices, number), disk, behind)?);
-        devices.disks.push(Arc::clone(&disk));
-        devices.all.push(disk);
+        // What it boots from is looked for at every reset.
+        let booted = number == 0 && matches!(spec.boot, BootSpec::Disk { .. });
+        let made = Arc::new(Disk::attach(place.at(slot), disk, behind)?);
+        fit(slot, number, !booted, What::Disk { disk: made, spec: disk.clone() })?;
     }
     if let (Some(spec), Some(link)) = (&spec.devices.vsock, ports.vsock) {
         let vsock = Vsock::new(spec.cid, link).map_err(poll_set)?;
-        let vsock = Arc::new(VsockDevice::attach(first.of(&devices, 0), vsock)?);
-        devices.vsock = Some(Arc::clone(&vsock));
-        devices.all.push(vsock);
+        let device = VsockDevice::attach(place.at(VSOCK_SLOT), vsock)?;
+        fit(VSOCK_SLOT, 0, false, What::Vsock(Arc::new(device)))?;
     }
     if !spec.devices.consoles.is_empty() {
         let console = Console::new(&spec.devices.consoles, ports.consoles).map_err(poll_set)?;
-        let console = Arc::new(ConsoleDevice::attach(first.of(&devices, 0), console)?);
-        devices.console = Some(Arc::clone(&console));
-        devices.all.push(console);
+        let device = ConsoleDevice::attach(place.at(CONSOLE_SLOT), console)?;
+        fit(CONSOLE_SLOT, 0, false, What::Console(Arc::new(device)))?;
     }
     if spec.devices.rng {
-        let rng = Arc::new(RngDevice::attach(first.of(&devices, 0))?);
-        devices.rng = Some(Arc::clone(&rng));
-        devices.all.push(rng);
+        fit(RNG_SLOT, 0, false, What::Rng(Arc::new(RngDevice::attach(place.at(RNG_SLOT))?)))?;
     }
     if spec.devices.balloon {
-        let balloon = Arc::new(BalloonDevice::attach(first.of(&devices, 0))?);
-        devices.balloon = Some(Arc::clone(&balloon));
-        devices.all.push(balloon);
+        let device = BalloonDevice::attach(place.at(BALLOON_SLOT))?;
+        fit(BALLOON_SLOT, 0, false, What::Balloon(Arc::new(device)))?;
     }
-    Ok(devices)
+    Ok(Devices(devices))
+}
+
+/// A card on its tap.
+///
+/// # Errors
+/// [`KvmError`](crate::kvm::KvmError).
+pub(super) fn nic(place: Place<'_>, spec: &NetSpec, port: NicPort) -> Result<What, MachineError> {
+    let card = describe(&port);
+    Ok(What::Nic { nic: Arc::new(Nic::attach(place, spec, port)?), spec: spec.clone(), card })
 }
 
 impl<'a> Place<'a> {
-    /// The place of the next device, which is number `number` of its type.
-    fn of(self, devices: &Devices, number: u16) -> Place<'a> {
-        Place {
-            slot: u16::try_from(devices.all.len()).expect("slots are bounded by the spec"),
-            number,
-            ..self
-        }
+    /// Another slot.
+    pub(super) fn at(self, slot: u16) -> Place<'a> {
+        Place { slot, ..self }
     }
 }
 

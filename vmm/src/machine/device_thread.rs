@@ -1,8 +1,9 @@
 //! The threads that do the devices' work: one for all that never waits, and one for each that may.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -11,6 +12,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::platform::Platform;
 use crate::irq;
 use crate::threads::{self, ThreadKind};
+use crate::virtio::VirtioDevice;
 
 /// Events handled per wake-up.
 const BATCH: usize = 32;
@@ -21,7 +23,7 @@ enum Source {
     Stop,
     Watchdog,
     Clock,
-    /// Queue `queue` of a device was notified.
+    /// Queue `queue` of a device was notified. Devices are numbered by their places in the thread's own list.
     Doorbell {
         device: u16,
         queue: u16,
@@ -65,38 +67,47 @@ pub(super) struct DeviceThread {
 }
 
 impl DeviceThread {
-    /// Starts all that the devices of `platform` want.
+    /// Starts all that the devices of `platform` want, by slot; that of the board is in slot 0.
     ///
     /// # Errors
     /// When the kernel grants no thread or poll set.
-    pub(super) fn start_all(platform: &Arc<Platform>) -> io::Result<Vec<DeviceThread>> {
+    pub(super) fn start_all(platform: &Arc<Platform>) -> io::Result<BTreeMap<u16, DeviceThread>> {
         let mut common = Vec::new();
-        let mut threads = Vec::new();
-        for (number, device) in (0..).zip(platform.devices()) {
+        let mut threads = BTreeMap::new();
+        for device in platform.devices() {
             match device.own_thread() {
-                Some(kind) => {
-                    threads.push(Self::start(platform, format!("device{number}"), &[number], kind)?);
-                }
-                None => common.push(number),
+                Some(_) => drop(threads.insert(device.section().1, Self::of(&device)?)),
+                None => common.push(device),
             }
         }
-        threads.push(Self::start(platform, "devices".to_owned(), &common, ThreadKind::Devices)?);
+        let board = Some(Arc::clone(platform));
+        threads.insert(0, Self::start(board, "devices".to_owned(), &common, ThreadKind::Devices)?);
         Ok(threads)
     }
 
-    /// Serves `devices`; the one for all that never waits serves the timers of the board, too.
+    /// Serves one device.
+    ///
+    /// # Errors
+    /// As [`DeviceThread::start_all`].
+    pub(super) fn of(device: &Arc<dyn VirtioDevice>) -> io::Result<DeviceThread> {
+        let kind = device.own_thread().unwrap_or(ThreadKind::Devices);
+        Self::start(None, format!("device{}", device.section().1), std::slice::from_ref(device), kind)
+    }
+
+    /// Serves `devices`, and the timers of a board.
     fn start(
-        platform: &Arc<Platform>,
+        board: Option<Arc<Platform>>,
         name: String,
-        devices: &[u16],
+        devices: &[Arc<dyn VirtioDevice>],
         kind: ThreadKind,
     ) -> io::Result<DeviceThread> {
         let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        let epoll = poll_set(platform, stop.as_raw_fd(), devices, kind == ThreadKind::Devices)?;
-        let platform = Arc::clone(platform);
+        let epoll = poll_set(board.as_deref(), stop.as_raw_fd(), devices)?;
+        // One that is taken out of the machine is gone from the poll set with its descriptors.
+        let devices: Vec<Weak<dyn VirtioDevice>> = devices.iter().map(Arc::downgrade).collect();
         let serve = move || {
             threads::started(kind);
-            serve(&epoll, &platform);
+            serve(&epoll, board.as_deref(), &devices);
         };
         let thread = std::thread::Builder::new().name(name).spawn(serve)?;
         Ok(DeviceThread { stop, thread: Some(thread) })
@@ -112,22 +123,21 @@ impl Drop for DeviceThread {
     }
 }
 
-fn poll_set(platform: &Platform, stop: RawFd, devices: &[u16], board: bool) -> io::Result<Epoll> {
+fn poll_set(board: Option<&Platform>, stop: RawFd, devices: &[Arc<dyn VirtioDevice>]) -> io::Result<Epoll> {
     let epoll = Epoll::new()?;
     let add = |fd: RawFd, events, source: Source| {
         epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, source.pack()))
     };
     add(stop, EventSet::IN, Source::Stop)?;
-    let timer = super::platform::lock(&platform.watchdog).timer_fd();
     // Edge-triggered throughout: an event is consumed by being seen, no read needed.
     let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
-    if board {
+    if let Some(platform) = board {
+        let timer = super::platform::lock(&platform.watchdog).timer_fd();
         add(timer, edge, Source::Watchdog)?;
         let timer = super::platform::lock(&platform.cmos).timer_fd();
         add(timer, edge, Source::Clock)?;
     }
-    for number in devices.iter().copied() {
-        let device = &platform.devices()[usize::from(number)];
+    for (number, device) in (0..).zip(devices) {
         for (queue, doorbell) in (0..).zip(device.doorbells()) {
             add(doorbell.as_raw_fd(), edge, Source::Doorbell { device: number, queue })?;
         }
@@ -138,7 +148,8 @@ fn poll_set(platform: &Platform, stop: RawFd, devices: &[u16], board: bool) -> i
     Ok(epoll)
 }
 
-fn serve(epoll: &Epoll, platform: &Platform) {
+fn serve(epoll: &Epoll, board: Option<&Platform>, devices: &[Weak<dyn VirtioDevice>]) {
+    let device = |number: u16| devices.get(usize::from(number)).and_then(Weak::upgrade);
     let mut events = [EpollEvent::default(); BATCH];
     loop {
         let ready = match epoll.wait(-1, &mut events) {
@@ -153,12 +164,16 @@ fn serve(epoll: &Epoll, platform: &Platform) {
         for event in &events[..ready] {
             match Source::unpack(event.data()) {
                 Source::Stop => return,
-                Source::Watchdog => platform.watchdog_fired(),
-                Source::Clock => super::platform::lock(&platform.cmos).fired(),
-                Source::Doorbell { device, queue } => {
-                    platform.devices()[usize::from(device)].serve(queue);
+                Source::Watchdog => board.iter().for_each(|platform| platform.watchdog_fired()),
+                Source::Clock => {
+                    board.iter().for_each(|platform| super::platform::lock(&platform.cmos).fired());
                 }
-                Source::Ready { device, source } => platform.devices()[usize::from(device)].event(source),
+                Source::Doorbell { device: number, queue } => {
+                    device(number).iter().for_each(|device| device.serve(queue));
+                }
+                Source::Ready { device: number, source } => {
+                    device(number).iter().for_each(|device| device.event(source));
+                }
             }
         }
     }

@@ -51,6 +51,7 @@ fn disk(path: PathBuf, format: DiskFormat) -> DiskSpec {
         queues: 2,
         iops: None,
         bytes_per_s: None,
+        slot: None,
     }
 }
 
@@ -161,7 +162,7 @@ fn what_is_written_is_read_back_flushed_and_in_the_image() {
         bench.rig.put(BUFFERS, &[0; 3 * 4096]);
         assert_eq!(bench.read(8, 3 * 4096), data);
         assert!(bench.read(0, 4096).iter().all(|byte| *byte == 0));
-        let metrics = bench.rig.machine.metrics().disks[0];
+        let metrics = bench.rig.machine.metrics().disks[0].of;
         assert_eq!((metrics.writes, metrics.reads, metrics.flushes), (1, 2, 1));
         if bench.rig.machine.spec().devices.disks[0].format == DiskFormat::Raw {
             let mut found = vec![0; data.len()];
@@ -283,7 +284,7 @@ fn chains_that_are_no_requests_stop_the_disk_until_it_is_reset() {
             bench.rig.start();
             assert_eq!(bench.write(0, &[7; 512]), OK, "{what}: recovers");
         }
-        assert_eq!(bench.rig.machine.metrics().disks[0].breakdowns, 5);
+        assert_eq!(bench.rig.machine.metrics().disks[0].of.breakdowns, 5);
     });
 }
 
@@ -332,7 +333,7 @@ fn a_rate_limit_makes_the_guest_wait() {
         assert_eq!(bench.ask(IN, 0, &[(BUFFERS, 512, true)]), OK);
     }
     assert!(start.elapsed() >= Duration::from_millis(150), "{:?}", start.elapsed());
-    assert!(bench.rig.machine.metrics().disks[0].throttled > 0);
+    assert!(bench.rig.machine.metrics().disks[0].of.throttled > 0);
 }
 
 #[test]

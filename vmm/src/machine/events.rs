@@ -26,6 +26,11 @@ pub enum MachineEvent {
     },
     /// The guest did not feed its watchdog. It still runs.
     WatchdogExpired,
+    /// The guest has let go of the device in a slot: `Machine::clear_away`. It still runs.
+    Ejected {
+        /// The slot.
+        slot: u16,
+    },
     /// Memory that was being restored cannot be had. All vCPUs stand still.
     MemoryLost {
         /// What could not be read.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Processor;
 use crate::arch::cpuid::name_of;
-use crate::spec::{CpuModel, SpecFingerprint};
+use crate::spec::{CpuModel, SpecFingerprint, VmSpec};
 use crate::state::FORMAT_VERSION;
 
 /// Counters whose frequencies differ by more than this show a guest a changed clock: parts per million.
@@ -40,19 +40,25 @@ pub struct CpuidLeaf {
 }
 
 impl MachineFingerprint {
-    pub(super) fn new(
-        spec: SpecFingerprint,
-        cards: Vec<String>,
-        processor: &Processor,
-    ) -> MachineFingerprint {
-        let board = ["pci-host", "serial", "cmos", "power", "watchdog", "panic", "keyboard"];
+    pub(super) fn new(spec: SpecFingerprint, processor: &Processor) -> MachineFingerprint {
         MachineFingerprint {
             spec,
             state_format: FORMAT_VERSION,
-            devices: board.into_iter().map(str::to_owned).chain(cards).collect(),
+            devices: Vec::new(),
             cpuid: processor.cpuid.as_slice().iter().filter_map(lasting).collect(),
             msrs: processor.msrs.clone(),
             tsc_khz: processor.tsc_khz,
+        }
+    }
+
+    /// The same machine with the devices it has now: as `spec` says, with these `cards`, and able to get others or not.
+    pub(super) fn with_devices(self, spec: &VmSpec, cards: Vec<String>, pluggable: bool) -> Self {
+        let board = ["pci-host", "serial", "cmos", "power", "watchdog", "panic", "keyboard"].into_iter();
+        let board = board.chain(pluggable.then_some("hotplug")).map(str::to_owned);
+        MachineFingerprint {
+            spec: self.spec.with_devices_of(spec),
+            devices: board.chain(cards).collect(),
+            ..self
         }
     }
 

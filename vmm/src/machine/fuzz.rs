@@ -150,6 +150,7 @@ fn disk(folder: &Path) -> DiskSpec {
         queues: 2,
         iops: None,
         bytes_per_s: None,
+        slot: None,
     }
 }
 
@@ -361,10 +362,10 @@ mod tests {
         assert!(vsock.from_guest >= 2 && vsock.tx_bytes >= 5, "{vsock:?}");
         seeds_console().iter().for_each(|seed| fuzz_console(seed));
         seeds_net().iter().for_each(|seed| fuzz_net(seed));
-        let net = NET.with_borrow(|bench| bench.as_ref().unwrap().rig.machine.metrics().net[0]);
+        let net = NET.with_borrow(|bench| bench.as_ref().unwrap().rig.machine.metrics().net[0].of);
         assert!(net.tx_large >= 2 && net.rx_large >= 1 && net.tx_frames > net.tx_large, "{net:?}");
         seeds_block().iter().for_each(|seed| fuzz_block(seed));
-        let disk = BLOCK.with_borrow(|bench| bench.as_ref().unwrap().rig.machine.metrics().disks[0]);
+        let disk = BLOCK.with_borrow(|bench| bench.as_ref().unwrap().rig.machine.metrics().disks[0].of);
         assert!(disk.reads >= 1 && disk.flushes >= 1 && disk.discards >= 2, "{disk:?}");
         seeds_balloon().iter().for_each(|seed| fuzz_balloon(seed));
         let balloon =

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::platform::lock;
 use super::{Machine, MachineError, bootable};
 use crate::arch::boot;
+use crate::devices::hotplug::Hotplug;
 
 /// Where the machine is in its life.
 #[derive(Debug, Default)]
@@ -56,7 +57,10 @@ impl Machine {
     /// [`MachineError::Boot`], or [`MachineError::Running`].
     pub fn boot(&self) -> Result<(), MachineError> {
         let _parked = self.parked("boot")?;
-        let entry = bootable::load(&self.spec, &self.ram, self.platform.disks().first())?;
+        // What firmware does: it finds all that is there, and gives it addresses.
+        self.platform.with_acpi(|acpi| acpi.hotplug = Hotplug::default());
+        self.platform.devices().iter().try_for_each(|device| device.place_bar())?;
+        let entry = bootable::load(&self.spec, &self.ram, self.platform.disks().first(), self.plug_slots())?;
         boot::enter(&self.vcpus[0].fd(), entry).map_err(boot::BootError::Kvm)?;
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Counters of a machine.
 
+use super::fitted::What;
 use super::{Machine, PauseTimes};
 use crate::devices::balloon::{BalloonDevice, BalloonMetrics};
 use crate::devices::block::BlockMetrics;
@@ -8,15 +9,24 @@ use crate::devices::net::NetMetrics;
 use crate::devices::rng::{RngDevice, RngMetrics};
 use crate::devices::vsock::VsockMetrics;
 
+/// Counters of one of several devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Numbered<T> {
+    /// Which device: its place in the spec, or the lowest number that was free when it was attached.
+    pub number: u16,
+    /// Its counters.
+    pub of: T,
+}
+
 /// Counters since the machine was built.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MachineMetrics {
     /// Exits from the guest to this process, per vCPU.
     pub vcpu_exits: Vec<u64>,
     /// Per network card.
-    pub net: Vec<NetMetrics>,
+    pub net: Vec<Numbered<NetMetrics>>,
     /// Per disk.
-    pub disks: Vec<BlockMetrics>,
+    pub disks: Vec<Numbered<BlockMetrics>>,
     /// The entropy source, if there is one.
     pub rng: Option<RngMetrics>,
     /// The balloon, if there is one.
@@ -36,12 +46,15 @@ pub(super) fn collect(machine: &Machine) -> MachineMetrics {
         let lifecycle = machine.lifecycle();
         (lifecycle.pauses, lifecycle.last_pause)
     };
+    let devices = machine.platform.fitted().clone();
     MachineMetrics {
         vcpu_exits: machine.vcpus.iter().map(|vcpu| vcpu.exits()).collect(),
-        net: machine.nics().iter().map(|nic| nic.metrics()).collect(),
-        disks: machine.platform.disks().iter().map(|disk| disk.metrics()).collect(),
-        rng: machine.platform.rng().map(RngDevice::metrics),
-        balloon: machine.platform.balloon().map(BalloonDevice::metrics),
+        net: devices
+            .numbered(|what| if let What::Nic { nic, .. } = what { Some(nic.metrics()) } else { None }),
+        disks: devices
+            .numbered(|what| if let What::Disk { disk, .. } = what { Some(disk.metrics()) } else { None }),
+        rng: machine.platform.rng().as_deref().map(RngDevice::metrics),
+        balloon: machine.platform.balloon().as_deref().map(BalloonDevice::metrics),
         vsock: machine.platform.vsock().map(|vsock| vsock.metrics()),
         console: machine.platform.console().map(|console| console.metrics()),
         pauses,

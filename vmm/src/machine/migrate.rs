@@ -15,8 +15,10 @@ use endophyte_snapshot::PageFetch;
 use endophyte_snapshot::lazy::{LazyError, LazyMemory, Userfault};
 use mycelium_ram_core::{PageIndex, PageSet};
 
+use super::fitted::Fitted;
 use super::platform::lock;
 use super::{FileError, Machine, MachineError};
+use crate::devices::block::Disk;
 use crate::memory::{PAGE_BYTES, Page};
 
 /// What two nodes compare of a disk before it changes hands.
@@ -31,11 +33,12 @@ pub struct DiskSize {
 impl Machine {
     /// The disks, in order.
     pub fn disk_sizes(&self) -> Vec<DiskSize> {
-        let specs = self.spec.devices.disks.iter();
-        specs
-            .zip(self.platform.disks())
-            .map(|(spec, disk)| DiskSize { serial: spec.serial.clone(), bytes: disk.bytes() })
-            .collect()
+        let devices = self.platform.fitted().clone();
+        let size = |(fitted, disk): (&Fitted, &Arc<Disk>)| DiskSize {
+            serial: fitted.name().unwrap_or_default().to_owned(),
+            bytes: disk.bytes(),
+        };
+        devices.disks().map(size).collect()
     }
 
     /// Makes what the guest has written to its disks so far last, while it runs: releasing them takes less long then.
@@ -43,7 +46,7 @@ impl Machine {
     /// # Errors
     /// [`MachineError::Host`].
     pub fn sync_disks(&self) -> Result<(), MachineError> {
-        let sync = |disk: &Arc<crate::devices::block::Disk>| match disk.file()? {
+        let sync = |disk: &Arc<Disk>| match disk.file()? {
             Some(file) => file.sync_data(),
             None => Ok(()),
         };

@@ -15,6 +15,7 @@ mod disk_tests;
 mod error;
 mod events;
 mod fingerprint;
+mod fitted;
 #[cfg(any(test, feature = "fuzzing"))]
 mod fuzz;
 mod lifecycle;
@@ -29,6 +30,9 @@ mod nic_tap_tests;
 #[cfg(test)]
 mod nic_tests;
 mod platform;
+mod plug;
+#[cfg(test)]
+mod plug_tests;
 mod ports;
 mod requests;
 mod restore;
@@ -40,6 +44,7 @@ mod snapshot;
 #[cfg(test)]
 mod vsock_tests;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use endophyte_snapshot::lazy::LazyMemory;
@@ -56,8 +61,9 @@ pub use fuzz::{
     seeds_console, seeds_net, seeds_rng, seeds_vsock,
 };
 pub use lifecycle::PauseTimes;
-pub use metrics::MachineMetrics;
+pub use metrics::{MachineMetrics, Numbered};
 pub use migrate::DiskSize;
+pub use plug::{Departed, DeviceNow, PlugError};
 pub use ports::{MachinePorts, PortsError};
 pub use restore::{DiskThen, FileError, Restored, SnapshotInfo};
 pub use snapshot::RestoreOptions;
@@ -66,6 +72,7 @@ pub use snapshot::fuzz_state;
 
 use crate::arch::vcpu_state::VcpuBuffers;
 use crate::devices::net::Nic;
+use crate::irq::IrqRouter;
 use crate::kvm::DirtyLog;
 use crate::memory::GuestRam;
 use crate::spec::VmSpec;
@@ -89,20 +96,30 @@ pub struct Machine {
     lazy: Mutex<Option<LazyMemory>>,
     vcpus: Vec<Vcpu>,
     buffers: Mutex<Vec<VcpuBuffers>>,
-    /// The machine as built, for resets.
+    /// The board as built, for resets.
     power_on: Vec<u8>,
-    device_threads: Vec<DeviceThread>,
+    /// By slot; slot 0 is the board's.
+    device_threads: Mutex<BTreeMap<u16, DeviceThread>>,
     platform: Arc<Platform>,
     gate: Arc<Gate>,
+    router: Arc<IrqRouter>,
     vm: Arc<VmFd>,
     // Last, so that KVM lets go of the memory before it is unmapped.
     ram: Arc<GuestRam>,
 }
 
 impl Machine {
-    /// The spec it was built from.
+    /// The spec it was built from. Cards and disks may have come and gone since: [`Machine::spec_now`].
     pub fn spec(&self) -> &VmSpec {
         &self.spec
+    }
+
+    /// The spec with the cards and disks it has now, every slot said.
+    pub fn spec_now(&self) -> VmSpec {
+        let devices = self.platform.fitted().clone();
+        let mut spec = self.spec.clone();
+        (spec.net, spec.devices.disks) = (devices.net_specs(), devices.disk_specs());
+        spec
     }
 
     /// Its RAM. Copy pages while the machine is paused, or accept that they change under your hands.
@@ -116,8 +133,9 @@ impl Machine {
     }
 
     /// What two nodes compare before one may take over from the other.
-    pub fn fingerprint(&self) -> &MachineFingerprint {
-        &self.fingerprint
+    pub fn fingerprint(&self) -> MachineFingerprint {
+        let (spec, cards) = (self.spec_now(), self.platform.fitted().cards());
+        self.fingerprint.clone().with_devices(&spec, cards, self.platform.is_pluggable())
     }
 
     /// Counters since the machine was built.
@@ -133,12 +151,12 @@ impl Machine {
     /// Gives card `nic` a packet from elsewhere, ahead of its tap's first queue and in the order of the calls. False if it was
     /// dropped: no such card, too long, or backlog full.
     pub fn inject_rx(&self, nic: usize, packet: &[u8]) -> bool {
-        self.nics().get(nic).is_some_and(|nic| nic.inject(packet))
+        self.platform.nic(nic).is_some_and(|nic| nic.inject(packet))
     }
 
     /// Card `nic`'s port, once `Full`, has room again.
     pub fn kick_tx(&self, nic: usize) {
-        if let Some(nic) = self.nics().get(nic) {
+        if let Some(nic) = self.platform.nic(nic) {
             nic.kick();
         }
     }
@@ -173,11 +191,11 @@ impl Machine {
     }
 
     #[cfg(any(test, feature = "fuzzing"))]
-    pub(crate) fn devices(&self) -> &[Arc<dyn VirtioDevice>] {
+    pub(crate) fn devices(&self) -> Vec<Arc<dyn VirtioDevice>> {
         self.platform.devices()
     }
 
-    fn nics(&self) -> &[Arc<Nic>] {
+    fn nics(&self) -> Vec<Arc<Nic>> {
         self.platform.nics()
     }
 }
@@ -186,7 +204,7 @@ impl Drop for Machine {
     fn drop(&mut self) {
         self.gate.stop();
         self.vcpus.iter_mut().for_each(Vcpu::wait);
-        self.device_threads.clear();
+        platform::lock(&self.device_threads).clear();
         drop(platform::lock(&self.lazy).take());
     }
 }

@@ -36,13 +36,13 @@ fn a_card_offers_what_its_tap_can() {
     assert!(!bare.machine.fingerprint().devices.iter().any(|d| d.contains("offloads")));
     let full = Driver::of(Made::with_headers(0)).unwrap();
     assert_eq!(offered(&full), FEATURES | MERGE | OFFLOADS);
-    let differ = bare.machine.fingerprint().diff(full.machine.fingerprint());
+    let differ = bare.machine.fingerprint().diff(&full.machine.fingerprint());
     assert!(differ.iter().any(|reason| reason.contains("offload = false")), "{differ:?}");
     let made = Made { spec: several(4), ..Made::with_headers(0) };
     let several = Driver::of(made).unwrap();
     assert_eq!(offered(&several), FEATURES | MERGE | OFFLOADS | SEVERAL);
     assert_eq!(several.read(CONFIG + 8), [4, 0]);
-    assert!(!full.machine.fingerprint().diff(several.machine.fingerprint()).is_empty());
+    assert!(!full.machine.fingerprint().diff(&several.machine.fingerprint()).is_empty());
 }
 
 #[test]

@@ -132,8 +132,8 @@ impl Driver {
         Some(Driver { rig: Rig::new(machine, 0, made.features), port, wires, tap })
     }
 
-    pub(super) fn nic(&self) -> &Nic {
-        &self.machine.nics()[0]
+    pub(super) fn nic(&self) -> Arc<Nic> {
+        Arc::clone(&self.machine.nics()[0])
     }
 
     /// Offers a frame with an empty header in a buffer of its own.

@@ -1,14 +1,16 @@
 //! The board: which device answers at which port, and what ends a run.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::events::{EventReceiver, MachineEvent};
+use super::fitted::{Devices, Fitted, What};
 use crate::arch::acpi::RESET_VALUE;
 use crate::arch::layout::port;
 use crate::devices::balloon::BalloonDevice;
 use crate::devices::block::Disk;
 use crate::devices::cmos::Clock;
 use crate::devices::console::ConsoleDevice;
+use crate::devices::hotplug::Hotplug;
 use crate::devices::keyboard::Keyboard;
 use crate::devices::net::Nic;
 use crate::devices::power::Power;
@@ -33,26 +35,25 @@ pub(super) struct Platform {
     halt: Mutex<Option<Halt>>,
     pub(super) serial: Mutex<SerialDevice>,
     pub(super) cmos: Mutex<Clock>,
-    power: Mutex<Power>,
-    /// Where the power registers interrupt.
+    acpi: Mutex<Acpi>,
+    /// Where these interrupt.
     sci: LevelLine,
     pub(super) keyboard: Mutex<Keyboard>,
     pub(super) watchdog: Mutex<Watchdog>,
     pub(super) pci: PciHost,
-    devices: Devices,
+    /// Changed by those who plug, and by a guest that lets go of a device.
+    devices: RwLock<Devices>,
+    /// What the guest has let go of, holding still, until somebody clears it away.
+    ejected: Mutex<Vec<Fitted>>,
+    /// Devices can come and go.
+    pluggable: bool,
 }
 
-/// The virtio devices.
+/// What interrupts by ACPI's line.
 #[derive(Debug, Default)]
-pub(super) struct Devices {
-    /// All of them, in the order of their PCI slots.
-    pub(super) all: Vec<Arc<dyn VirtioDevice>>,
-    pub(super) nics: Vec<Arc<Nic>>,
-    pub(super) disks: Vec<Arc<Disk>>,
-    pub(super) vsock: Option<Arc<VsockDevice>>,
-    pub(super) console: Option<Arc<ConsoleDevice>>,
-    pub(super) rng: Option<Arc<RngDevice>>,
-    pub(super) balloon: Option<Arc<BalloonDevice>>,
+pub(super) struct Acpi {
+    pub(super) power: Power,
+    pub(super) hotplug: Hotplug,
 }
 
 /// The devices of the board that need something of the host.
@@ -73,54 +74,110 @@ pub(super) struct Halt {
 }
 
 impl Platform {
-    pub(super) fn new(gate: Arc<Gate>, board: Board, devices: Devices) -> Platform {
+    pub(super) fn new(gate: Arc<Gate>, board: Board, devices: Devices, pluggable: bool) -> Platform {
         let pci = PciHost::new();
-        pci.plug(devices.all.iter().map(|device| Arc::clone(device) as Arc<dyn PciFunction>).collect());
+        for fitted in &devices.0 {
+            pci.plug(fitted.slot, Some(fitted.device() as Arc<dyn PciFunction>));
+        }
         Platform {
             gate,
             events: EventReceiver::default(),
             halt: Mutex::new(None),
             serial: Mutex::new(board.serial),
             cmos: Mutex::new(board.cmos),
-            power: Mutex::new(Power::default()),
+            acpi: Mutex::default(),
             sci: board.sci,
             keyboard: Mutex::new(Keyboard::new()),
             watchdog: Mutex::new(board.watchdog),
             pci,
-            devices,
+            devices: RwLock::new(devices),
+            ejected: Mutex::default(),
+            pluggable,
         }
+    }
+
+    /// Whether devices can come and go.
+    pub(super) fn is_pluggable(&self) -> bool {
+        self.pluggable
     }
 
     pub(super) fn events(&self) -> &EventReceiver {
         &self.events
     }
 
-    pub(super) fn devices(&self) -> &[Arc<dyn VirtioDevice>] {
-        &self.devices.all
+    /// What is in the slots; hold it for a moment only.
+    pub(super) fn fitted(&self) -> RwLockReadGuard<'_, Devices> {
+        self.devices.read().expect("no holder of the devices panics")
     }
 
-    pub(super) fn nics(&self) -> &[Arc<Nic>] {
-        &self.devices.nics
+    fn fitted_mut(&self) -> RwLockWriteGuard<'_, Devices> {
+        self.devices.write().expect("no holder of the devices panics")
     }
 
-    pub(super) fn vsock(&self) -> Option<&Arc<VsockDevice>> {
-        self.devices.vsock.as_ref()
+    pub(super) fn devices(&self) -> Vec<Arc<dyn VirtioDevice>> {
+        self.fitted().all()
     }
 
-    pub(super) fn console(&self) -> Option<&Arc<ConsoleDevice>> {
-        self.devices.console.as_ref()
+    pub(super) fn nics(&self) -> Vec<Arc<Nic>> {
+        self.fitted().nics().map(|(_, nic)| Arc::clone(nic)).collect()
     }
 
-    pub(super) fn rng(&self) -> Option<&RngDevice> {
-        self.devices.rng.as_deref()
+    pub(super) fn nic(&self, number: usize) -> Option<Arc<Nic>> {
+        self.fitted().nics().nth(number).map(|(_, nic)| Arc::clone(nic))
     }
 
-    pub(super) fn balloon(&self) -> Option<&BalloonDevice> {
-        self.devices.balloon.as_deref()
+    pub(super) fn vsock(&self) -> Option<Arc<VsockDevice>> {
+        self.fitted().only(|what| if let What::Vsock(device) = what { Some(device) } else { None })
     }
 
-    pub(super) fn disks(&self) -> &[Arc<Disk>] {
-        &self.devices.disks
+    pub(super) fn console(&self) -> Option<Arc<ConsoleDevice>> {
+        self.fitted().only(|what| if let What::Console(device) = what { Some(device) } else { None })
+    }
+
+    pub(super) fn rng(&self) -> Option<Arc<RngDevice>> {
+        self.fitted().only(|what| if let What::Rng(device) = what { Some(device) } else { None })
+    }
+
+    pub(super) fn balloon(&self) -> Option<Arc<BalloonDevice>> {
+        self.fitted().only(|what| if let What::Balloon(device) = what { Some(device) } else { None })
+    }
+
+    pub(super) fn disks(&self) -> Vec<Arc<Disk>> {
+        self.fitted().disks().map(|(_, disk)| Arc::clone(disk)).collect()
+    }
+
+    /// Puts a device into its empty slot, and tells the guest.
+    pub(super) fn plug(&self, fitted: Fitted) {
+        let slot = fitted.slot;
+        self.pci.plug(slot, Some(fitted.device() as Arc<dyn PciFunction>));
+        self.fitted_mut().0.push(fitted);
+        self.with_acpi(|acpi| acpi.hotplug.plugged(slot));
+    }
+
+    /// The guest has let go of what is in `slot`, on its own or when it was asked to. From here on the device does nothing;
+    /// its files are closed when it is cleared away.
+    fn eject(&self, slot: u16) {
+        let taken = {
+            let devices = &mut self.fitted_mut().0;
+            let place = devices.iter().position(|fitted| fitted.slot == slot && fitted.removable);
+            place.map(|place| devices.remove(place))
+        };
+        let Some(fitted) = taken else { return };
+        self.pci.plug(slot, None);
+        fitted.device().pause();
+        lock(&self.ejected).push(fitted);
+        self.with_acpi(|acpi| acpi.hotplug.gone(slot));
+        self.events.push(MachineEvent::Ejected { slot });
+    }
+
+    /// Whether what was in `slot` has not been cleared away yet.
+    pub(super) fn is_ejected(&self, slot: u16) -> bool {
+        lock(&self.ejected).iter().any(|fitted| fitted.slot == slot)
+    }
+
+    /// What the guest has let go of since the last call.
+    pub(super) fn take_ejected(&self) -> Vec<Fitted> {
+        std::mem::take(&mut *lock(&self.ejected))
     }
 
     pub(super) fn serial_input(&self, bytes: &[u8]) -> usize {
@@ -132,28 +189,53 @@ impl Platform {
         self.devices().iter().for_each(|device| device.pause());
         lock(&self.watchdog).pause();
         lock(&self.cmos).pause();
-        lock(&self.power).pause();
+        lock(&self.acpi).power.pause();
     }
 
     /// All devices go on.
     pub(super) fn resume(&self) {
-        self.with_power(Power::resume);
+        self.with_acpi(|acpi| acpi.power.resume());
         lock(&self.cmos).resume();
         lock(&self.watchdog).resume();
         self.devices().iter().for_each(|device| device.resume());
     }
 
-    /// Has `act` change the power registers; the interrupt line follows them.
-    pub(super) fn with_power<T>(&self, act: impl FnOnce(&mut Power) -> T) -> T {
-        let mut power = lock(&self.power);
-        let result = act(&mut power);
-        self.sci.set(power.interrupts());
+    /// Has `act` change ACPI's registers; the interrupt line follows them.
+    pub(super) fn with_acpi<T>(&self, act: impl FnOnce(&mut Acpi) -> T) -> T {
+        let mut acpi = lock(&self.acpi);
+        let result = act(&mut acpi);
+        self.sci.set(acpi.power.interrupts() || acpi.hotplug.interrupts());
         result
     }
 
     /// Writes the section of the power registers.
     pub(super) fn save_power(&self, out: &mut Payload<'_>) {
-        lock(&self.power).save(out);
+        lock(&self.acpi).power.save(out);
+    }
+
+    /// Writes the section of the registers by which devices come and go.
+    pub(super) fn save_hotplug(&self, out: &mut Payload<'_>) {
+        lock(&self.acpi).hotplug.save(out);
+    }
+
+    /// A read of the registers that are there if devices can come and go.
+    fn plug_read(&self, number: u16, into: &mut [u8]) {
+        let acpi = lock(&self.acpi);
+        if let Some(offset) = within(number, port::GPE0, port::GPE0_LEN) {
+            acpi.hotplug.gpe_read(usize::from(offset), into);
+        } else if let Some(offset) = within(number, port::HOTPLUG, port::HOTPLUG_LEN) {
+            acpi.hotplug.read(usize::from(offset), into);
+        }
+    }
+
+    /// A write to them.
+    fn plug_write(&self, number: u16, data: &[u8]) {
+        if let Some(offset) = within(number, port::GPE0, port::GPE0_LEN) {
+            self.with_acpi(|acpi| acpi.hotplug.gpe_write(usize::from(offset), data));
+        } else if let Some(offset) = within(number, port::HOTPLUG, port::HOTPLUG_LEN) {
+            let ejected = self.with_acpi(|acpi| acpi.hotplug.write(usize::from(offset), data));
+            ejected.for_each(|slot| self.eject(slot));
+        }
     }
 
     /// The device thread saw the watchdog's timer fire.
@@ -211,15 +293,17 @@ impl Bus for Platform {
         } else if let (Some(which), [byte]) = (within(number, port::CMOS, port::CMOS_LEN), &mut *into) {
             *byte = lock(&self.cmos).read(which);
         } else if let Some(offset) = within(number, port::PM1_EVENT, port::PM1_EVENT_LEN) {
-            lock(&self.power).event_read(usize::from(offset), into);
+            lock(&self.acpi).power.event_read(usize::from(offset), into);
         } else if let Some(offset) = within(number, port::PM1_CONTROL, port::PM1_CONTROL_LEN) {
-            lock(&self.power).control_read(usize::from(offset), into);
+            lock(&self.acpi).power.control_read(usize::from(offset), into);
         } else if let (port::KEYBOARD_DATA, [byte]) = (number, &mut *into) {
             *byte = lock(&self.keyboard).data();
         } else if let (port::KEYBOARD_COMMAND, [byte]) = (number, &mut *into) {
             *byte = lock(&self.keyboard).status();
         } else if let (port::PVPANIC, [byte]) = (number, &mut *into) {
             *byte = PANIC_BITS;
+        } else if self.pluggable {
+            self.plug_read(number, into);
         }
     }
 
@@ -238,9 +322,9 @@ impl Bus for Platform {
         } else if let (Some(which), [value]) = (within(number, port::CMOS, port::CMOS_LEN), data) {
             lock(&self.cmos).write(which, *value);
         } else if let Some(offset) = within(number, port::PM1_EVENT, port::PM1_EVENT_LEN) {
-            self.with_power(|power| power.event_write(usize::from(offset), data));
+            self.with_acpi(|acpi| acpi.power.event_write(usize::from(offset), data));
         } else if let Some(offset) = within(number, port::PM1_CONTROL, port::PM1_CONTROL_LEN) {
-            let off = lock(&self.power).control_write(usize::from(offset), data);
+            let off = lock(&self.acpi).power.control_write(usize::from(offset), data);
             if off {
                 self.end(MachineEvent::GuestShutdown);
             }
@@ -256,6 +340,8 @@ impl Bus for Platform {
             if reset {
                 self.end(MachineEvent::GuestReset);
             }
+        } else if self.pluggable {
+            self.plug_write(number, data);
         }
     }
 

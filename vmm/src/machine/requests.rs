@@ -2,7 +2,6 @@
 
 use super::{Machine, MachineError};
 use crate::devices::balloon::{BalloonDevice, BalloonInfo};
-use crate::devices::power::Power;
 
 impl Machine {
     /// Asks the guest to have given up `pages` pages of 4 KiB in all; what it gives up goes back to the host. A paused
@@ -25,12 +24,12 @@ impl Machine {
     /// Presses the power button: a guest that listens (Linux with systemd or acpid does) shuts down. A paused guest
     /// feels it when it is resumed.
     pub fn press_power_button(&self) {
-        self.platform.with_power(Power::press);
+        self.platform.with_acpi(|acpi| acpi.power.press());
     }
 
     /// How the balloon stands; `None` without one. The guest is asked for fresh statistics, at most once a second: call
     /// again to have them.
     pub fn balloon(&self) -> Option<BalloonInfo> {
-        self.platform.balloon().map(BalloonDevice::info)
+        self.platform.balloon().as_deref().map(BalloonDevice::info)
     }
 }

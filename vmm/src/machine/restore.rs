@@ -100,11 +100,8 @@ impl Machine {
         // What a format keeps in memory is written now, not when the image is closed: a disk that is written to afterwards
         // does not belong to the snapshot any more.
         self.flush_disks()?;
-        let info = SnapshotInfo {
-            machine: self.fingerprint.clone(),
-            saved_wall_ns: wall_ns(),
-            disks: self.disks_now()?,
-        };
+        let info =
+            SnapshotInfo { machine: self.fingerprint(), saved_wall_ns: wall_ns(), disks: self.disks_now()? };
         let description = serde_json::to_vec(&info).expect("plain data can be written as JSON");
         let mut writer = SnapshotWriter::create(path)?;
         writer.metadata(&description)?;
@@ -204,15 +201,16 @@ impl Machine {
     }
 
     fn check_like(&self, info: &SnapshotInfo, path: &Path) -> Result<(), FileError> {
-        let differences = self.fingerprint.diff(&info.machine);
+        let differences = self.fingerprint().diff(&info.machine);
         if !differences.is_empty() {
             let differences = differences.join("; ");
             return Err(FileError::OtherMachine { path: path.to_owned(), differences });
         }
-        let found = self.platform.disks().iter().map(|disk| disk.found());
+        let devices = self.platform.fitted().clone();
+        let found = devices.disks().map(|(_, disk)| disk.found());
         let changed = found.zip(&info.disks).position(|(found, then)| found != Some(*then));
-        match changed.and_then(|number| self.spec.devices.disks.get(number)) {
-            Some(disk) => Err(FileError::DiskChanged { disk: disk.path.clone(), path: path.to_owned() }),
+        match changed.and_then(|number| devices.disk_specs().into_iter().nth(number)) {
+            Some(disk) => Err(FileError::DiskChanged { disk: disk.path, path: path.to_owned() }),
             None => Ok(()),
         }
     }
@@ -223,7 +221,7 @@ impl Machine {
 
     fn disks_now(&self) -> Result<Vec<DiskThen>, MachineError> {
         let now = |disk: &crate::spec::DiskSpec| fs::metadata(&disk.path).map(|found| DiskThen::of(&found));
-        let disks: io::Result<_> = self.spec.devices.disks.iter().map(now).collect();
+        let disks: io::Result<_> = self.platform.fitted().disk_specs().iter().map(now).collect();
         disks.map_err(|source| MachineError::Host { action: "look at a disk", source })
     }
 }

@@ -13,6 +13,7 @@ use crate::arch::chips::{self, ChipsState};
 use crate::arch::time::{self, Elapsed, TimeState};
 use crate::arch::vcpu_state::VcpuState;
 use crate::devices::cmos::CmosState;
+use crate::devices::hotplug::HotplugState;
 use crate::devices::keyboard::KeyboardState;
 use crate::devices::power::PowerState;
 use crate::devices::serial::SerialSaved;
@@ -35,6 +36,14 @@ pub struct RestoreOptions {
     pub elapsed: Duration,
 }
 
+/// What a state must be of.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    vcpus: u8,
+    ram_bytes: u64,
+    pluggable: bool,
+}
+
 /// A whole state, decoded.
 struct MachineState {
     halt: Option<MachineEvent>,
@@ -46,6 +55,8 @@ struct MachineState {
     power: PowerState,
     watchdog: WatchdogState,
     keyboard: KeyboardState,
+    /// Of a machine whose devices can come and go.
+    hotplug: Option<HotplugState>,
     pci_address: u32,
     devices: Vec<SavedDevice>,
 }
@@ -54,8 +65,7 @@ impl MachineState {
     /// `devices` takes the sections of the virtio devices.
     fn decode(
         state: &[u8],
-        vcpus: u8,
-        ram_bytes: u64,
+        Shape { vcpus, ram_bytes, pluggable }: Shape,
         devices: impl FnOnce(&mut Sections<'_>) -> Result<Vec<SavedDevice>, StateError>,
     ) -> Result<MachineState, StateError> {
         let mut sections = Sections::parse(state)?;
@@ -71,6 +81,9 @@ impl MachineState {
             power: PowerState::decode(sections.take(SectionId::Power, 0)?)?,
             watchdog: WatchdogState::decode(sections.take(SectionId::Watchdog, 0)?)?,
             keyboard: KeyboardState::decode(sections.take(SectionId::Keyboard, 0)?)?,
+            hotplug: pluggable
+                .then(|| HotplugState::decode(sections.take(SectionId::Hotplug, 0)?))
+                .transpose()?,
             pci_address: PciHost::decode(sections.take(SectionId::PciHost, 0)?)?,
             devices: devices(&mut sections)?,
         };
@@ -88,14 +101,33 @@ impl Machine {
         let _parked = self.parked("save its state")?;
         out.clear();
         let mut writer = StateWriter::new(out);
+        self.save_all_but_devices(&mut writer)?;
+        for device in self.platform.devices() {
+            let (section, instance) = device.section();
+            writer.section(section, instance, |p| {
+                device.save(p);
+                Ok::<(), KvmError>(())
+            })?;
+        }
+        writer.finish();
+        Ok(())
+    }
+
+    /// Writes what is not in a slot into `out`.
+    pub(super) fn save_board(&self, out: &mut Vec<u8>) -> Result<(), MachineError> {
+        let mut writer = StateWriter::new(out);
+        self.save_all_but_devices(&mut writer)?;
+        writer.finish();
+        Ok(())
+    }
+
+    fn save_all_but_devices(&self, writer: &mut StateWriter<'_>) -> Result<(), KvmError> {
         writer.section(SectionId::Machine, 0, |p| {
             self.save_machine(p);
             Ok::<(), KvmError>(())
         })?;
-        self.save_processors(&mut writer)?;
-        self.save_devices(&mut writer)?;
-        writer.finish();
-        Ok(())
+        self.save_processors(writer)?;
+        self.save_chipset(writer)
     }
 
     fn save_machine(&self, out: &mut Payload<'_>) {
@@ -112,6 +144,7 @@ impl Machine {
             | Some(
                 MachineEvent::GuestPanic { .. }
                 | MachineEvent::WatchdogExpired
+                | MachineEvent::Ejected { .. }
                 | MachineEvent::MemoryLost { .. },
             ) => (0, 0, ""),
         };
@@ -130,25 +163,23 @@ impl Machine {
         writer.section(SectionId::Time, 0, |p| time::save(&self.vm, fds.iter().map(|fd| &**fd), p))
     }
 
-    fn save_devices(&self, writer: &mut StateWriter<'_>) -> Result<(), KvmError> {
+    fn save_chipset(&self, writer: &mut StateWriter<'_>) -> Result<(), KvmError> {
         let platform = &self.platform;
-        let mut simple = |id, instance, save: &dyn Fn(&mut Payload<'_>)| {
-            writer.section(id, instance, |p| {
+        let mut simple = |id, save: &dyn Fn(&mut Payload<'_>)| {
+            writer.section(id, 0, |p| {
                 save(p);
                 Ok::<(), KvmError>(())
             })
         };
-        simple(SectionId::Serial, 0, &|p| lock(&platform.serial).save(p))?;
-        simple(SectionId::Cmos, 0, &|p| lock(&platform.cmos).save(p))?;
-        simple(SectionId::Power, 0, &|p| platform.save_power(p))?;
-        simple(SectionId::Watchdog, 0, &|p| lock(&platform.watchdog).save(p))?;
-        simple(SectionId::Keyboard, 0, &|p| lock(&platform.keyboard).save(p))?;
-        simple(SectionId::PciHost, 0, &|p| platform.pci.save(p))?;
-        for device in platform.devices() {
-            let (section, instance) = device.section();
-            simple(section, instance, &|p| device.save(p))?;
+        simple(SectionId::Serial, &|p| lock(&platform.serial).save(p))?;
+        simple(SectionId::Cmos, &|p| lock(&platform.cmos).save(p))?;
+        simple(SectionId::Power, &|p| platform.save_power(p))?;
+        simple(SectionId::Watchdog, &|p| lock(&platform.watchdog).save(p))?;
+        simple(SectionId::Keyboard, &|p| lock(&platform.keyboard).save(p))?;
+        if platform.is_pluggable() {
+            simple(SectionId::Hotplug, &|p| platform.save_hotplug(p))?;
         }
-        Ok(())
+        simple(SectionId::PciHost, &|p| platform.pci.save(p))
     }
 
     /// Gives the paused machine a saved state; RAM must hold, or later be given, the pages that belong to it,
@@ -183,17 +214,28 @@ impl Machine {
             };
             self.platform.devices().iter().map(decode).collect()
         };
-        let decoded = MachineState::decode(state, self.spec.vcpus, self.spec.ram_bytes, devices)?;
+        let decoded = MachineState::decode(state, self.shape(), devices)?;
         match (0..).zip(&decoded.vcpus).find(|(_, vcpu)| !vcpu.fits_xsave(&self.vm)) {
             Some((vcpu, _)) => Err(MachineError::FpuSize { vcpu }),
             None => Ok(decoded),
         }
     }
 
-    /// Back to the state the machine was built with; clocks go on.
+    fn shape(&self) -> Shape {
+        Shape {
+            vcpus: self.spec.vcpus,
+            ram_bytes: self.spec.ram_bytes,
+            pluggable: self.platform.is_pluggable(),
+        }
+    }
+
+    /// Back to the state in which the machine was switched on, with the devices it has now; clocks go on.
     pub(super) fn power_on(&self) -> Result<(), MachineError> {
-        let state = self.decode(&self.power_on)?;
-        self.apply(&state, None)
+        let board = MachineState::decode(&self.power_on, self.shape(), |_| Ok(Vec::new()))?;
+        self.apply(&board, None)?;
+        let devices = self.platform.fitted().clone();
+        devices.0.iter().for_each(|fitted| fitted.device().restore(&lock(&fitted.power_on)));
+        Ok(())
     }
 
     fn apply(&self, state: &MachineState, elapsed: Option<&Elapsed>) -> Result<(), MachineError> {
@@ -219,7 +261,10 @@ impl Machine {
         let platform = &self.platform;
         lock(&platform.serial).restore(&state.serial);
         lock(&platform.cmos).restore(&state.cmos);
-        platform.with_power(|power| power.restore(&state.power));
+        platform.with_acpi(|acpi| {
+            acpi.power.restore(&state.power);
+            state.hotplug.into_iter().for_each(|hotplug| acpi.hotplug.restore(hotplug));
+        });
         lock(&platform.watchdog).restore(&state.watchdog);
         lock(&platform.keyboard).restore(&state.keyboard);
         platform.pci.restore(state.pci_address);
@@ -261,13 +306,13 @@ fn decode_machine(
     Ok(halt)
 }
 
-/// Decodes `data` as the state of a machine with two vCPUs and one card; for a fuzzer.
+/// Decodes `data` as the state of a machine with two vCPUs and one card in slot 0; for a fuzzer.
 #[cfg(feature = "fuzzing")]
 pub fn fuzz_state(data: &[u8]) {
     let net = |sections: &mut Sections<'_>| {
         fuzz_decode::<Net>(sections.take(SectionId::Net, 0)?, queues(1)).map(|()| Vec::new())
     };
-    drop(MachineState::decode(data, 2, 64 << 20, net));
+    drop(MachineState::decode(data, Shape { vcpus: 2, ram_bytes: 64 << 20, pluggable: true }, net));
 }
 
 const _: () = assert!(STATE_BYTES_MAX > 1 << 20, "eight vCPUs with large FPU state must fit");

@@ -60,12 +60,21 @@ impl ConfigSpace {
         space
     }
 
-    /// Gives the function a 32-bit memory BAR 0 of `bytes` (a power of two) at `base`, enabled: there is no
-    /// firmware that would do it, and guests accept what they find.
-    pub(crate) fn add_bar0(&mut self, base: u32, bytes: u32) {
-        self.put(BAR0, &base.to_le_bytes());
+    /// Gives the function a 32-bit memory BAR 0 of `bytes` (a power of two), which is nowhere yet.
+    pub(crate) fn add_bar0(&mut self, bytes: u32) {
         self.writable[BAR0..BAR0 + 4].copy_from_slice(&(!(bytes - 1)).to_le_bytes());
+    }
+
+    /// Puts BAR 0 at `base` and enables it, as firmware does.
+    pub(crate) fn place_bar0(&mut self, base: u32) {
+        self.put(BAR0, &base.to_le_bytes());
         self.bytes[COMMAND] = COMMAND_MEMORY | COMMAND_MASTER;
+    }
+
+    /// From now on nothing can be changed, and nothing answers.
+    pub(crate) fn freeze(&mut self) {
+        self.writable = [0; CONFIG_BYTES];
+        self.bytes[COMMAND] = 0;
     }
 
     /// Appends a capability; `body` follows its two header bytes. Returns its offset.
@@ -165,7 +174,9 @@ mod tests {
     #[test]
     fn a_bar_answers_its_size_and_moves() {
         let mut space = space();
-        space.add_bar0(0xc000_0000, 0x8000);
+        space.add_bar0(0x8000);
+        assert_eq!(space.bar0(0x8000), None);
+        space.place_bar0(0xc000_0000);
         assert_eq!(space.bar0(0x8000), Some(0xc000_0000..0xc000_8000));
         space.write(BAR0, &[0xff; 4]);
         let mut size = [0; 4];

@@ -1,7 +1,7 @@
 //! The host bridge: finds the function an access is for.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, RwLock};
 
 use super::{ConfigSpace, Identity};
 use crate::state::{Fields, Payload, StateError};
@@ -25,11 +25,17 @@ const ENABLE: u32 = 1 << 31;
 /// What reading from an empty slot gives.
 const NOBODY: u8 = 0xff;
 
+/// Slots of a bus.
+const SLOTS: usize = 32;
+
+type Slots = [Option<Arc<dyn PciFunction>>; SLOTS];
+
 /// The bridge: slot 0 is itself, slots from 1 on are the functions.
 pub(crate) struct PciHost {
     address: AtomicU32,
     bridge: ConfigSpace,
-    functions: OnceLock<Vec<Arc<dyn PciFunction>>>,
+    /// Held only to find a function, never while one works.
+    functions: RwLock<Slots>,
 }
 
 impl std::fmt::Debug for PciHost {
@@ -49,16 +55,17 @@ impl PciHost {
             subsystem_vendor: 0x1af4,
             subsystem: 0x1100,
         });
-        PciHost { address: AtomicU32::new(0), bridge, functions: OnceLock::new() }
+        PciHost { address: AtomicU32::new(0), bridge, functions: RwLock::default() }
     }
 
-    /// Puts functions into slots 1, 2, ...; once.
-    pub(crate) fn plug(&self, functions: Vec<Arc<dyn PciFunction>>) {
-        assert!(self.functions.set(functions).is_ok(), "the bus is populated once");
+    /// Puts a function into a slot, or takes it out (`None`).
+    pub(crate) fn plug(&self, slot: u16, function: Option<Arc<dyn PciFunction>>) {
+        let mut slots = self.functions.write().expect("no holder of the slots panics");
+        slots[usize::from(slot)] = function;
     }
 
-    fn functions(&self) -> &[Arc<dyn PciFunction>] {
-        self.functions.get().map_or(&[], Vec::as_slice)
+    fn function(&self, slot: usize) -> Option<Arc<dyn PciFunction>> {
+        self.functions.read().expect("no holder of the slots panics").get(slot)?.clone()
     }
 
     /// Reads the address latch, whose four ports are one register.
@@ -80,7 +87,7 @@ impl PciHost {
     pub(crate) fn data_read(&self, byte: usize, into: &mut [u8]) {
         match self.selected() {
             Some((0, register)) => self.bridge.read(register + byte, into),
-            Some((slot, register)) => match self.functions().get(slot - 1) {
+            Some((slot, register)) => match self.function(slot) {
                 Some(function) => function.config_read(register + byte, into),
                 None => into.fill(NOBODY),
             },
@@ -91,7 +98,7 @@ impl PciHost {
     /// Writes the function the latch selects.
     pub(crate) fn data_write(&self, byte: usize, data: &[u8]) {
         if let Some((slot @ 1.., register)) = self.selected()
-            && let Some(function) = self.functions().get(slot - 1)
+            && let Some(function) = self.function(slot)
         {
             function.config_write(register + byte, data);
         }
@@ -119,8 +126,9 @@ impl PciHost {
         }
     }
 
-    fn claimer(&self, address: u64) -> Option<(&dyn PciFunction, u64)> {
-        self.functions().iter().find_map(|f| f.claims(address).map(|offset| (f.as_ref(), offset)))
+    fn claimer(&self, address: u64) -> Option<(Arc<dyn PciFunction>, u64)> {
+        let slots = self.functions.read().expect("no holder of the slots panics");
+        slots.iter().flatten().find_map(|f| f.claims(address).map(|offset| (Arc::clone(f), offset)))
     }
 
     /// Writes the section.

@@ -155,6 +155,15 @@ impl Msix {
         }
     }
 
+    /// Gives all vectors back: the function is taken out of the machine.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub(crate) fn retire(&mut self) -> Result<(), KvmError> {
+        self.enabled = false;
+        std::mem::take(&mut self.vectors).iter().try_for_each(|vector| self.router.remove(&vector.route))
+    }
+
     /// Writes table and pending bits into a state.
     pub(crate) fn save(&self, out: &mut Payload<'_>) {
         for vector in &self.vectors {

@@ -36,6 +36,8 @@ pub struct DiskSpec {
     pub iops: Option<u64>,
     /// Most bytes per second, with a second's worth of burst.
     pub bytes_per_s: Option<u64>,
+    /// PCI slot; the lowest that is free if `None`.
+    pub slot: Option<u16>,
 }
 
 /// Format of a disk image. Never guessed from what the guest can write: a guest of a raw disk could otherwise turn
@@ -79,10 +81,12 @@ pub struct ConsoleSpec {
 
 impl DeviceSpecs {
     /// One line per device: what a guest would notice if it went on with another.
-    pub(super) fn describe(&self) -> Vec<String> {
+    pub(super) fn describe(&self, slots: &[u16]) -> Vec<String> {
         let mode = |readonly: bool| if readonly { "read-only" } else { "writable" };
-        let disk = |d: &DiskSpec| format!("disk {} {} {} queues", d.serial, mode(d.readonly), d.queues);
-        let disks = self.disks.iter().map(disk);
+        let disk = |(d, slot): (&DiskSpec, &u16)| {
+            format!("disk {} {} {} queues in slot {slot}", d.serial, mode(d.readonly), d.queues)
+        };
+        let disks = self.disks.iter().zip(slots).map(disk);
         let vsock = self.vsock.iter().map(|vsock| format!("vsock {}", vsock.cid));
         let consoles = self.consoles.iter().map(|port| format!("console {}", port.name));
         let flags = [("rng", self.rng), ("balloon", self.balloon)];

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{BootSpec, Policies, SpecError, VmSpec};
+use super::{BootSpec, NetSpec, Policies, SpecError, VmSpec};
 
 /// A spec without what belongs to a node: tap names, console, paths. Kernel and initrd count by content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +26,7 @@ pub struct SpecFingerprint {
     pub initrd: Option<String>,
     /// Kernel command line.
     pub cmdline: String,
-    /// Addresses of the network cards, in order.
+    /// Addresses and slots of the network cards, in order.
     pub macs: Vec<String>,
     /// The other devices, as far as a guest can tell them apart.
     pub devices: Vec<String>,
@@ -55,10 +55,11 @@ impl VmSpec {
                 _ => None,
             },
             cmdline: self.cmdline.clone(),
-            macs: self.net.iter().map(|nic| nic.mac.to_string()).collect(),
-            devices: self.devices.describe(),
+            macs: Vec::new(),
+            devices: Vec::new(),
             policies: self.policies,
-        })
+        }
+        .with_devices_of(self))
     }
 }
 
@@ -78,10 +79,39 @@ impl SpecFingerprint {
         compare("kernel digest", self.kernel.clone(), other.kernel.clone());
         compare("initrd digest", format!("{:?}", self.initrd), format!("{:?}", other.initrd));
         compare("cmdline", format!("{:?}", self.cmdline), format!("{:?}", other.cmdline));
-        compare("net macs", format!("{:?}", self.macs), format!("{:?}", other.macs));
-        compare("devices", self.devices.join(", "), other.devices.join(", "));
         compare("policies", format!("{:?}", self.policies), format!("{:?}", other.policies));
+        found.extend(only("devices", &self.devices, &other.devices));
+        found.extend(only("network cards", &self.macs, &other.macs));
         found
+    }
+
+    /// The same machine with the cards and other devices of `spec`.
+    pub(crate) fn with_devices_of(self, spec: &VmSpec) -> SpecFingerprint {
+        let slots = spec.slots();
+        let card = |(nic, slot): (&NetSpec, &u16)| {
+            let kind = if nic.removable { " removable" } else { "" };
+            format!("{}{kind} in slot {slot}", nic.mac)
+        };
+        SpecFingerprint {
+            macs: spec.net.iter().zip(&slots.net).map(card).collect(),
+            devices: spec.devices.describe(&slots.disks),
+            ..self
+        }
+    }
+}
+
+/// What of a list is on one side only, or what differs in order.
+fn only(what: &str, mine: &[String], theirs: &[String]) -> Option<String> {
+    let lacking = |from: &[String], all: &[String]| {
+        let lacking: Vec<&str> = all.iter().filter(|one| !from.contains(one)).map(String::as_str).collect();
+        (!lacking.is_empty()).then(|| lacking.join(", "))
+    };
+    match (lacking(mine, theirs), lacking(theirs, mine)) {
+        (None, None) if mine == theirs => None,
+        (None, None) => Some(format!("{what}: {} here, {} there", mine.join(", "), theirs.join(", "))),
+        (Some(here), None) => Some(format!("{what} missing here: {here}")),
+        (None, Some(there)) => Some(format!("{what} missing there: {there}")),
+        (Some(here), Some(there)) => Some(format!("{what} missing here: {here}, and there: {there}")),
     }
 }
 

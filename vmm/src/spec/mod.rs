@@ -23,6 +23,8 @@
 //! queues = 2                    # optional, 1 to 8: pairs of queues (default 1); several need a tap made with multi_queue
 //! bytes_per_s = 12500000        # optional, each direction: no limit by default
 //! packets_per_s = 10000
+//! removable = true              # optional: it can be detached while the VM runs; guests then name it by its slot (ens1)
+//! slot = 1                      # optional: PCI slot, 1 to 27 (default: the lowest free)
 //!
 //! [[disk]]
 //! path = "debian.qcow2"         # image file or block device
@@ -33,6 +35,7 @@
 //! queues = 2                    # default: one per vCPU
 //! iops = 1000                   # default: no limit
 //! bytes_per_s = 100000000
+//! slot = 2
 //!
 //! [vsock]
 //! cid = 3
@@ -53,6 +56,8 @@ mod mac;
 mod memory;
 mod net;
 mod parse;
+mod slots;
+mod table;
 mod written;
 
 use std::path::PathBuf;
@@ -66,6 +71,8 @@ pub use fingerprint::SpecFingerprint;
 pub use mac::MacAddress;
 pub use memory::HugePages;
 pub use net::NetSpec;
+pub use slots::Slots;
+pub use table::{DeviceTable, MISSING_BASE};
 
 /// A VM spec whose values have all been checked.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,7 +1,8 @@
 //! Network cards as the spec file has them, and the checks that make them specs.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
+use super::slots::check_slot;
 use super::written::check_rate;
 use super::{MacAddress, SpecError, parse::field};
 use crate::devices::net::inherited;
@@ -22,17 +23,30 @@ pub struct NetSpec {
     pub packets_per_s: Option<u64>,
     /// Most bytes per second and direction, with a second's worth of burst.
     pub bytes_per_s: Option<u64>,
+    /// Whether the guest can be asked to let go of it. A guest names cards in such slots by another scheme (`ens5`).
+    pub removable: bool,
+    /// PCI slot; the lowest that is free if `None`.
+    pub slot: Option<u16>,
 }
 
 impl NetSpec {
     /// A card with what is not said as it is by default.
     pub fn plain(tap: &str, mac: MacAddress) -> NetSpec {
         let tap = tap.to_owned();
-        NetSpec { tap, mac, offload: true, queues: 1, packets_per_s: None, bytes_per_s: None }
+        NetSpec {
+            tap,
+            mac,
+            offload: true,
+            queues: 1,
+            packets_per_s: None,
+            bytes_per_s: None,
+            removable: false,
+            slot: None,
+        }
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct WrittenNet {
     tap: String,
@@ -41,6 +55,8 @@ pub(super) struct WrittenNet {
     queues: Option<i64>,
     packets_per_s: Option<i64>,
     bytes_per_s: Option<i64>,
+    removable: Option<bool>,
+    slot: Option<i64>,
 }
 
 /// Checks the cards of a machine.
@@ -67,7 +83,22 @@ pub(super) fn check_net(written: &[WrittenNet]) -> Result<Vec<NetSpec>, SpecErro
 }
 
 impl WrittenNet {
-    fn check(&self) -> Result<NetSpec, SpecError> {
+    /// As it would be written.
+    pub(super) fn of(card: &NetSpec) -> WrittenNet {
+        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        WrittenNet {
+            tap: card.tap.clone(),
+            mac: card.mac.to_string(),
+            offload: Some(card.offload),
+            queues: Some(card.queues.into()),
+            packets_per_s: card.packets_per_s.map(number),
+            bytes_per_s: card.bytes_per_s.map(number),
+            removable: card.removable.then_some(true),
+            slot: card.slot.map(i64::from),
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<NetSpec, SpecError> {
         let remedy = "a locally administered one begins with 02:";
         let mac = self.mac.parse().map_err(|reason: String| field("net.mac", &self.mac, reason, remedy))?;
         let queues = self.check_queues()?;
@@ -82,6 +113,8 @@ impl WrittenNet {
             queues,
             packets_per_s: check_rate("net.packets_per_s", self.packets_per_s)?,
             bytes_per_s: check_rate("net.bytes_per_s", self.bytes_per_s)?,
+            removable: self.removable.unwrap_or(false),
+            slot: check_slot("net.slot", self.slot)?,
         })
     }
 

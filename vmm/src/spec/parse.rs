@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::net::{WrittenNet, check_net};
+use super::slots::check_slots;
 use super::written::{WrittenConsole, WrittenDisk, WrittenVsock, check_consoles, check_disks};
 use super::{
     BootSpec, CpuModel, DeviceSpecs, HugePages, Policies, Policy, SerialSpec, SpecError, VmSpec, kernel,
@@ -79,6 +80,7 @@ impl VmSpec {
         let written: Written = toml::from_str(text)
             .map_err(|e| SpecError::Syntax { path: path.to_owned(), source: Box::new(e) })?;
         let spec = written.check(path.parent().unwrap_or(Path::new("")))?;
+        check_slots(&spec)?;
         match &spec.boot {
             BootSpec::Kernel { kernel, initrd } => {
                 kernel::check("kernel", kernel)?;

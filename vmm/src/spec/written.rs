@@ -2,15 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
+use super::slots::check_slot;
 use super::{ConsoleSpec, DiskCache, DiskFormat, DiskSpec, SpecError, VsockSpec, parse::field};
 use crate::limits::{CONSOLES_MAX, DISK_QUEUES_MAX, DISK_SERIAL_BYTES_MAX, DISKS_MAX, NAME_BYTES_MAX};
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct WrittenDisk {
-    path: PathBuf,
+    pub(super) path: PathBuf,
     format: Option<String>,
     #[serde(default)]
     readonly: bool,
@@ -19,6 +20,7 @@ pub(super) struct WrittenDisk {
     queues: Option<i64>,
     iops: Option<i64>,
     bytes_per_s: Option<i64>,
+    slot: Option<i64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -51,7 +53,32 @@ pub(super) fn check_disks(
 }
 
 impl WrittenDisk {
-    fn check(self, number: u16, base: &Path, vcpus: u8) -> Result<DiskSpec, SpecError> {
+    /// As it would be written.
+    pub(super) fn of(disk: &DiskSpec) -> WrittenDisk {
+        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let format = match disk.format {
+            DiskFormat::Raw => "raw",
+            DiskFormat::Qcow2 => "qcow2",
+        };
+        let cache = match disk.cache {
+            DiskCache::Writeback => "writeback",
+            DiskCache::Direct => "direct",
+        };
+        WrittenDisk {
+            path: disk.path.clone(),
+            format: Some(format.to_owned()),
+            readonly: disk.readonly,
+            serial: Some(disk.serial.clone()),
+            cache: Some(cache.to_owned()),
+            queues: Some(disk.queues.into()),
+            iops: disk.iops.map(number),
+            bytes_per_s: disk.bytes_per_s.map(number),
+            slot: disk.slot.map(i64::from),
+        }
+    }
+
+    /// Checks disk number `number` of a machine with `vcpus` vCPUs.
+    pub(super) fn check(self, number: u16, base: &Path, vcpus: u8) -> Result<DiskSpec, SpecError> {
         let serial = self.serial.unwrap_or_else(|| format!("disk{number}"));
         if serial.len() > DISK_SERIAL_BYTES_MAX || !serial.bytes().all(|b| b.is_ascii_graphic()) {
             let reason = format!("is not at most {DISK_SERIAL_BYTES_MAX} plain characters");
@@ -66,6 +93,7 @@ impl WrittenDisk {
             queues: check_queues(self.queues, vcpus)?,
             iops: check_rate("disk.iops", self.iops)?,
             bytes_per_s: check_rate("disk.bytes_per_s", self.bytes_per_s)?,
+            slot: check_slot("disk.slot", self.slot)?,
         })
     }
 }

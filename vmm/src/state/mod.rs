@@ -44,9 +44,11 @@ pub enum SectionId {
     PciHost = 20,
     /// Keyboard controller.
     Keyboard = 21,
-    /// One network card; the instance is its number.
+    /// Registers by which devices are plugged in and out.
+    Hotplug = 22,
+    /// One network card; the instance is its slot.
     Net = 32,
-    /// One disk; the instance is its number.
+    /// One disk; the instance is its slot.
     Block = 33,
     /// The socket device.
     Vsock = 34,
@@ -59,7 +61,7 @@ pub enum SectionId {
 }
 
 impl SectionId {
-    const ALL: [SectionId; 16] = [
+    const ALL: [SectionId; 17] = [
         SectionId::Machine,
         SectionId::Time,
         SectionId::Chips,
@@ -70,6 +72,7 @@ impl SectionId {
         SectionId::Watchdog,
         SectionId::PciHost,
         SectionId::Keyboard,
+        SectionId::Hotplug,
         SectionId::Net,
         SectionId::Block,
         SectionId::Vsock,
@@ -106,6 +109,7 @@ impl std::fmt::Display for SectionId {
             SectionId::Watchdog => "watchdog",
             SectionId::PciHost => "pci-host",
             SectionId::Keyboard => "keyboard",
+            SectionId::Hotplug => "hotplug",
             SectionId::Net => "net",
             SectionId::Block => "block",
             SectionId::Vsock => "vsock",

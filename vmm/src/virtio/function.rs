@@ -205,7 +205,7 @@ impl Io<'_> {
 
 /// A device behind its transport.
 pub(crate) struct Function<D> {
-    number: u16,
+    slot: u16,
     queues: u16,
     ram: Arc<GuestRam>,
     /// Base of BAR 0, or 0: readable without the lock.
@@ -240,10 +240,8 @@ impl<D> Inner<D> {
 /// Where a device is put.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place<'a> {
-    /// PCI slot, counted from the first behind the bridge.
+    /// PCI slot; 0 is the bridge.
     pub(crate) slot: u16,
-    /// Which device of its type it is.
-    pub(crate) number: u16,
     pub(crate) vm: &'a Arc<VmFd>,
     pub(crate) router: &'a Arc<IrqRouter>,
     pub(crate) ram: &'a Arc<GuestRam>,
@@ -252,7 +250,7 @@ pub(crate) struct Place<'a> {
 impl<D> std::fmt::Debug for Function<D> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Function")
-            .field("number", &self.number)
+            .field("slot", &self.slot)
             .field("window", &self.window)
             .finish_non_exhaustive()
     }
@@ -264,15 +262,14 @@ impl<D: DeviceType> Function<D> {
     /// # Errors
     /// [`KvmError`] when eventfds cannot be attached.
     pub(crate) fn new(place: Place<'_>, blueprint: &Blueprint, device: D) -> Result<Self, KvmError> {
-        let bar = layout::PCI_WINDOW.0 + layout::PCI_SLOT_STRIDE * u32::from(place.slot);
-        let transport = Transport::new(place.vm, place.router, blueprint, bar)?;
+        let transport = Transport::new(place.vm, place.router, blueprint)?;
         let share = |queue| {
             let copy = transport.doorbell(queue).try_clone();
             copy.map_err(|e| refused("share an eventfd")(errno_of(&e)))
         };
         let sources = device.sources().len();
         Ok(Function {
-            number: place.number,
+            slot: place.slot,
             queues: blueprint.queues,
             ram: Arc::clone(place.ram),
             window: AtomicU64::new(transport.bar_base()),
@@ -312,7 +309,7 @@ impl<D: DeviceType> Function<D> {
     fn break_down(&self, inner: &mut Inner<D>, error: ChainError) {
         if inner.transport.break_down() {
             self.breakdowns.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(device = %D::SECTION, number = self.number, %error, "the guest's driver broke the rules; device stopped until it resets it");
+            tracing::warn!(device = %D::SECTION, slot = self.slot, %error, "the guest's driver broke the rules; device stopped until it resets it");
         }
     }
 
@@ -323,8 +320,18 @@ impl<D: DeviceType> Function<D> {
 
 /// A device as the machine sees it, whatever its type.
 pub(crate) trait VirtioDevice: PciFunction + std::fmt::Debug {
-    /// Its section in the state.
+    /// Its section in the state; the instance is its slot.
     fn section(&self) -> (SectionId, u16);
+    /// Does what firmware does at power-on: its BAR is put where that of its slot is.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    fn place_bar(&self) -> Result<(), KvmError>;
+    /// Gives back what it has of the machine. It is paused, and nothing will be asked of it again.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    fn retire(&self) -> Result<(), KvmError>;
     /// Signalled when the queue of that number wants service.
     fn doorbells(&self) -> &[EventFd];
     /// Descriptors to watch besides.
@@ -386,7 +393,21 @@ pub(crate) fn fuzz_decode<D: DeviceType>(fields: Fields<'_>, queues: u16) -> Res
 
 impl<D: DeviceType> VirtioDevice for Function<D> {
     fn section(&self) -> (SectionId, u16) {
-        (D::SECTION, self.number)
+        (D::SECTION, self.slot)
+    }
+
+    fn place_bar(&self) -> Result<(), KvmError> {
+        let mut inner = self.lock();
+        inner.transport.place_bar(layout::bar_of(self.slot))?;
+        self.follow_window(&inner);
+        Ok(())
+    }
+
+    fn retire(&self) -> Result<(), KvmError> {
+        let mut inner = self.lock();
+        let retired = inner.transport.retire();
+        self.window.store(0, Ordering::Release);
+        retired
     }
 
     fn doorbells(&self) -> &[EventFd] {

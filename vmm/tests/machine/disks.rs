@@ -55,7 +55,7 @@ fn every_kind_of_disk_holds_what_was_written() {
         let running = native.boot("blk=verify:33554432 blk=misc", &lines);
         running.console.wait_text(0, "blk: verify ok bytes=33554432");
         running.console.wait_text(0, "blk: misc ok serial=abc sectors=262144");
-        assert_eq!(running.machine.metrics().disks[0].breakdowns, 0);
+        assert_eq!(running.machine.metrics().disks[0].of.breakdowns, 0);
     }
 }
 

@@ -141,12 +141,12 @@ fn a_state_for_another_machine_is_refused_by_name() {
     let refused = |ram_mib, extra| {
         let (other, _) = machine(&guest.spec(ram_mib, extra));
         let error = other.restore_state(&state, RestoreOptions::default()).unwrap_err();
-        assert!(!other.fingerprint().diff(active.fingerprint()).is_empty());
+        assert!(!other.fingerprint().diff(&active.fingerprint()).is_empty());
         error.to_string()
     };
     assert!(refused(32, "vcpus = 2").contains("section machine: number of vCPUs"));
     assert!(refused(64, "").contains("section machine: RAM size"));
-    assert_eq!(active.fingerprint().diff(active.fingerprint()), [""; 0]);
+    assert_eq!(active.fingerprint().diff(&active.fingerprint()), [""; 0]);
 }
 
 #[test]

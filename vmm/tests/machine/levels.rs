@@ -23,7 +23,7 @@ fn a_guest_runs_and_moves_at_the_levels_that_this_host_has() {
         first.console.wait_text(0, "tick 3 ");
         let taken = first.take();
         let second = native.build("heartbeat=10", &spec);
-        assert_eq!(first.machine.fingerprint().diff(second.machine.fingerprint()), Vec::<String>::new());
+        assert_eq!(first.machine.fingerprint().diff(&second.machine.fingerprint()), Vec::<String>::new());
         second.go_on(&taken);
         second.console.wait_text(0, "tick 50 ");
     }
@@ -34,7 +34,7 @@ fn machines_of_two_kinds_of_processor_name_the_features_that_differ() {
     let Some(native) = Native::new() else { return };
     let host = native.build("", "");
     let level = native.build("", "cpu = \"x86-64-v1\"\n");
-    let differences = host.machine.fingerprint().diff(level.machine.fingerprint()).join("\n");
+    let differences = host.machine.fingerprint().diff(&level.machine.fingerprint()).join("\n");
     assert!(differences.contains("cpu: host here, x86-64-v1 there"), "{differences}");
     assert!(differences.contains("processor features missing there:"), "{differences}");
     assert!(differences.contains("cx16"), "{differences}");

@@ -4,6 +4,7 @@ mod console;
 mod list;
 mod migrate;
 mod orders;
+mod plug;
 mod snapshot;
 mod start;
 mod target;
@@ -16,6 +17,7 @@ pub(crate) use list::listed;
 use list::{describe, inspect, list};
 use migrate::MigrateArgs;
 use orders::BalloonArgs;
+use plug::{AttachCommand, DetachArgs};
 use snapshot::SnapshotArgs;
 use start::{RestoreArgs, RunArgs};
 use target::Target;
@@ -49,6 +51,11 @@ pub(crate) enum VmCommand {
     PowerButton(Target),
     /// Take memory from a guest for the host, or give it back. The spec must have `balloon = true`.
     Balloon(BalloonArgs),
+    /// Give a running VM without protection another disk or network card.
+    #[command(subcommand)]
+    Attach(AttachCommand),
+    /// Have a running VM let go of a disk or network card.
+    Detach(DetachArgs),
     /// Print a VM's counters as Prometheus reads them.
     Metrics(Target),
     /// End a VM of this node for good, its replica too. The guest is not asked: see power-button.
@@ -129,6 +136,8 @@ pub(crate) fn run(command: VmCommand) -> Result<()> {
             VmCommand::Migrate(args) => migrate::migrate(&args).await,
             VmCommand::PowerButton(target) => orders::power_button(&target).await,
             VmCommand::Balloon(args) => orders::balloon(&args).await,
+            VmCommand::Attach(command) => plug::attach(&command).await,
+            VmCommand::Detach(args) => plug::detach(&args).await,
             VmCommand::Metrics(target) => orders::metrics(&target).await,
             VmCommand::Logs(args) => console::print_file(&args, "serial.log").await,
             VmCommand::Events(args) => console::print_file(&args, "events.jsonl").await,

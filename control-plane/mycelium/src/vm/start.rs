@@ -19,9 +19,34 @@ pub(crate) struct RunArgs {
     /// Keep a replica on another node. The VM's disks must be read-only.
     #[arg(long)]
     protect: bool,
+    #[command(flatten)]
+    later: LaterArgs,
     /// When there is no replica: run on unprotected, or stop until there is one.
     #[arg(long, value_name = "POLICY", default_value = "degrade")]
     on_loss: OnLoss,
+}
+
+/// What may be attached while it runs.
+#[derive(Debug, Args)]
+struct LaterArgs {
+    /// A folder in which `mycelium vm attach disk` may find disks; may be given several times. VMs without protection only.
+    #[arg(long, value_name = "FOLDER")]
+    reach: Vec<PathBuf>,
+    /// `mycelium vm attach net` may use taps of this node. VMs without protection only.
+    #[arg(long)]
+    attach_taps: bool,
+}
+
+impl LaterArgs {
+    fn folders(&self) -> Result<Vec<String>> {
+        let whole = |folder: &PathBuf| {
+            let found = std::fs::canonicalize(folder);
+            let found = found
+                .with_context(|| format!("--reach {}: give a folder that is there", folder.display()))?;
+            Ok(found.display().to_string())
+        };
+        self.reach.iter().map(whole).collect()
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -38,6 +63,8 @@ pub(crate) struct RestoreArgs {
     /// The snapshot's file.
     #[arg(value_name = "FILE")]
     snapshot: PathBuf,
+    #[command(flatten)]
+    later: LaterArgs,
     /// VM spec file (TOML): the machine of the snapshot; names of taps and paths of disks may be others.
     #[arg(long, value_name = "FILE")]
     spec: PathBuf,
@@ -53,6 +80,8 @@ pub(super) async fn run(args: &RunArgs) -> Result<()> {
         protect: args.protect,
         on_loss: on_loss.to_owned(),
         restore: String::new(),
+        reach: args.later.folders()?,
+        attach_taps: args.later.attach_taps,
     };
     start(&args.asking, ask).await
 }
@@ -63,6 +92,8 @@ pub(super) async fn restore(args: &RestoreArgs) -> Result<()> {
     let ask = RunVmRequest {
         spec: whole_paths(&args.spec)?,
         restore: snapshot.display().to_string(),
+        reach: args.later.folders()?,
+        attach_taps: args.later.attach_taps,
         ..RunVmRequest::default()
     };
     start(&args.asking, ask).await

@@ -7,6 +7,7 @@ use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::sync::atomic::{Ordering, fence};
+use virtio_drivers::transport::pci::bus::DeviceFunction;
 use virtio_drivers::transport::{DeviceType, Transport};
 
 const QUEUE_SIZE: usize = 256;
@@ -49,7 +50,13 @@ pub(super) struct Disk {
 impl Disk {
     /// Finds the first disk and sets it up, with interrupts suppressed.
     pub(super) fn new(bus: &mut Bus) -> Result<Self, DeviceError> {
-        let mut function = Function::open(bus, DeviceType::Block, MAX_QUEUES)?;
+        let at = bus.find(DeviceType::Block).ok_or(DeviceError::NotFound(DeviceType::Block))?;
+        Self::at(bus, at)
+    }
+
+    /// Sets up the disk at an address, with interrupts suppressed.
+    pub(super) fn at(bus: &mut Bus, at: DeviceFunction) -> Result<Self, DeviceError> {
+        let mut function = Function::open_at(bus, at, DeviceType::Block, MAX_QUEUES)?;
         let optional = FEATURE_FLUSH | FEATURE_QUEUES | FEATURE_DISCARD | FEATURE_WRITE_ZEROES;
         let features = function.negotiate(0, optional)?;
         let unreadable = |function: &Function| function.refused("its configuration cannot be read");

@@ -12,6 +12,7 @@ use alloc::collections::VecDeque;
 use native_guest::pattern::SECTOR_BYTES;
 use native_guest::work::DiskWork;
 use resp_kv::HostRefusal;
+use virtio_drivers::transport::pci::bus::DeviceFunction;
 
 /// Requests taken back per turn: bounds the time a fast disk keeps everything else waiting.
 const TURN_REQUESTS: usize = 64;
@@ -44,6 +45,16 @@ impl DiskWorker {
         let has = sectors.saturating_mul(SECTOR_BYTES as u64);
         assert!(has >= needed, "blk: the disk has {has} bytes, {needed} are needed");
         Ok(Self { disk, job: None, queue: work.iter().copied().collect() })
+    }
+
+    /// Opens the disk at an address, with nothing to do.
+    pub(crate) fn at(bus: &mut Bus, at: DeviceFunction) -> Result<Self, DeviceError> {
+        Ok(Self { disk: Disk::at(bus, at)?, job: None, queue: VecDeque::new() })
+    }
+
+    /// Sectors of the disk.
+    pub(crate) fn sectors(&self) -> u64 {
+        self.disk.sectors()
     }
 
     /// Goes on with the work. Whether anything happened.

@@ -7,6 +7,7 @@ use super::pci::Bus;
 use alloc::vec::Vec;
 use virtio_drivers::queue::VirtQueue;
 use virtio_drivers::transport::pci::PciTransport;
+use virtio_drivers::transport::pci::bus::DeviceFunction;
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 use virtio_drivers::{PhysAddr, Result as VirtioResult};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -53,6 +54,16 @@ impl Function {
     /// for changes of its configuration as well.
     pub(crate) fn open(bus: &mut Bus, kind: DeviceType, vectors: u16) -> Result<Self, DeviceError> {
         let function = bus.find(kind).ok_or(DeviceError::NotFound(kind))?;
+        Self::open_at(bus, function, kind, vectors)
+    }
+
+    /// As [`open`](Self::open), the device at an address.
+    pub(crate) fn open_at(
+        bus: &mut Bus,
+        function: DeviceFunction,
+        kind: DeviceType,
+        vectors: u16,
+    ) -> Result<Self, DeviceError> {
         bus.enable(function).map_err(|_| DeviceError::Pci(kind, "a BAR of unknown type"))?;
         let transport = PciTransport::new::<IdentityMap, _>(&mut bus.root, function)
             .map_err(|_| DeviceError::Pci(kind, "no modern virtio interface"))?;

@@ -124,6 +124,11 @@ impl Bus {
         self.found.iter().find(|(_, kind)| *kind == wanted).map(|(at, _)| *at)
     }
 
+    /// What is at an address by now.
+    pub(crate) fn look(&self, at: DeviceFunction) -> Option<DeviceType> {
+        kind(self.config.read_word(at, 0))
+    }
+
     /// An interrupt vector that no device has.
     pub(super) fn vector(&mut self) -> u8 {
         let vector = self.next_vector;

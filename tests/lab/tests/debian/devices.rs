@@ -7,7 +7,7 @@ use std::time::Instant;
 use mycelium_lab::{ExitStatus, Stream};
 use sha2::{Digest, Sha256};
 
-use super::bench::{ADDRESS, Bench, RAW_DISK, VSOCK};
+use super::bench::{ADDRESS, Bench, RAW_DISK, SCRATCH, VSOCK};
 use super::guest::{Debian, GUEST_VSOCK, PATIENCE, until};
 use super::redis::Redis;
 
@@ -29,6 +29,7 @@ fn debian_boots_from_its_disk_and_everything_in_it_works() {
     disk_writes_are_verified(&debian);
     vsock_echoes(&bench, &debian);
     the_balloon_takes_and_gives_back(&debian);
+    a_disk_comes_and_goes(&debian);
     debian.order("reboot");
     debian.log_in();
     assert_eq!(debian.run("systemctl is-system-running --wait"), "running\n");
@@ -93,6 +94,25 @@ fn vsock_echoes(bench: &Bench, debian: &Debian<'_>) {
     debian.run(&format!("head -c {VSOCK_BYTES} /dev/urandom >/dev/shm/sent"));
     debian.run("socat -t 60 - VSOCK-CONNECT:2:5001 </dev/shm/sent | cmp - /dev/shm/sent");
     assert_eq!(server.wait(PATIENCE).unwrap(), ExitStatus::Code(0));
+}
+
+/// The kernel's own ACPI hot plug finds a disk that is attached, and lets go of it. It is the scratch disk of the spec, which is
+/// detached first: so both kinds go, and one comes.
+fn a_disk_comes_and_goes(debian: &Debian<'_>) {
+    let gone = |serial: &str| debian.run(&format!("! grep -qs {serial} /sys/block/vd?/serial && echo gone"));
+    debian.vm(&["detach", "--device", "scratch", "--timeout", "200"]);
+    assert_eq!(gone("scratch"), "gone\n");
+    let attached = debian.vm(&["attach", "disk", "--path", SCRATCH, "--serial", "late", "--slot", "9"]);
+    assert!(attached.contains("\"slot\":9"), "{attached}");
+    let found = "until d=$(grep -ls late /sys/block/vd?/serial); do sleep 0.1; done; d=/dev/${d#/sys/block/}; d=${d%/serial}";
+    let said = debian.run(&format!(
+        "{found}; mkfs.ext4 -q -F $d && mount $d /mnt && echo hello >/mnt/file && umount /mnt && mount -o ro $d /mnt && \
+         cat /mnt/file; umount /mnt"
+    ));
+    assert_eq!(said, "hello\n");
+    assert!(debian.run("ls /sys/bus/pci/devices").contains("0000:00:09.0"));
+    debian.vm(&["detach", "--device", "late", "--timeout", "200"]);
+    assert_eq!(gone("late"), "gone\n");
 }
 
 fn the_balloon_takes_and_gives_back(debian: &Debian<'_>) {

@@ -1,6 +1,7 @@
 //! The desk in the API's words.
 
-use endophyte_api::{Figures, Replica, Role, VmInfo};
+use endophyte_api::{Device, Figures, Replica, Role, VmInfo};
+use endophyte_vmm::machine::DeviceNow;
 use rhizomorph_link::PeerKey;
 
 use crate::desk::Desk;
@@ -17,6 +18,8 @@ pub(super) fn vm_info(desk: &Desk) -> VmInfo {
     // A process that has taken over, or was migrated to, listens no more.
     let listens = role == Role::Passive || role == Role::Run && status.state == INCOMING;
     let reach = desk.reach().filter(|_| listens);
+    let machine = desk.machine();
+    let devices = machine.as_ref().map(|machine| machine.devices_now()).unwrap_or_default();
     let allowed = peering.filter(|_| listens).map(|p| p.allowed.keys()).unwrap_or_default();
     VmInfo {
         role: role.into(),
@@ -29,6 +32,8 @@ pub(super) fn vm_info(desk: &Desk) -> VmInfo {
         ram_bytes: desk.ram_bytes,
         vcpus: desk.vcpus.into(),
         figures: (role == Role::Active).then(|| figures(&status)),
+        devices: devices.into_iter().map(device).collect(),
+        device_tables: machine.map(|machine| machine.spec_now().device_tables()).unwrap_or_default(),
         name: status.vm,
         state: status.state,
         reason: status.reason,
@@ -41,6 +46,11 @@ pub(super) fn vm_info(desk: &Desk) -> VmInfo {
         staged_epoch: status.staged_epoch,
         last_trouble: status.last_trouble.unwrap_or_default(),
     }
+}
+
+fn device(now: DeviceNow) -> Device {
+    let kind = if now.is_disk { "disk" } else { "net" };
+    Device { kind: kind.to_owned(), name: now.name, slot: now.slot.into(), removable: now.removable }
 }
 
 fn role(word: &str) -> Role {

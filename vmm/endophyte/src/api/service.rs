@@ -4,19 +4,20 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use endophyte_api::vm_server::Vm;
 use endophyte_api::{
-    CancelMigrationRequest, CancelMigrationResponse, ConsoleInput, ConsoleOutput, InfoRequest,
-    MetricsRequest, MetricsResponse, MigrateProgress, MigrateRequest, PauseRequest, PauseResponse,
-    PressPowerButtonRequest, PressPowerButtonResponse, ResizeConsoleRequest, ResizeConsoleResponse,
-    ResumeRequest, ResumeResponse, SetAllowedRequest, SetAllowedResponse, SetBalloonRequest,
-    SetBalloonResponse, SetReplicasRequest, SetReplicasResponse, SnapshotProgress, SnapshotRequest,
-    StopRequest, StopResponse, VmInfo, WatchRequest,
+    AttachDiskRequest, AttachNetRequest, AttachResponse, CancelMigrationRequest, CancelMigrationResponse,
+    ConsoleInput, ConsoleOutput, DetachRequest, DetachResponse, InfoRequest, MetricsRequest, MetricsResponse,
+    MigrateProgress, MigrateRequest, PauseRequest, PauseResponse, PressPowerButtonRequest,
+    PressPowerButtonResponse, ResizeConsoleRequest, ResizeConsoleResponse, ResumeRequest, ResumeResponse,
+    SetAllowedRequest, SetAllowedResponse, SetBalloonRequest, SetBalloonResponse, SetReplicasRequest,
+    SetReplicasResponse, SnapshotProgress, SnapshotRequest, StopRequest, StopResponse, VmInfo, WatchRequest,
 };
 use endophyte_vmm::machine::Machine;
 use rhizomorph_link::{PeerKey, Ticket};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -26,9 +27,10 @@ use super::console::serve_console;
 use super::ended;
 use super::info::vm_info;
 use crate::desk::{Desk, Order, Peering};
-use crate::limits::{ALLOWED_KEYS, API_PATIENCE, API_QUEUE};
+use crate::limits::{ALLOWED_KEYS, API_PATIENCE, API_QUEUE, DETACH_PATIENCE, DETACH_PATIENCE_MAX};
 use crate::metrics::prometheus;
 use crate::migrate::Wish;
+use crate::plug::Plug;
 
 /// The service on one desk.
 #[derive(Debug)]
@@ -58,6 +60,22 @@ impl Service {
         })
     }
 
+    /// Hands over an order about devices; who gives the answer.
+    fn plug<T>(
+        &self,
+        order: impl FnOnce(oneshot::Sender<Result<T, Status>>) -> Plug,
+    ) -> Result<oneshot::Receiver<Result<T, Status>>, Status> {
+        let (tell, answer) = oneshot::channel();
+        if self.desk.order(Order::Plug(order(tell))) {
+            return Ok(answer);
+        }
+        self.machine()?;
+        Err(Status::failed_precondition(
+            "a protected VM's devices cannot change yet: its replicas would have to change theirs at the same instant; stop \
+             it, change its spec on every node and start it again",
+        ))
+    }
+
     /// Orders the guest to stand or to go on, and waits until it does.
     async fn hold(&self, hold: bool) -> Result<(), Status> {
         let mut board = self.desk.board.subscribe();
@@ -82,6 +100,11 @@ fn unprotected(call: &str) -> Status {
     Status::failed_precondition(format!(
         "{call}: this VM runs without protection; start it with `endophyte active` to give it replicas"
     ))
+}
+
+/// What is said to those who are still waiting when the process ends.
+fn ending() -> Status {
+    Status::unavailable("the VM's process has ended")
 }
 
 fn parse_all<T: FromStr<Err: std::fmt::Display>>(field: &str, texts: &[String]) -> Result<Vec<T>, Status> {
@@ -221,6 +244,39 @@ impl Vm for Service {
         let set = self.machine()?.set_balloon(pages);
         set.map_err(|error| Status::invalid_argument(error.to_string()))?;
         Ok(Response::new(SetBalloonResponse {}))
+    }
+
+    async fn attach_disk(
+        &self,
+        request: Request<AttachDiskRequest>,
+    ) -> Result<Response<AttachResponse>, Status> {
+        let answer = self.plug(|tell| Plug::Disk(request.into_inner().table, tell))?;
+        answer.await.map_err(|_| ending())?.map(Response::new)
+    }
+
+    async fn attach_net(
+        &self,
+        request: Request<AttachNetRequest>,
+    ) -> Result<Response<AttachResponse>, Status> {
+        let answer = self.plug(|tell| Plug::Net(request.into_inner().table, tell))?;
+        answer.await.map_err(|_| ending())?.map(Response::new)
+    }
+
+    async fn detach(&self, request: Request<DetachRequest>) -> Result<Response<DetachResponse>, Status> {
+        let DetachRequest { name, timeout_s } = request.into_inner();
+        let patience = match timeout_s {
+            0 => DETACH_PATIENCE,
+            said => Duration::from_secs(said.into()).min(DETACH_PATIENCE_MAX),
+        };
+        let answer = self.plug(|tell| Plug::Out(name.clone(), tell))?;
+        match timeout(patience, answer).await {
+            Ok(answer) => answer.map_err(|_| ending())?.map(Response::new),
+            Err(_) => Err(Status::deadline_exceeded(format!(
+                "the guest did not let go of {name} within {} s; it may be busy or paused, or its kernel lacks ACPI hot \
+                 plug. The request stands: the device goes when the guest lets go of it",
+                patience.as_secs()
+            ))),
+        }
     }
 
     async fn resize_console(

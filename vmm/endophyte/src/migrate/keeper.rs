@@ -100,6 +100,12 @@ impl Keeper {
             Happening::Order(Order::Snapshot { tell, .. }) if self.limbo.is_some() => {
                 let _ = tell.try_send(Err(handed_over()));
             }
+            Happening::Order(Order::Plug(plug)) if self.limbo.is_some() => plug.refuse(handed_over()),
+            Happening::Order(Order::Plug(plug)) if self.copying.is_some() => {
+                plug.refuse(Status::failed_precondition(
+                    "a migration is under way, to a machine with the devices of now; CancelMigration ends it",
+                ));
+            }
             Happening::Order(Order::Snapshot { stop: true, .. }) | Happening::Signal => {
                 self.give_up("its process was told to stop")?;
                 return Some(Some(happening));

@@ -228,7 +228,7 @@ impl Session {
         if self.machine.ram().is_filling() {
             return failed("the VM's own memory is still arriving; try again when that is done".to_owned());
         }
-        let fingerprint = match serde_json::to_vec(self.machine.fingerprint()) {
+        let fingerprint = match serde_json::to_vec(&self.machine.fingerprint()) {
             Ok(json) => Bytes::from(json),
             Err(error) => return failed(error.to_string()),
         };

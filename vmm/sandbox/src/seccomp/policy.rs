@@ -27,6 +27,10 @@ const FAULTS: [u32; 4] = [0x8010_aa01, 0x8010_aa02, 0xc028_aa03, 0xc020_aa04];
 const BLOCK_DEVICE: [u32; 5] = [0x8008_1272, 0x1268, 0x127b, 0x1277, 0x127f];
 /// A tap follows its guest's driver: TUNSETOFFLOAD, TUNSETQUEUE.
 const TAPS: [u32; 2] = [0x4004_54d0, 0x4004_54d9];
+/// What a tap that is open already is asked when a card is put on it: TUNGETIFF, TUNSETVNETHDRSZ.
+const TAPS_TAKEN: [u32; 2] = [0x8004_54d2, 0x4004_54d8];
+/// Looking for a tap by its name and opening it: SIOCGIFINDEX, TUNSETIFF.
+const TAPS_OPENED: [u32; 2] = [0x8933, 0x4004_54ca];
 /// Terminals are told from files, and sockets made non-blocking: TCGETS, FIONBIO, FIONREAD, FIOCLEX.
 const DESCRIPTORS: [u32; 4] = [0x5401, 0x5421, 0x541b, 0x5451];
 
@@ -102,6 +106,10 @@ pub(super) fn of_process(plan: &Plan) -> Policy {
     allowed.when(libc::SYS_ioctl, [has(1, KVM_LETTER.0, KVM_LETTER.1)]);
     ioctls(&mut allowed, &BLOCK_DEVICE);
     ioctls(&mut allowed, &TAPS);
+    ioctls(&mut allowed, &TAPS_TAKEN);
+    if plan.taps {
+        ioctls(&mut allowed, &TAPS_OPENED);
+    }
     threads(&mut allowed);
     unix_sockets(&mut allowed);
     if plan.network.peers {

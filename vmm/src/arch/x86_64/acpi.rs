@@ -1,5 +1,7 @@
 //! ACPI tables: processors, interrupt controllers, PCI, COM1 and power-off.
 
+mod hotplug;
+
 use acpi_tables::aml::{
     self, AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Name, PackageBuilder, Path,
     ResourceTemplate, Scope,
@@ -13,6 +15,8 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::{Immutable, IntoBytes};
+
+pub(crate) use hotplug::PlugSlots;
 
 use super::layout::{self, port};
 use crate::devices::power::SLEEP_TYPE_S5;
@@ -31,14 +35,14 @@ const BOOT_ARCH: u16 = 1 << 0 | 1 << 2;
 /// Writing this to the reset port resets.
 pub(crate) const RESET_VALUE: u8 = 0x06;
 
-/// Writes the tables for `vcpus` processors; returns the address of the root pointer.
+/// Writes the tables for `vcpus` processors and the `slots` in which devices come and go; returns the address of the root pointer.
 ///
 /// # Errors
 /// When the tables do not fit below 1 MiB, which needs more processors than we allow.
-pub(crate) fn write(ram: &GuestRam, vcpus: u8) -> Result<u64, vm_memory::GuestMemoryError> {
+pub(crate) fn write(ram: &GuestRam, vcpus: u8, slots: PlugSlots) -> Result<u64, vm_memory::GuestMemoryError> {
     let mut area = Area { ram, next: layout::ACPI + 64, result: Ok(()) };
-    let dsdt = area.put(&dsdt());
-    let fadt = area.put(&fadt(dsdt));
+    let dsdt = area.put(&dsdt(slots));
+    let fadt = area.put(&fadt(dsdt, slots));
     let madt = area.put(&madt(vcpus));
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
@@ -72,7 +76,7 @@ impl Area<'_> {
     }
 }
 
-fn fadt(dsdt: u64) -> impl Aml {
+fn fadt(dsdt: u64, slots: PlugSlots) -> impl Aml {
     let register = |address: u16, bytes: u16, access| {
         let bits = u8::try_from(bytes * 8).unwrap_or(0);
         GAS::new(GasSpace::SystemIo, bits, 0, access, u64::from(address))
@@ -92,6 +96,11 @@ fn fadt(dsdt: u64) -> impl Aml {
     fadt.pm1_cnt_len = 2;
     fadt.x_pm1a_evt_blk = register(port::PM1_EVENT, port::PM1_EVENT_LEN, AccessSize::WordAccess);
     fadt.x_pm1a_cnt_blk = register(port::PM1_CONTROL, port::PM1_CONTROL_LEN, AccessSize::WordAccess);
+    if !slots.is_empty() {
+        fadt.gpe0_blk = u32::from(port::GPE0).into();
+        fadt.gpe0_blk_len = port::GPE0_LEN.to_le_bytes()[0];
+        fadt.x_gpe0_blk = register(port::GPE0, port::GPE0_LEN, AccessSize::ByteAccess);
+    }
     fadt.reset_reg = register(port::RESET, 1, AccessSize::ByteAccess);
     fadt.reset_value = RESET_VALUE;
     fadt.iapc_boot_arch = BOOT_ARCH.into();
@@ -153,7 +162,7 @@ impl Aml for SourceOverride {
     }
 }
 
-fn dsdt() -> Sdt {
+fn dsdt(slots: PlugSlots) -> Sdt {
     let mut sdt = Sdt::new(*b"DSDT", 36, DSDT_REVISION, OEM, OEM_TABLE, OEM_REVISION);
     let mut code = Vec::new();
     Scope::new(Path::new("_SB_"), vec![&pci_bus(), &com1()]).to_aml_bytes(&mut code);
@@ -163,11 +172,12 @@ fn dsdt() -> Sdt {
     sleep.add_element(&aml::ZERO);
     sleep.add_element(&aml::ZERO);
     Name::new(Path::new("_S5_"), &sleep).to_aml_bytes(&mut code);
+    hotplug::write(slots, &mut code);
     sdt.append_slice(&code);
     sdt
 }
 
-/// The host bridge: bus 0, the ports of the configuration mechanism, and the windows BARs may lie in.
+/// The host bridge, which has no `_OSC`: native hot plug is nobody's, and guests use ACPI's. Bus 0, the ports of the configuration mechanism, and the windows BARs may lie in.
 fn pci_bus() -> impl Aml {
     let (first, last) = layout::PCI_WINDOW;
     let resources = ResourceTemplate::new(vec![
@@ -233,7 +243,7 @@ mod tests {
     #[test]
     fn tables_are_linked_and_their_sums_are_zero() {
         let ram = GuestRam::new(2 << 20).unwrap();
-        let root = write(&ram, 8).unwrap();
+        let root = write(&ram, 8, (1..=27).collect()).unwrap();
         let mut rsdp = [0u8; 36];
         ram.memory().read_slice(&mut rsdp, GuestAddress(root)).unwrap();
         assert_eq!(&rsdp[..8], b"RSD PTR ");

@@ -14,7 +14,17 @@ pub const RAM_HIGH_START: u64 = 1 << 32;
 /// Window for PCI memory BARs.
 pub const PCI_WINDOW: (u32, u32) = (0xc000_0000, 0xfebf_ffff);
 /// Address distance between the BARs of two PCI slots.
-pub(crate) const PCI_SLOT_STRIDE: u32 = 1 << 20;
+const PCI_SLOT_STRIDE: u32 = 1 << 20;
+/// Slots in which devices come and go: 1 to this. Behind them are those that every machine has one of at most.
+pub const PCI_SLOT_MAX: u16 = 27;
+/// Slot of the socket device.
+pub(crate) const VSOCK_SLOT: u16 = 28;
+/// Slot of the paravirtual console.
+pub(crate) const CONSOLE_SLOT: u16 = 29;
+/// Slot of the entropy source.
+pub(crate) const RNG_SLOT: u16 = 30;
+/// Slot of the balloon.
+pub(crate) const BALLOON_SLOT: u16 = 31;
 /// Registers of the IOAPIC.
 pub(crate) const IOAPIC: u32 = 0xfec0_0000;
 /// Registers of the local APICs.
@@ -57,6 +67,11 @@ pub(crate) mod port {
     pub(crate) const PM1_EVENT_LEN: u16 = 4;
     pub(crate) const PM1_CONTROL: u16 = 0x604;
     pub(crate) const PM1_CONTROL_LEN: u16 = 2;
+    /// General-purpose events: status and enable, a byte each.
+    pub(crate) const GPE0: u16 = 0x608;
+    pub(crate) const GPE0_LEN: u16 = 2;
+    pub(crate) const HOTPLUG: u16 = 0x620;
+    pub(crate) const HOTPLUG_LEN: u16 = 12;
     pub(crate) const PCI_ADDRESS: u16 = 0xcf8;
     pub(crate) const RESET: u16 = 0xcf9;
     pub(crate) const PCI_DATA: u16 = 0xcfc;
@@ -66,10 +81,15 @@ pub(crate) mod port {
 pub(crate) const RTC_IRQ: u32 = 8;
 /// COM1's interrupt line.
 pub(crate) const COM1_IRQ: u32 = 4;
-/// ACPI's interrupt line: the power button.
+/// ACPI's interrupt line: the power button, and devices that come or go.
 pub(crate) const SCI_IRQ: u16 = 9;
 /// Lines of the IOAPIC; message interrupts are numbered after them.
 pub(crate) const IOAPIC_LINES: u32 = 24;
+
+/// Where BAR 0 of the device in `slot` is when the machine is switched on. Slot 0 is the bridge.
+pub(crate) fn bar_of(slot: u16) -> u32 {
+    PCI_WINDOW.0 + PCI_SLOT_STRIDE * u32::from(slot.saturating_sub(1))
+}
 
 /// The parts of `bytes` of RAM as (guest address, length).
 pub(crate) fn ram_ranges(bytes: u64) -> impl Iterator<Item = (u64, u64)> {

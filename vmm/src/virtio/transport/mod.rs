@@ -103,7 +103,7 @@ struct VirtQueue {
 }
 
 impl Transport {
-    /// A device at power-on, with BAR 0 at `bar`.
+    /// A device at power-on: its BAR 0 is nowhere yet.
     ///
     /// # Errors
     /// [`KvmError`] when eventfds cannot be attached.
@@ -111,10 +111,9 @@ impl Transport {
         vm: &Arc<VmFd>,
         router: &Arc<IrqRouter>,
         blueprint: &Blueprint,
-        bar: u32,
     ) -> Result<Transport, KvmError> {
         let mut config = ConfigSpace::new(identity(blueprint));
-        config.add_bar0(bar, BAR_BYTES);
+        config.add_bar0(BAR_BYTES);
         add_virtio_capabilities(&mut config, blueprint.queues);
         let vectors = blueprint.queues + 1;
         let at = config.add_capability(MSIX_CAPABILITY_ID, &msix_capability(vectors, TABLE, PENDING));
@@ -131,8 +130,28 @@ impl Transport {
             queues: (0..blueprint.queues).map(|_| VirtQueue::new()).collect(),
         };
         transport.reset();
-        transport.follow_bar()?;
         Ok(transport)
+    }
+
+    /// Puts BAR 0 at `base`: there is no firmware that would do it, and guests accept what they find.
+    ///
+    /// # Errors
+    /// [`KvmError`] when notification addresses cannot be attached.
+    pub(crate) fn place_bar(&mut self, base: u32) -> Result<(), KvmError> {
+        self.config.place_bar0(base);
+        self.follow_bar()
+    }
+
+    /// Gives back what it has of the machine, for good.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub(crate) fn retire(&mut self) -> Result<(), KvmError> {
+        self.registers.status = 0;
+        // A processor may be amid an access still.
+        self.config.freeze();
+        let doorbells = self.doorbells.move_to(0);
+        self.msix.retire().and(doorbells)
     }
 
     /// The eventfd behind queue `index`'s notification address.

@@ -110,6 +110,7 @@ pub(crate) struct BootSource<'a, K> {
     pub(crate) initrds: Vec<Named<Initrd>>,
     pub(crate) cmdline: &'a str,
     pub(crate) vcpus: u8,
+    pub(crate) slots: acpi::PlugSlots,
 }
 
 /// A guest in RAM, ready to be entered.
@@ -153,7 +154,7 @@ enum Usable {
 pub(crate) fn load<K: KernelImage>(ram: &GuestRam, source: BootSource<'_, K>) -> Result<Entry, BootError> {
     let loaded = load_kernel(ram, source.kernel)?;
     let module = load_initrds(ram, source.initrds, &loaded)?;
-    let rsdp = acpi::write(ram, source.vcpus)?;
+    let rsdp = acpi::write(ram, source.vcpus, source.slots)?;
     write_cmdline(ram, source.cmdline)?;
     let protocol = match loaded.header {
         Some(header) => {
