@@ -116,8 +116,14 @@ pub(crate) struct ProcessArgs {
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
     /// VM spec file (TOML).
-    #[arg(long, value_name = "FILE")]
-    pub(crate) spec: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "wait")]
+    pub(crate) spec: Option<PathBuf>,
+    /// Wait until the API says what machine to make (Create) and lets it begin (Boot).
+    #[arg(long, requires = "api", conflicts_with_all = ["spec", "restore", "incoming"])]
+    pub(crate) wait: bool,
+    /// Have the machine stand before its first instruction until the API lets it begin (Boot).
+    #[arg(long, requires = "api", conflicts_with_all = ["wait", "incoming"])]
+    pub(crate) hold: bool,
     /// Go on where a snapshot was taken instead of booting. The spec must describe the same machine, its disks must be as
     /// they were. The guest runs at once; its memory comes as it is touched.
     #[arg(long, value_name = "FILE")]

@@ -13,6 +13,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::sync::watch;
 
 use crate::console::Tape;
+use crate::create;
 use crate::migrate;
 use crate::plug::Plug;
 use crate::replicas::Replicas;
@@ -83,8 +84,10 @@ pub(crate) struct Peering {
 /// The desk.
 #[derive(Debug)]
 pub(crate) struct Desk {
-    pub(crate) ram_bytes: u64,
-    pub(crate) vcpus: u8,
+    /// RAM in bytes and vCPUs, once it is known which machine this is.
+    size: OnceLock<(u64, u8)>,
+    /// Where a machine is ordered, by a process that waits for one.
+    pub(crate) orders: Option<create::Orders>,
     pub(crate) board: watch::Sender<Status>,
     pub(crate) tape: Arc<Tape>,
     pub(crate) stopper: Stopper,
@@ -97,16 +100,18 @@ pub(crate) struct Desk {
 }
 
 impl Desk {
+    /// `spec` is `None` in a process that waits for `orders`.
     pub(crate) fn new(
-        spec: &VmSpec,
+        spec: Option<&VmSpec>,
+        orders: Option<create::Orders>,
         board: watch::Sender<Status>,
         tape: Arc<Tape>,
         stopper: Stopper,
         peering: Option<Peering>,
     ) -> Arc<Self> {
         Arc::new(Self {
-            ram_bytes: spec.ram_bytes,
-            vcpus: spec.vcpus,
+            size: spec.map(size_of).map(OnceLock::from).unwrap_or_default(),
+            orders,
             board,
             tape,
             stopper,
@@ -115,6 +120,16 @@ impl Desk {
             reach: OnceLock::new(),
             hands: Mutex::default(),
         })
+    }
+
+    /// It is known which machine this is.
+    pub(crate) fn is_for(&self, spec: &VmSpec) {
+        let _ = self.size.set(size_of(spec));
+    }
+
+    /// RAM in bytes and vCPUs; nothing before it is known which machine this is.
+    pub(crate) fn size(&self) -> Option<(u64, u8)> {
+        self.size.get().copied()
     }
 
     /// Where a passive can be reached.
@@ -151,4 +166,8 @@ impl Desk {
     fn hands(&self) -> MutexGuard<'_, Option<Hands>> {
         self.hands.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn size_of(spec: &VmSpec) -> (u64, u8) {
+    (spec.ram_bytes, spec.vcpus)
 }

@@ -6,6 +6,7 @@ mod api;
 mod cli;
 mod confine;
 mod console;
+mod create;
 mod desk;
 mod exit;
 mod guest;

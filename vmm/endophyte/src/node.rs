@@ -75,7 +75,7 @@ impl Node {
         let tape = Tape::on_log(run_dir.serial_log().or_exit(Failure::Host)?);
         let (replicas, allowed) = (Replicas::new(board.clone()), Allowed::default());
         let peering = Peering { replicas: replicas.clone(), allowed: allowed.clone() };
-        let desk = Desk::new(&spec, board, tape, signals.stopper(), Some(peering));
+        let desk = Desk::new(Some(&spec), None, board, tape, signals.stopper(), Some(peering));
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("link")

@@ -18,6 +18,7 @@ use crate::api::Api;
 use crate::cli::RunArgs;
 use crate::confine::{self, Needs, Opened};
 use crate::console::{Tape, Taped, type_stdin};
+use crate::create::{CREATED, Orders, WAITING, Waiting};
 use crate::desk::{Allowed, Desk, Hands, Order, Peering};
 use crate::exit::{Exit, Failure, OrExit};
 use crate::migrate::{Host, Incoming, Keeper};
@@ -40,20 +41,74 @@ pub(crate) enum Happening {
     Copied,
 }
 
+/// What a process has before it is known which machine it runs.
+struct Readied {
+    identity: Identity,
+    allowed: Allowed,
+    desk: Arc<Desk>,
+    signals: Signals,
+}
+
 pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Exit> {
-    let mut spec = VmSpec::load(&args.spec).or_exit(Failure::Spec)?;
+    match &args.spec {
+        Some(file) => run_spec(args, VmSpec::load(file).or_exit(Failure::Spec)?),
+        None => run_asked(args),
+    }
+}
+
+fn run_spec(args: &RunArgs, mut spec: VmSpec) -> Result<ExitCode, Exit> {
+    silence(args, &mut spec);
+    let readied = ready(args, Some(&spec), None)?;
+    let opened = confine::enter(&spec, &args.process, needs(args))?;
+    readied.signals.take()?;
+    let api = args.process.api.as_deref();
+    let _api =
+        api.map(|path| Api::on_thread(path, readied.desk.clone())).transpose().or_exit(Failure::Host)?;
+    live(args, &spec, opened, readied, |_| ())
+}
+
+/// Waits for the API to say which machine.
+fn run_asked(args: &RunArgs) -> Result<ExitCode, Exit> {
+    let (waiting, orders) = Waiting::new()?;
+    let readied = ready(args, None, Some(orders))?;
+    tell(&readied.desk, WAITING, "");
+    let socket = args.process.api.clone().unwrap_or_default();
+    let Some((asked, _api, runtime)) = waiting.serve(&socket, &readied.desk, &readied.signals)? else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    let mut spec = asked.spec.clone();
+    silence(args, &mut spec);
+    readied.desk.is_for(&spec);
+    readied.desk.board.send_modify(|s| s.vm.clone_from(&spec.name));
+    let opened = confine::enter(&spec, &args.process, needs(args));
+    // A failure is told by the thread that would have gone on serving: there is nothing to confine.
+    let opened = opened.and_then(|opened| readied.signals.take().or_exit(Failure::Host).map(|()| opened));
+    Api::go_on(runtime).or_exit(Failure::Host)?;
+    match opened {
+        Ok(opened) => live(args, &spec, opened, readied, |made| asked.answer(made)),
+        Err(exit) => {
+            asked.answer(Err(&exit));
+            Err(exit)
+        }
+    }
+}
+
+/// The run folder has the log.
+fn silence(args: &RunArgs, spec: &mut VmSpec) {
     if args.run_dir.is_some() && spec.serial == SerialSpec::Unsaid {
-        // The folder has the log.
         spec.serial = SerialSpec::Null;
     }
+}
+
+/// Before the sandbox and before any thread.
+fn ready(args: &RunArgs, spec: Option<&VmSpec>, orders: Option<Orders>) -> Result<Readied, Exit> {
     let key = args.key.as_deref().map(Identity::load).transpose().or_exit(Failure::Spec)?;
     let tape = tape(args.run_dir.as_deref()).or_exit(Failure::Host)?;
-    let opened = confine::enter(&spec, &args.process, needs(args))?;
     // The key this process is known by where its VM is to be migrated to.
     let identity = key.map_or_else(Identity::generate, Ok).or_exit(Failure::Host)?;
-    let signals = Signals::block()?;
+    let signals = Signals::unblocked();
     let board = watch::Sender::new(Status {
-        vm: spec.name.clone(),
+        vm: spec.map(|spec| spec.name.clone()).unwrap_or_default(),
         role: "run".to_owned(),
         state: "starting".to_owned(),
         node: identity.peer_key().to_string(),
@@ -61,15 +116,35 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Exit> {
     });
     let peering = Peering { replicas: Replicas::new(board.clone()), allowed: Allowed::default() };
     let allowed = peering.allowed.clone();
-    let desk = Desk::new(&spec, board, tape, signals.stopper(), Some(peering));
-    let api = args.process.api.as_deref();
-    let _api = api.map(|path| Api::on_thread(path, desk.clone())).transpose().or_exit(Failure::Host)?;
+    let desk = Desk::new(spec, orders, board, tape, signals.stopper(), Some(peering));
+    Ok(Readied { identity, allowed, desk, signals })
+}
+
+/// Makes the machine and keeps it until it has ended; `made` hears whether there is one.
+fn live(
+    args: &RunArgs,
+    spec: &VmSpec,
+    opened: Opened,
+    Readied { identity, allowed, desk, signals }: Readied,
+    made: impl FnOnce(Result<(), &Exit>),
+) -> Result<ExitCode, Exit> {
     let incoming = Incoming::open(args, &identity, &allowed, &desk)?;
-    let Some(machine) = start(&spec, opened, &desk, args, incoming, &signals)? else {
-        return Ok(ExitCode::SUCCESS);
+    let machine = match start(spec, opened, &desk, args, incoming, &signals) {
+        Ok(Some(machine)) => machine,
+        Ok(None) => return Ok(ExitCode::SUCCESS),
+        Err(exit) => {
+            made(Err(&exit));
+            return Err(exit);
+        }
     };
     let (happenings, sender) = happenings(&machine, &signals, &desk)?;
-    tell(&desk, "running", "");
+    if machine.is_paused() {
+        desk.board.send_modify(|s| s.held = true);
+        tell(&desk, CREATED, "");
+    } else {
+        tell(&desk, "running", "");
+    }
+    made(Ok(()));
     let ended = supervise(&machine, &happenings, &desk, Keeper::new(&machine, &desk, identity, sender));
     tell(
         &desk,
@@ -134,6 +209,9 @@ fn boot(
         None => machine.boot().or_exit(Failure::Host)?,
     }
     machine.set_rx_enabled(true);
+    if args.wait || args.hold {
+        return Ok(machine);
+    }
     machine.resume().or_exit(Failure::Host)?;
     if args.restore.is_some() {
         machine.fetch_ahead().or_exit(Failure::Host)?;
@@ -240,7 +318,18 @@ fn set_held(machine: &Machine, desk: &Desk, hold: bool) -> anyhow::Result<()> {
     } else {
         machine.resume()?;
     }
-    desk.board.send_modify(|s| s.held = hold);
+    let begins = !hold && desk.board.borrow().state == CREATED;
+    if begins && machine.restore_progress().is_some() {
+        // Held where a snapshot was taken.
+        machine.fetch_ahead()?;
+        machine.announce();
+    }
+    desk.board.send_modify(|s| {
+        s.held = hold;
+        if begins {
+            "running".clone_into(&mut s.state);
+        }
+    });
     Ok(())
 }
 

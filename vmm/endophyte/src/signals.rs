@@ -44,11 +44,22 @@ impl Stopper {
 pub(crate) struct Latch(watch::Receiver<bool>);
 
 impl Signals {
-    /// Must be called before any thread is started, so that all inherit the mask.
+    /// None taken yet; the API's Stop is.
+    pub(crate) fn unblocked() -> Self {
+        Self { hooks: Hooks::default() }
+    }
+
+    /// As [`take`](Self::take), at once.
     pub(crate) fn block() -> io::Result<Self> {
+        let signals = Self::unblocked();
+        signals.take()?;
+        Ok(signals)
+    }
+
+    /// Must be called before any other thread is started, so that all inherit the mask.
+    pub(crate) fn take(&self) -> io::Result<()> {
         let set = blocked_set()?;
-        let hooks = Hooks::default();
-        let stopper = Stopper(hooks.clone());
+        let stopper = self.stopper();
         let wait = move || {
             let mut number = 0;
             // SAFETY: both pointers are to live locals of this closure; the set was filled by `blocked_set`.
@@ -56,8 +67,7 @@ impl Signals {
                 stopper.stop();
             }
         };
-        std::thread::Builder::new().name("signals".into()).spawn(wait)?;
-        Ok(Self { hooks })
+        std::thread::Builder::new().name("signals".into()).spawn(wait).map(drop)
     }
 
     /// Calls `hook` on every signal from now on, and at once if there was one.

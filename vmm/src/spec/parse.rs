@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::net::{WrittenNet, check_net};
 use super::slots::check_slots;
+use super::table::MISSING_BASE;
 use super::written::{WrittenConsole, WrittenDisk, WrittenVsock, check_consoles, check_disks};
 use super::{
     BootSpec, CpuModel, DeviceSpecs, HugePages, Policies, Policy, SerialSpec, SpecError, VmSpec, kernel,
@@ -72,6 +73,24 @@ impl VmSpec {
         Self::parse(&fs::read_to_string(path).map_err(read)?, path)
     }
 
+    /// As [`VmSpec::load`], with the file's content at hand and without a file: relative paths are relative to `folder`, or
+    /// refused without one.
+    ///
+    /// # Errors
+    /// [`SpecError`] naming field, reason and remedy.
+    pub fn parse_in(text: &str, folder: Option<&Path>) -> Result<VmSpec, SpecError> {
+        if text.len() as u64 > SPEC_BYTES_MAX {
+            return Err(SpecError::TooLarge { path: "(request)".into(), bytes: text.len() as u64 });
+        }
+        let name = folder.unwrap_or(Path::new("/")).join("(request)");
+        if folder.is_none() {
+            let written: Written = toml::from_str(text)
+                .map_err(|e| SpecError::Syntax { path: name.clone(), source: Box::new(e) })?;
+            written.refuse_relative()?;
+        }
+        Self::parse(text, &name)
+    }
+
     /// As [`VmSpec::load`], with the file's content at hand; `path` is for messages and relative paths.
     ///
     /// # Errors
@@ -95,6 +114,24 @@ impl VmSpec {
 }
 
 impl Written {
+    /// Nothing says what a relative path is relative to.
+    fn refuse_relative(&self) -> Result<(), SpecError> {
+        let serial = self.serial.as_deref().filter(|said| !matches!(*said, "stdio" | "null"));
+        let files = [("kernel", &self.kernel), ("initrd", &self.initrd), ("firmware", &self.firmware)];
+        let files = files.into_iter().filter_map(|(name, path)| Some((name, path.as_deref()?)));
+        let disks = self.disk.iter().map(|disk| ("disk.path", disk.path.as_path()));
+        let sockets = self.vsock.iter().map(|vsock| ("vsock.socket", vsock.socket.as_path()));
+        let consoles = self.console.iter().map(|port| ("console.socket", port.socket.as_path()));
+        let serial = serial.map(|path| ("serial", Path::new(path)));
+        let mut all = files.chain(disks).chain(sockets).chain(consoles).chain(serial);
+        match all.find(|(_, path)| path.is_relative()) {
+            None => Ok(()),
+            Some((name, path)) => {
+                Err(field(name, path.display(), MISSING_BASE, "make it absolute, or name a folder"))
+            }
+        }
+    }
+
     fn check(self, base: &Path) -> Result<VmSpec, SpecError> {
         let boot = self.check_boot(base)?;
         Ok(VmSpec {

@@ -27,14 +27,14 @@ pub(super) struct WrittenDisk {
 #[serde(deny_unknown_fields)]
 pub(super) struct WrittenVsock {
     cid: i64,
-    socket: PathBuf,
+    pub(super) socket: PathBuf,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct WrittenConsole {
     name: String,
-    socket: PathBuf,
+    pub(super) socket: PathBuf,
 }
 
 /// Checks the disks of a machine with `vcpus` vCPUs; relative paths are relative to `base`.

@@ -18,6 +18,7 @@ pub(super) fn vm_info(desk: &Desk) -> VmInfo {
     // A process that has taken over, or was migrated to, listens no more.
     let listens = role == Role::Passive || role == Role::Run && status.state == INCOMING;
     let reach = desk.reach().filter(|_| listens);
+    let (ram_bytes, vcpus) = desk.size().unwrap_or_default();
     let machine = desk.machine();
     let devices = machine.as_ref().map(|machine| machine.devices_now()).unwrap_or_default();
     let allowed = peering.filter(|_| listens).map(|p| p.allowed.keys()).unwrap_or_default();
@@ -29,8 +30,8 @@ pub(super) fn vm_info(desk: &Desk) -> VmInfo {
         allowed: allowed.iter().map(PeerKey::to_string).collect(),
         pid: std::process::id(),
         console_bytes: desk.tape.span().to,
-        ram_bytes: desk.ram_bytes,
-        vcpus: desk.vcpus.into(),
+        ram_bytes,
+        vcpus: vcpus.into(),
         figures: (role == Role::Active).then(|| figures(&status)),
         devices: devices.into_iter().map(device).collect(),
         device_tables: machine.map(|machine| machine.spec_now().device_tables()).unwrap_or_default(),

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 use endophyte_api::vm_server::VmServer;
 use tokio::net::UnixListener;
-use tokio::runtime::{Builder, Handle};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::watch;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
@@ -33,6 +33,15 @@ impl Api {
     /// Serves on a runtime that outlives it.
     pub(crate) fn on_runtime(path: &Path, desk: Arc<Desk>, runtime: &Handle) -> Result<Self, SocketError> {
         Self::start(path, desk, |serve| drop(runtime.spawn(serve)))
+    }
+
+    /// Has a thread of its own go on serving what was begun on `runtime`.
+    pub(crate) fn go_on(runtime: Runtime) -> std::io::Result<()> {
+        let serve = move || {
+            confine::serve();
+            runtime.block_on(std::future::pending::<()>());
+        };
+        std::thread::Builder::new().name("api".into()).spawn(serve).map(drop)
     }
 
     /// Serves from a thread of its own.

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use endophyte_api::vm_server::Vm;
 use endophyte_api::{
-    AttachDiskRequest, AttachNetRequest, AttachResponse, CancelMigrationRequest, CancelMigrationResponse,
-    ConsoleInput, ConsoleOutput, DetachRequest, DetachResponse, InfoRequest, MetricsRequest, MetricsResponse,
-    MigrateProgress, MigrateRequest, PauseRequest, PauseResponse, PressPowerButtonRequest,
-    PressPowerButtonResponse, ResizeConsoleRequest, ResizeConsoleResponse, ResumeRequest, ResumeResponse,
-    SetAllowedRequest, SetAllowedResponse, SetBalloonRequest, SetBalloonResponse, SetReplicasRequest,
-    SetReplicasResponse, SnapshotProgress, SnapshotRequest, StopRequest, StopResponse, VmInfo, WatchRequest,
+    AttachDiskRequest, AttachNetRequest, AttachResponse, BootRequest, BootResponse, CancelMigrationRequest,
+    CancelMigrationResponse, ConsoleInput, ConsoleOutput, CreateRequest, CreateResponse, DetachRequest,
+    DetachResponse, InfoRequest, MetricsRequest, MetricsResponse, MigrateProgress, MigrateRequest,
+    PauseRequest, PauseResponse, PressPowerButtonRequest, PressPowerButtonResponse, ResizeConsoleRequest,
+    ResizeConsoleResponse, ResumeRequest, ResumeResponse, SetAllowedRequest, SetAllowedResponse,
+    SetBalloonRequest, SetBalloonResponse, SetReplicasRequest, SetReplicasResponse, SnapshotProgress,
+    SnapshotRequest, StopRequest, StopResponse, VmInfo, WatchRequest,
 };
 use endophyte_vmm::machine::Machine;
 use rhizomorph_link::{PeerKey, Ticket};
@@ -26,6 +27,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::console::serve_console;
 use super::ended;
 use super::info::vm_info;
+use crate::create::{Asked, CREATED};
 use crate::desk::{Desk, Order, Peering};
 use crate::limits::{ALLOWED_KEYS, API_PATIENCE, API_QUEUE, DETACH_PATIENCE, DETACH_PATIENCE_MAX};
 use crate::metrics::prometheus;
@@ -47,16 +49,25 @@ impl Service {
     }
 
     fn peering(&self, call: &str) -> Result<&Peering, Status> {
+        if self.desk.size().is_none() {
+            return Err(self.nobody(""));
+        }
         let peering = self.desk.peering.as_ref();
         peering.ok_or_else(|| unprotected(call))
     }
 
     fn machine(&self) -> Result<Arc<Machine>, Status> {
-        let here = self.desk.machine();
-        here.ok_or_else(|| {
-            Status::failed_precondition(
-                "the guest does not run here (yet); ask the process that is its active",
-            )
+        self.desk.machine().ok_or_else(|| {
+            self.nobody("the guest does not run here (yet); ask the process that is its active")
+        })
+    }
+
+    /// Why nobody carries an order out.
+    fn nobody(&self, why: &str) -> Status {
+        Status::failed_precondition(if self.desk.size().is_none() {
+            "no machine yet: Create first"
+        } else {
+            why
         })
     }
 
@@ -80,9 +91,7 @@ impl Service {
     async fn hold(&self, hold: bool) -> Result<(), Status> {
         let mut board = self.desk.board.subscribe();
         if !self.desk.hold(hold) {
-            return Err(Status::failed_precondition(
-                "the guest does not run here (yet); ask the process that is its active",
-            ));
+            return Err(self.nobody("the guest does not run here (yet); ask the process that is its active"));
         }
         // Under `--on-loss halt` a guest may keep standing for lack of a replica.
         let obeyed = board.wait_for(|s| s.held == hold || !hold && s.state == "halted");
@@ -128,6 +137,23 @@ impl Vm for Service {
         let (to_client, answers) = mpsc::channel(API_QUEUE);
         tokio::spawn(watch_board(self.desk.clone(), to_client, self.end.clone()));
         Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+    }
+
+    async fn create(&self, request: Request<CreateRequest>) -> Result<Response<CreateResponse>, Status> {
+        let made = || Status::failed_precondition("this process has its machine; start another with --wait");
+        let orders = self.desk.orders.as_ref().filter(|_| self.desk.size().is_none()).ok_or_else(made)?;
+        let (asked, answer) = Asked::parse(&request.into_inner())?;
+        orders.try_send(asked).map_err(|_| made())?;
+        answer.await.map_err(|_| ending())?.map(Response::new)
+    }
+
+    async fn boot(&self, _: Request<BootRequest>) -> Result<Response<BootResponse>, Status> {
+        self.machine()?;
+        if self.desk.board.borrow().state != CREATED {
+            return Err(Status::failed_precondition("the guest has begun; Resume lets a paused one go on"));
+        }
+        self.hold(false).await?;
+        Ok(Response::new(BootResponse {}))
     }
 
     async fn pause(&self, _: Request<PauseRequest>) -> Result<Response<PauseResponse>, Status> {
@@ -198,9 +224,8 @@ impl Vm for Service {
         if self.desk.order(Order::Snapshot { path, stop, tell }) {
             return Ok(Response::new(Box::pin(ReceiverStream::new(answers))));
         }
-        Err(Status::failed_precondition(
-            "only a VM without protection can be saved to a file; a protected one has its replica",
-        ))
+        Err(self
+            .nobody("only a VM without protection can be saved to a file; a protected one has its replica"))
     }
 
     async fn migrate(
@@ -212,7 +237,7 @@ impl Vm for Service {
         if self.desk.order(Order::Migrate(wish)) {
             return Ok(Response::new(Box::pin(ReceiverStream::new(answers))));
         }
-        Err(Status::failed_precondition(
+        Err(self.nobody(
             "a protected VM is not migrated, nor is one that does not run here: give it a replica at the destination \
              (SetReplicas) and stop the active, and the replica takes over",
         ))
@@ -225,7 +250,7 @@ impl Vm for Service {
         if self.desk.migration.cancel("by order of the API") {
             return Ok(Response::new(CancelMigrationResponse {}));
         }
-        Err(Status::failed_precondition("no migration is under way"))
+        Err(self.nobody("no migration is under way"))
     }
 
     async fn press_power_button(
