@@ -101,7 +101,9 @@ impl Plug {
     }
 
     fn let_go(&mut self, slot: u8, first: &mut Option<DiskWorker>) {
-        let disk = if self.first == Some(slot) { first.take() } else { self.disks.remove(&slot) };
+        // Another disk may come to the slot of the first.
+        let is_first = self.first.take_if(|first| *first == slot).is_some();
+        let disk = if is_first { first.take() } else { self.disks.remove(&slot) };
         if let Some(mut disk) = disk {
             self.rounds = self.rounds.wrapping_add(1);
             probe(&mut disk, self.rounds);

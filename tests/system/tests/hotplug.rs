@@ -218,6 +218,7 @@ async fn what_was_attached_is_in_a_snapshot_and_goes_on_with_a_spec_that_says_so
 
     let snapshot = lab.path("plug.snap");
     let mut vm = lab.vm("now.toml", &["--restore", snapshot.to_str().unwrap()]).await;
+    vm.says("tick").await;
     assert_eq!(vm.detach("extra", 0).await.unwrap(), 3);
     vm.says("plug: slot 3 ok, let go").await;
     assert_eq!(first_byte(&extra), 4 * ROUND_BYTES);
