@@ -7,9 +7,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use endophyte_api::{
-    ConsoleInput, InfoRequest, MetricsRequest, PauseRequest, PressPowerButtonRequest, ResumeRequest, Role,
-    SetAllowedRequest, SetBalloonRequest, SetReplicasRequest, SnapshotProgress, SnapshotRequest, StopRequest,
-    VmClient, VmInfo, WatchRequest,
+    AttachDiskRequest, ConsoleInput, InfoRequest, MetricsRequest, PauseRequest, PressPowerButtonRequest,
+    ResumeRequest, Role, SetAllowedRequest, SetBalloonRequest, SetReplicasRequest, SnapshotProgress,
+    SnapshotRequest, StopRequest, VmClient, VmInfo, WatchRequest,
 };
 use rhizomorph_link::Identity;
 use system_tests::process::{Running, reach};
@@ -361,6 +361,10 @@ async fn protection_is_given_taken_and_given_again_through_losses() {
     let mut a = lab.node("active", "a", &[]).await;
     a.until("an unprotected guest", |i| i.state == "unprotected" && i.console_bytes > 0).await;
     assert_eq!(lab.listed(), 0);
+    let table = format!("path = {:?}", lab.path("vm.toml"));
+    let refused = a.api.attach_disk(AttachDiskRequest { table }).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+    assert!(refused.message().contains("a protected VM's devices cannot change yet"), "{refused}");
 
     a.set_replicas(&[&to_b]).await;
     a.until_protected().await;

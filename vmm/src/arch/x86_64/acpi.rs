@@ -253,6 +253,16 @@ mod tests {
         table(&ram, u64::from_le_bytes(fadt[140..148].try_into().unwrap()), b"DSDT");
     }
 
+    #[test]
+    fn zz_dump() {
+        let mut bytes = Vec::new();
+        dsdt((1..=27).collect()).to_aml_bytes(&mut bytes);
+        std::fs::write("/tmp/hot-dsdt.aml", &bytes).unwrap();
+        let mut bytes = Vec::new();
+        fadt(0x1000, (1..=27).collect()).to_aml_bytes(&mut bytes);
+        std::fs::write("/tmp/hot-facp.aml", &bytes).unwrap();
+    }
+
     fn table(ram: &GuestRam, at: u64, signature: &[u8; 4]) -> Vec<u8> {
         let length: u32 = ram.memory().read_obj(GuestAddress(at + 4)).unwrap();
         let mut bytes = vec![0; length as usize];
