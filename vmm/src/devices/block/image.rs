@@ -217,6 +217,26 @@ impl DiskImage {
     }
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+impl DiskImage {
+    /// Reads, and writes if that is allowed, at both ends and in the middle; `surveyed` is what was said of it unopened.
+    pub(crate) fn fuzz(&mut self, surveyed: Geometry) {
+        assert_eq!(self.geometry, surveyed, "an image is as large as it was said to be");
+        let Store::Format(access) = &mut self.store else { return };
+        let (mut sector, sectors) = ([0; 512], self.geometry.bytes / SECTOR_BYTES);
+        // What is damaged may fail; it may not do worse.
+        for offset in [0, sectors / 2, sectors - 1].map(|sector| sector * SECTOR_BYTES) {
+            let _ = access.read(&mut sector[..], offset);
+            if !self.geometry.readonly {
+                let _ = access.write(&sector[..], offset);
+                let _ = access.write_zeroes(offset, SECTOR_BYTES);
+                let _ = access.discard_to_any(offset, SECTOR_BYTES);
+            }
+        }
+        let _ = access.flush();
+    }
+}
+
 fn geometry(bytes: u64, block_bytes: u32, spec: &DiskSpec) -> Geometry {
     Geometry { bytes: bytes - bytes % SECTOR_BYTES, block_bytes, readonly: spec.readonly }
 }
