@@ -24,6 +24,8 @@ pub(crate) struct Folders {
     pub(crate) committed: PathBuf,
     /// The words of the target's language, if it has one.
     pub(crate) dictionary: Option<PathBuf>,
+    /// The input that is tried.
+    pub(crate) current: PathBuf,
     /// What the last search said.
     pub(crate) log: PathBuf,
 }
@@ -38,6 +40,7 @@ impl Folders {
             seeds: seeds.join(target.name),
             committed: committed(target),
             dictionary: (!target.words.is_empty()).then(|| dictionaries.join(target.name)),
+            current: work.join("current"),
             log: logs.join(target.name),
         };
         for folder in [&folders.found, &folders.seeds, &folders.committed, &dictionaries, &logs] {

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -17,10 +18,16 @@ use crate::limits::{INPUT_SECONDS, PROCESS_MIB, REPLAY_PATIENCE};
 use crate::replay::remember;
 use crate::report::{Figures, Finding, Report, heading};
 use crate::targets::Target;
-use crate::watch::watch;
+use crate::watch::{Ended, watch};
 
 /// Names the target to the process that libFuzzer drives.
 pub(crate) const TARGET_VARIABLE: &str = "MYCELIUM_FUZZ_TARGET";
+
+/// The signal of a bad address; without unsafe code, one beyond the stack.
+const SIGSEGV: i32 = 11;
+
+/// Names the file where that process leaves the input it tries.
+pub(crate) const CURRENT_VARIABLE: &str = "MYCELIUM_FUZZ_CURRENT";
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
@@ -101,7 +108,7 @@ fn session(
     bar.enable_steady_tick(Duration::from_millis(200));
     let mut said = VecDeque::new();
     let mut command = libfuzzer(target)?;
-    command.args(search_options(folders, time));
+    command.env(CURRENT_VARIABLE, &folders.current).args(search_options(folders, time));
     let patience = time + REPLAY_PATIENCE;
     let ended = watch(&mut command, patience, |line| {
         let _ = writeln!(log, "{line}");
@@ -113,21 +120,41 @@ fn session(
         bar.set_message(format!("{}: {runs} runs, {counters} counters", target.name));
     })?;
     bar.finish_and_clear();
-    if ended.status.success() {
+    if ended.status.success() && !ended.hung {
         return Ok(None);
     }
     let text = fs::read_to_string(&folders.log).unwrap_or_default();
-    let words = words(&text);
-    if ended.hung || words.input.is_none() {
-        let said = Vec::from(said).join("\n    ");
-        bail!(
-            "{}: the search itself ended ({}); see {}\n    {said}",
-            target.name,
-            ended.status,
-            folders.log.display()
-        );
+    let mut words = words(&text);
+    if words.input.is_none() {
+        let Some(input) = current(folders) else {
+            let said = Vec::from(said).join("\n    ");
+            bail!("{}: no search ({}); see {}\n    {said}", target.name, ended.status, folders.log.display());
+        };
+        words = Words { input: Some(keep(folders, &input)?), reason: end_of(ended), late: false };
     }
     Ok(Some(words))
+}
+
+/// The input that was tried last.
+fn current(folders: &Folders) -> Option<Vec<u8>> {
+    let noted = fs::read(&folders.current).ok()?;
+    let (length, rest) = noted.split_first_chunk()?;
+    rest.get(..usize::try_from(u64::from_le_bytes(*length)).ok()?).map(<[u8]>::to_vec)
+}
+
+fn keep(folders: &Folders, input: &[u8]) -> Result<PathBuf> {
+    let path = folders.committed.join(format!("death-{:016x}", xxhash_rust::xxh3::xxh3_64(input)));
+    fs::write(&path, input).with_context(|| format!("cannot keep {}", path.display()))?;
+    Ok(path)
+}
+
+/// What a process died of that said nothing itself.
+fn end_of(ended: Ended) -> String {
+    match ended.status.signal() {
+        _ if ended.hung => "it hangs".to_owned(),
+        Some(SIGSEGV) => "its stack overflows (signal 11)".to_owned(),
+        _ => ended.status.to_string(),
+    }
 }
 
 /// This program as libFuzzer's on `target`.

@@ -43,7 +43,9 @@ const FLAGS: &str = "--cfg guided -C target-feature=-crt-static -C passes=sancov
 
 pub(crate) fn run(args: &FuzzArgs) -> Result<ExitCode> {
     let mut command = if args.replay { replay(args) } else { guided(args)? };
-    args.target.iter().for_each(|target| drop(command.args(["--target", target])));
+    for target in &args.target {
+        command.args(["--target", target]);
+    }
     Ok(if status(&mut command)?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

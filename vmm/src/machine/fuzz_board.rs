@@ -411,6 +411,16 @@ mod tests {
     }
 
     #[test]
+    fn an_image_based_on_itself_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image.qcow2");
+        fs::write(&path, qcow2(Some("image.qcow2"))).unwrap();
+        let spec = DiskSpec { path, format: DiskFormat::Qcow2, readonly: true, ..disk(folder.path()) };
+        let refused = DiskImage::open(&spec).unwrap_err().to_string();
+        assert!(refused.contains("is based on itself"), "{refused}");
+    }
+
+    #[test]
     fn the_small_qcow2_image_opens() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("image.qcow2");

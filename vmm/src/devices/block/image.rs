@@ -14,6 +14,7 @@ use imago::{FormatAccess, FormatDriverBuilder, Storage, StorageOpenOptions};
 use serde::{Deserialize, Serialize};
 
 use super::request::SECTOR_BYTES;
+use crate::limits::DISK_LAYERS_MAX;
 use crate::spec::{DiskCache, DiskFormat, DiskSpec};
 
 const QCOW2_MAGIC: &[u8; 4] = b"QFI\xfb";
@@ -298,20 +299,24 @@ fn open_qcow2(path: &Path, write: bool, direct: bool) -> Result<FormatAccess<Ima
     let image = Qcow2::<ImagoFile>::builder_path(path)
         .storage_open_options(StorageOpenOptions::new().direct(direct))
         .write(write)
-        .open(SameFolder(folder))
+        .open(SameFolder { folder, layers: DISK_LAYERS_MAX })
         .map_err(damaged)?;
     Ok(FormatAccess::new(image))
 }
 
 /// Lets an image be based on files of its own folder only. An image from elsewhere could otherwise name any file of
-/// the host, and its guest would read it.
+/// the host, and its guest would read it. And of not too many: one that is based on itself would have no end.
 #[derive(Clone, Debug)]
-struct SameFolder(PathBuf);
+struct SameFolder {
+    folder: PathBuf,
+    /// How many may still follow.
+    layers: usize,
+}
 
 impl SameFolder {
     fn check(&self, path: Option<&Path>) -> io::Result<()> {
         let named = path.ok_or_else(|| io::Error::other("names a file it is based on, but no path"))?;
-        if named.canonicalize()?.parent() == Some(&self.0) {
+        if named.canonicalize()?.parent() == Some(&self.folder) {
             return Ok(());
         }
         let said =
@@ -326,7 +331,13 @@ impl ImplicitOpenGate<ImagoFile> for SameFolder {
         builder: F,
     ) -> io::Result<FormatAccess<ImagoFile>> {
         self.check(builder.get_image_path().as_deref())?;
-        Ok(FormatAccess::new(builder.open(self.clone())?))
+        let Some(layers) = self.layers.checked_sub(1) else {
+            let said = format!(
+                "is based on itself, or on a row of more than {DISK_LAYERS_MAX} images; make one of them: qemu-img convert"
+            );
+            return Err(io::Error::other(said));
+        };
+        Ok(FormatAccess::new(builder.open(SameFolder { layers, ..self.clone() })?))
     }
 
     fn open_storage(&mut self, options: StorageOpenOptions) -> io::Result<ImagoFile> {
