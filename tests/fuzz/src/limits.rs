@@ -16,5 +16,7 @@ pub(crate) const REPLAY_PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) const KEPT_BYTES: u64 = 64 << 10;
 /// Bytes of a target's inputs that are committed; there are some forty targets, and 2 MB for all.
 pub(crate) const KEPT_BYTES_ALL: u64 = 48 << 10;
+/// Of them, so many at most: a folder that a person can look through.
+pub(crate) const KEPT_FILES: usize = 100;
 /// Lines of a failed process's words that are shown.
 pub(crate) const WORDS_LINES: usize = 30;

@@ -8,7 +8,7 @@ use clap::Args;
 
 use crate::cli::Choice;
 use crate::corpus::{self, Folders};
-use crate::limits::{KEPT_BYTES, KEPT_BYTES_ALL, REPLAY_PATIENCE};
+use crate::limits::{KEPT_BYTES, KEPT_BYTES_ALL, KEPT_FILES, REPLAY_PATIENCE};
 use crate::run::libfuzzer;
 use crate::targets::Target;
 use crate::watch::watch;
@@ -41,7 +41,12 @@ pub(crate) fn minimise(args: &MinimiseArgs) -> Result<bool> {
 fn merge(target: &Target, folders: &Folders, into: &Path) -> Result<()> {
     let mut command = libfuzzer(target)?;
     // In this order: what is known already is not taken again under another name.
-    command.args(["-merge=1"]).args([into, &folders.seeds, &folders.committed, &folders.found]);
+    command.args(["-merge=1", "-set_cover_merge=1"]).args([
+        into,
+        &folders.seeds,
+        &folders.committed,
+        &folders.found,
+    ]);
     let ended = watch(&mut command, REPLAY_PATIENCE, |_| {})?;
     if ended.hung || !ended.status.success() {
         bail!(
@@ -65,7 +70,7 @@ fn replace(committed: &Path, merged: &Path) -> Result<(usize, u64)> {
     let (mut count, mut bytes) = (0, 0);
     for file in files {
         let more = length(&file);
-        if more > KEPT_BYTES || bytes + more > KEPT_BYTES_ALL {
+        if more > KEPT_BYTES || bytes + more > KEPT_BYTES_ALL || count == KEPT_FILES {
             break;
         }
         let name = file.file_name().context("a file has a name")?;

@@ -421,6 +421,25 @@ mod tests {
     }
 
     #[test]
+    fn an_image_whose_header_is_not_counted_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image.qcow2");
+        let mut image = qcow2(None);
+        image[512..520].fill(0);
+        fs::write(&path, image).unwrap();
+        let spec = |readonly| DiskSpec {
+            path: path.clone(),
+            format: DiskFormat::Qcow2,
+            readonly,
+            ..disk(folder.path())
+        };
+        let refused = DiskImage::open(&spec(false)).unwrap_err();
+        let reason = std::error::Error::source(&refused).unwrap().to_string();
+        assert!(reason.contains("refcounts"), "{reason}");
+        DiskImage::open(&spec(true)).unwrap();
+    }
+
+    #[test]
     fn the_small_qcow2_image_opens() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("image.qcow2");

@@ -20,6 +20,10 @@ use crate::spec::{DiskCache, DiskFormat, DiskSpec};
 const QCOW2_MAGIC: &[u8; 4] = b"QFI\xfb";
 /// Offset of the disk's size in the header of a qcow2 image.
 const QCOW2_SIZE_AT: u64 = 24;
+/// Offset of the place of a qcow2 image's refcount table in its header.
+const QCOW2_COUNTS_AT: u64 = 48;
+/// Bits of an entry of that table that are not part of a place.
+const QCOW2_COUNTS_RESERVED: u64 = 0x1ff;
 /// Largest block a guest is told of.
 const BLOCK_BYTES_MAX: u64 = 4096;
 
@@ -203,6 +207,9 @@ impl DiskImage {
                 Ok(DiskImage { store: Store::Raw(file), geometry, memory_align, plain, found })
             }
             DiskFormat::Qcow2 => {
+                if !spec.readonly {
+                    check_counts(&plain, path)?;
+                }
                 let access = open_qcow2(path, !spec.readonly, direct)?;
                 let geometry = geometry(access.size(), 512, spec);
                 check_size(access.size(), geometry, path)?;
@@ -288,6 +295,20 @@ fn qcow2_bytes(file: &File) -> io::Result<u64> {
     let mut bytes = [0; 8];
     file.read_exact_at(&mut bytes, QCOW2_SIZE_AT)?;
     Ok(u64::from_be_bytes(bytes))
+}
+
+/// Refuses an image to be written whose refcounts begin with none for its own header: whoever allocates in it would put
+/// refcounts over the header, and `imago` looks for a place for them without end.
+fn check_counts(file: &File, path: &Path) -> Result<(), ImageError> {
+    let damaged = |source| ImageError::Damaged { path: path.to_owned(), source };
+    let mut number = [0; 8];
+    file.read_exact_at(&mut number, QCOW2_COUNTS_AT).map_err(damaged)?;
+    let table = u64::from_be_bytes(number);
+    file.read_exact_at(&mut number, table).map_err(damaged)?;
+    if u64::from_be_bytes(number) & !QCOW2_COUNTS_RESERVED != 0 {
+        return Ok(());
+    }
+    Err(damaged(io::Error::new(io::ErrorKind::InvalidData, "its refcounts leave out its own header")))
 }
 
 /// Opens a qcow2 image and what it is based on.
