@@ -68,7 +68,7 @@ mod tests {
     fn lines_are_heard_and_the_status_is_told() {
         let mut heard = Vec::new();
         let ended = watch(&mut shell("echo a >&2; echo b >&2; exit 3"), Duration::MAX, |line| {
-            heard.push(line.to_owned())
+            heard.push(line.to_owned());
         });
         let ended = ended.unwrap();
         assert_eq!(

@@ -19,6 +19,8 @@ mod fingerprint;
 mod fuzz;
 #[cfg(any(test, feature = "fuzzing"))]
 mod fuzz_board;
+#[cfg(any(test, feature = "fuzzing"))]
+mod fuzz_image;
 mod lifecycle;
 mod metrics;
 mod migrate;
@@ -60,9 +62,9 @@ pub use fuzz::{
     seeds_console, seeds_net, seeds_rng, seeds_vsock,
 };
 #[cfg(any(test, feature = "fuzzing"))]
-pub use fuzz_board::{
-    fuzz_pci, fuzz_ports, fuzz_qcow2, fuzz_restore, seeds_pci, seeds_ports, seeds_qcow2, seeds_restore,
-};
+pub use fuzz_board::{fuzz_pci, fuzz_ports, fuzz_restore, seeds_pci, seeds_ports, seeds_restore};
+#[cfg(any(test, feature = "fuzzing"))]
+pub use fuzz_image::{fuzz_qcow2, seeds_qcow2};
 pub use lifecycle::PauseTimes;
 pub use metrics::MachineMetrics;
 pub use migrate::DiskSize;

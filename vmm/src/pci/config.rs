@@ -185,7 +185,7 @@ mod tests {
     fn a_bar_moved_over_ram_or_the_interrupt_controllers_answers_nowhere() {
         let mut space = space();
         space.add_bar0(0xc000_0000, 0x8000);
-        for base in [0u32, 0x10_0000, 0xbfff_8000, 0xfebf_c000, 0xfec0_0000, 0xfee0_0000, 0xffff_8000] {
+        for base in [0u32, 0x10_0000, 0xbfff_8000, 0xfec0_0000, 0xfee0_0000, 0xffff_8000] {
             space.write(BAR0, &base.to_le_bytes());
             assert_eq!(space.bar0(0x8000), None, "{base:#x}");
         }
