@@ -66,6 +66,8 @@ pub use fingerprint::SpecFingerprint;
 pub use mac::MacAddress;
 pub use memory::HugePages;
 pub use net::NetSpec;
+#[cfg(feature = "fuzzing")]
+pub use parse::{fuzz_spec, seeds_spec};
 
 /// A VM spec whose values have all been checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
