@@ -10,7 +10,7 @@ use mycelium_lab::{ExitStatus, Process, Stream};
 use super::bench::{BUSYBOX, Bench, ENDOPHYTE, MYCELIUM, spec};
 
 /// Debian takes about a minute to its login on a free machine; nobody waits this out unless it hangs.
-pub(crate) const BOOT_PATIENCE: Duration = Duration::from_secs(500);
+pub(crate) const BOOT_PATIENCE: Duration = Duration::from_secs(900);
 /// For a command in the guest.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(240);
 /// Interval of looks at a host or a guest; each look takes its time itself.
@@ -44,11 +44,11 @@ impl<'a> Debian<'a> {
 
     /// Starts a VM's process; its console is on its standard input and output.
     pub(crate) fn start(bench: &'a Bench, host: usize, command: &str, api: &str) -> Debian<'a> {
-        // Both ends stay open: a keyboard at which nobody sits is no end of input.
         let keyboard = format!("{api}.keyboard");
-        let line = format!(
-            "{BUSYBOX} rm -f {keyboard}; {BUSYBOX} mkfifo {keyboard}; exec 3<>{keyboard}; exec {ENDOPHYTE} {command} --api {api} <&3"
-        );
+        // Before anybody types: what is written to a file of that name would go nowhere.
+        bench.busybox(host, &["mkfifo", &keyboard]);
+        // Both ends stay open: a keyboard at which nobody sits is no end of input.
+        let line = format!("exec 3<>{keyboard}; exec {ENDOPHYTE} {command} --api {api} <&3");
         let vmm = bench.hosts[host].spawn(&[BUSYBOX, "sh", "-c", &line]).unwrap();
         let (api, commands, logins) = (api.to_owned(), AtomicUsize::new(0), AtomicUsize::new(0));
         Debian { bench, host, vmm, api, keyboard, commands, logins }
@@ -62,8 +62,25 @@ impl<'a> Debian<'a> {
         let seen = self.vmm.wait_nth_line(Stream::Stdout, marker, nth, patience);
         seen.unwrap_or_else(|error| {
             let said = String::from_utf8_lossy(&self.vmm.written(Stream::Stderr)).into_owned();
-            panic!("no {marker:?}: {error}\nVMM: {said}\nconsole:\n{}", self.console())
+            let (first, second) = (self.metrics(), self.metrics());
+            panic!(
+                "no {marker:?}: {error}\nVMM: {said}\nmetrics:\n{first}\nagain:\n{second}\nconsole:\n{}",
+                self.console()
+            )
         })
+    }
+
+    /// One of the VMM's counts.
+    pub(crate) fn metric(&self, name: &str) -> u64 {
+        let metrics = self.metrics();
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no {name} in {metrics}")).parse().unwrap()
+    }
+
+    /// All the VMM counts, to tell a guest that stands from one that is only silent.
+    fn metrics(&self) -> String {
+        let asked = self.bench.hosts[self.host].exec(&[MYCELIUM, "vm", "metrics", "--api", &self.api]);
+        asked.map_or_else(|e| e.to_string(), |out| String::from_utf8_lossy(&out.stdout).into_owned())
     }
 
     fn type_line(&self, line: &str) {
