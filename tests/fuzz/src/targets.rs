@@ -90,7 +90,7 @@ pub(crate) const ALL: &[Target] = &[
     Target::new("module", mycelium_images::linux::fuzz_module, seeds::none).bytes(16 << 10),
     Target::new("ticket", rhizomorph_link::fuzz::fuzz_ticket, seeds::tickets),
     Target::new("partitions", endophyte_bootdisk::fuzz_table, seeds::partitions).bytes(32 << 10),
-    Target::new("grub", endophyte_bootdisk::fuzz_grub, seeds::grub).words(GRUB_WORDS),
+    Target::new("grub", endophyte_bootdisk::fuzz_grub, seeds::grub).bytes(8 << 10).words(GRUB_WORDS),
     Target::new("bls", endophyte_bootdisk::fuzz_bls, seeds::bls).words(BLS_WORDS),
     Target::new("extlinux", endophyte_bootdisk::fuzz_extlinux, seeds::extlinux).words(EXTLINUX_WORDS),
     Target::new("ext4", endophyte_bootdisk::fuzz_ext4, seeds::patches),
