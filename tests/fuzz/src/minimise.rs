@@ -47,6 +47,8 @@ fn merge(target: &Target, folders: &Folders, into: &Path) -> Result<()> {
         &folders.committed,
         &folders.found,
     ]);
+    // An input that fails while it is merged is known already; elsewhere it would land in the current folder.
+    command.arg(format!("-artifact_prefix={}-", folders.current.display()));
     let ended = watch(&mut command, REPLAY_PATIENCE, |_| {})?;
     if ended.hung || !ended.status.success() {
         bail!(
