@@ -97,6 +97,9 @@ mod tests {
     use super::*;
     use crate::net::tests::{LIKE_CNI, pod};
 
+    /// Of the header before each frame, as long as nobody has asked for another size.
+    const HEADER_BYTES: usize = 10;
+
     #[tokio::test]
     async fn a_guest_has_one_address_behind_every_pods_own() {
         let Some(netns) = pod(LIKE_CNI) else { return };
@@ -112,7 +115,7 @@ mod tests {
             assert!(neighbours.contains("02:6d:79:63:00:02 PERMANENT"), "{neighbours}");
             assert!(shown(&["ip", "link", "show", "endo0"]).contains("mtu 1400"));
             assert_eq!(shown(&["nft", "list", "ruleset"]).matches("dnat to 169.254.77.2").count(), 1);
-            // What is sent to the guest reaches the tap, though nobody has answered anything.
+            // What is sent to the guest reaches the tap, behind a header, though nobody has answered anything.
             let send = || {
                 let socket = UdpSocket::bind("0.0.0.0:0").map_err(NetError::Tap)?;
                 socket.send_to(b"hello", (GUEST, 9)).map(drop).map_err(NetError::Tap)
@@ -125,7 +128,8 @@ mod tests {
                 let patience = Timespec { tv_sec: 10, tv_nsec: 0 };
                 assert_eq!(poll(&mut wait, Some(&patience)), Ok(1), "no frame for the guest");
                 let n = tap.read(&mut frame).unwrap();
-                if frame[..n].starts_with(&GUEST_MAC.0) && frame[12..14] == [8, 0] {
+                let frame = &frame[HEADER_BYTES..n];
+                if frame.starts_with(&GUEST_MAC.0) && frame[12..14] == [8, 0] {
                     break;
                 }
             }

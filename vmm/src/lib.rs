@@ -30,9 +30,14 @@ mod vcpu;
 mod virtio;
 
 #[cfg(feature = "fuzzing")]
+pub use arch::{fuzz_kernel, seeds_kernel};
+#[cfg(feature = "fuzzing")]
 pub use devices::hotplug::{fuzz_hotplug, seeds_hotplug};
 #[cfg(feature = "fuzzing")]
 pub use machine::{
-    fuzz_balloon, fuzz_block, fuzz_console, fuzz_net, fuzz_rng, fuzz_state, fuzz_vsock, seeds_balloon,
-    seeds_block, seeds_console, seeds_net, seeds_rng, seeds_vsock,
+    fuzz_balloon, fuzz_block, fuzz_console, fuzz_fingerprint, fuzz_net, fuzz_pci, fuzz_ports, fuzz_qcow2,
+    fuzz_restore, fuzz_rng, fuzz_state, fuzz_vsock, seeds_balloon, seeds_block, seeds_console,
+    seeds_fingerprint, seeds_net, seeds_pci, seeds_ports, seeds_qcow2, seeds_restore, seeds_rng, seeds_vsock,
 };
+#[cfg(feature = "fuzzing")]
+pub use spec::{fuzz_spec, seeds_spec};

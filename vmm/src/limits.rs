@@ -20,6 +20,10 @@ pub const DISKS_MAX: usize = 8;
 /// Request queues of one disk: more than vCPUs are of no use.
 pub const DISK_QUEUES_MAX: u16 = 8;
 
+/// Images a qcow2 image may be based on, one below the other: a read may have to ask all of them, and opening them needs stack
+/// for each.
+pub const DISK_LAYERS_MAX: usize = 16;
+
 /// Longest serial number of a disk: the field of the request that asks for it.
 pub const DISK_SERIAL_BYTES_MAX: usize = 20;
 

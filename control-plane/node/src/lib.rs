@@ -25,3 +25,5 @@ mod vms;
 
 pub use config::NodeConfig;
 pub use daemon::{DaemonError, run};
+#[cfg(feature = "fuzzing")]
+pub use peer::{fuzz_peer, seeds_peer};

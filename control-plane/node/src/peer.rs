@@ -52,3 +52,25 @@ pub(crate) fn encode<T: Serialize>(message: &T) -> Bytes {
 pub(crate) fn decode<'m, T: Deserialize<'m>>(bytes: &'m [u8]) -> Result<T, String> {
     serde_json::from_slice(bytes).map_err(|error| format!("the other daemon is of another version: {error}"))
 }
+
+/// Entry point for fuzzing: a request and an answer of another daemon.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_peer(data: &[u8]) {
+    if let Ok(ask) = decode::<Ask>(data) {
+        assert_eq!(decode::<Ask>(&encode(&ask)), Ok(ask));
+    }
+    if let Ok(told) = decode::<Told>(data) {
+        assert_eq!(decode::<Told>(&encode(&told)), Ok(told));
+    }
+}
+
+/// Entry point for fuzzing: what daemons say to each other.
+#[cfg(feature = "fuzzing")]
+pub fn seeds_peer() -> Vec<Vec<u8>> {
+    let vm = || "shop".to_owned();
+    let asked =
+        Ask::StartPassive { vm: vm(), spec: "name = \"shop\"".to_owned(), on_loss: "halt".to_owned() };
+    let told = [Told::Ticket("ab@10.0.0.1:1".to_owned()), Told::Done, Told::Holds(Holding::Passive(vm()))];
+    let asked = [asked, Ask::StopPassive { vm: vm() }, Ask::UsePassive { vm: vm() }, Ask::Holds { vm: vm() }];
+    asked.iter().map(encode).chain(told.iter().map(encode)).map(Vec::from).collect()
+}

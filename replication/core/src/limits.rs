@@ -21,6 +21,8 @@ pub const GATE_BYTES: usize = 8 << 20;
 pub const FRAME_BYTES: usize = 65_562;
 /// Frames in one ingress message.
 pub const INGRESS_BATCH: usize = 1024;
+/// Highest number of a forwarded frame: no machine counts that far, and counting on from it cannot overflow.
+pub const INGRESS_SEQ: u64 = u64::MAX >> 1;
 /// Bytes of forwarded ingress a replica keeps; older frames are given up (the client retransmits).
 pub const INGRESS_BYTES: usize = 8 << 20;
 /// Bytes of a machine fingerprint in the handshake.

@@ -335,7 +335,7 @@ fn get_end(r: &mut Reader) -> Result<EpochEnd, DecodeError> {
         content_hash: r.u64("content hash")?,
         cut_at: Time(r.u64("cut stamp")?),
         released: EpochId(r.u64("released epoch")?),
-        ingress: IngressSeq(r.u64("ingress number")?),
+        ingress: get_ingress_seq(r)?,
         state: r.bytes("state", limits::STATE_BYTES)?,
         outputs: Vec::new(),
     };
@@ -370,8 +370,15 @@ fn put_ingress(out: &mut BytesMut, m: &Ingress) {
     }
 }
 
+fn get_ingress_seq(r: &mut Reader) -> Result<IngressSeq, DecodeError> {
+    match r.u64("ingress number")? {
+        got if got > limits::INGRESS_SEQ => Err(DecodeError::Value { what: "ingress number", got }),
+        seq => Ok(IngressSeq(seq)),
+    }
+}
+
 fn get_ingress(r: &mut Reader) -> Result<Ingress, DecodeError> {
-    let first = IngressSeq(r.u64("ingress number")?);
+    let first = get_ingress_seq(r)?;
     let count = r.count("ingress frames", limits::INGRESS_BATCH)?;
     let mut frames = Vec::new();
     for _ in 0..count {
@@ -425,7 +432,7 @@ mod tests {
                     content_hash,
                     cut_at: Time(t),
                     released: EpochId(n),
-                    ingress: IngressSeq(n),
+                    ingress: IngressSeq(n >> 1),
                     state,
                     outputs,
                 })
@@ -456,9 +463,18 @@ mod tests {
             }),
             end(),
             (any::<u64>(), proptest::collection::vec((any::<u8>(), bytes(40)), 0..4))
-                .prop_map(|(n, frames)| Message::Ingress(Ingress { first: IngressSeq(n), frames })),
+                .prop_map(|(n, frames)| Message::Ingress(Ingress { first: IngressSeq(n >> 1), frames })),
             any::<u64>().prop_map(|n| Message::Deposed { generation: Generation(n), epoch: EpochId(n) }),
         ]
+    }
+
+    #[test]
+    fn a_frame_number_that_cannot_be_counted_on_from_is_refused() {
+        for n in [u64::MAX, limits::INGRESS_SEQ + 1] {
+            let batch = Ingress { first: IngressSeq(n), frames: vec![(0, Bytes::from_static(b"x")); 2] };
+            let refused = Message::decode(&Message::Ingress(batch).encode()).unwrap_err();
+            assert_eq!(refused, DecodeError::Value { what: "ingress number", got: n });
+        }
     }
 
     proptest! {

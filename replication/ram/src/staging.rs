@@ -188,3 +188,67 @@ impl<M: PassiveMachine> Staging<M> {
         }
     }
 }
+
+/// Entry point for fuzzing: a script of steps, each a byte and what it asks for. 0: a frame of the length (u16) that follows;
+/// else: the epoch of that number (u8) is committed. In the end the replica takes over.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_staging(mut data: &[u8]) {
+    let machine = fuzzing::SmallMachine::new();
+    let mut staging = Staging::new(machine, fuzzing::STAGED_BYTES, Arc::default());
+    let mut whole = EpochId(0);
+    while let Some((step, rest)) = data.split_first() {
+        if *step != 0 {
+            let epoch = rest.first().copied().unwrap_or(0);
+            // The protocol thread commits only what was reported whole.
+            staging.apply(EpochId(epoch.into()).min(whole));
+            data = rest.get(1..).unwrap_or(&[]);
+            continue;
+        }
+        let Some((length, rest)) = rest.split_first_chunk() else { break };
+        let (frame, rest) = rest.split_at(usize::from(u16::from_le_bytes(*length)).min(rest.len()));
+        data = rest;
+        let hear = &mut |report| {
+            if let Report::Whole(epoch) = report {
+                whole = epoch;
+            }
+        };
+        if staging.take(&Bytes::copy_from_slice(frame), hear).is_err() {
+            return;
+        }
+    }
+    if let Ok(inherited) = staging.finish(whole) {
+        assert_eq!(inherited.last.epoch, whole);
+    }
+}
+
+#[cfg(feature = "fuzzing")]
+mod fuzzing {
+    use mycelium_ram_core::PageIndex;
+
+    use super::PassiveMachine;
+
+    /// Bytes of parts kept.
+    pub(super) const STAGED_BYTES: usize = 1 << 20;
+
+    /// RAM and nothing else.
+    #[derive(Debug)]
+    pub(super) struct SmallMachine {
+        written: [bool; 64],
+    }
+
+    impl SmallMachine {
+        pub(super) fn new() -> SmallMachine {
+            SmallMachine { written: [false; 64] }
+        }
+    }
+
+    impl PassiveMachine for SmallMachine {
+        fn pages(&self) -> u64 {
+            self.written.len() as u64
+        }
+
+        fn write_page(&mut self, page: PageIndex, _: Option<&[u8; 4096]>) {
+            self.written[usize::try_from(page.0).expect("pages are checked")] = true;
+        }
+    }
+}

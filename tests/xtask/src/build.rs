@@ -53,7 +53,7 @@ fn with_guest(profile: &str) -> Result<Built> {
 
 /// Everything is linked statically for this target (`.cargo/config.toml`), so that one build runs on any Linux host and in
 /// the nested lab's bare ones.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// The guest runs at fixed addresses, on whatever processor; see its README.
 const GUEST_FLAGS: &str = "-C relocation-model=static -C target-cpu=x86-64";

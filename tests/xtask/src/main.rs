@@ -45,7 +45,7 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Explore the failover protocol by seeds.
     Sim(sim::SimArgs),
-    /// Throw mutated bytes at every decoder.
+    /// Throw bytes at every decoder, guided by coverage.
     Fuzz(fuzz::FuzzArgs),
     /// Say what this machine has and lacks for building, testing and the demo.
     Doctor,

@@ -72,7 +72,7 @@ fn unit() -> Result<()> {
         Size::Slice,
         "not (package(system-tests) | package(mycelium-sim) | package(slice-tests))",
     )?)?;
-    must(Command::new(built.program("mycelium-fuzz")).args(["--seconds", "0"]))?;
+    must(Command::new(built.program("mycelium-fuzz")).arg("replay"))?;
     must(cargo().args(["test", "--quiet", "--workspace", "--doc"]))
 }
 

@@ -17,6 +17,8 @@ pub(crate) struct Tool {
 
 pub(crate) const GCC: Tool =
     Tool { program: "cc", package: "gcc", reason: "links programs and assembles test guests" };
+/// Not in [`ALL`]: only fuzzing needs it.
+pub(crate) const GXX: Tool = Tool { program: "c++", package: "g++", reason: "builds libFuzzer" };
 pub(crate) const IP: Tool = Tool { program: "ip", package: "iproute2", reason: "lays test networks" };
 pub(crate) const TCPDUMP: Tool =
     Tool { program: "tcpdump", package: "tcpdump", reason: "shows which node really sends" };

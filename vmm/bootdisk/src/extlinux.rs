@@ -114,6 +114,16 @@ impl Reader<'_> {
     }
 }
 
+/// Entry point for fuzzing.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz(text: &str) {
+    use crate::menu::Menu;
+    let Ok(menu) = read(0, "/boot/extlinux.conf", text) else { return };
+    let entries = menu.items.len();
+    assert!(entries <= limits::ENTRIES_MAX && (entries == 0 || menu.default_index() < entries));
+    (0..entries).for_each(|entry| drop(menu.boot(entry)));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::sync::Arc;
 
 use crate::disk::{Disk, Slice};
-use crate::{Options, bls, find, grub, limits, table};
+use crate::{Options, bls, extlinux, find, grub, limits, table};
 
 /// A small ext4 with a boot configuration: records of an offset (u32), a length (u16) and bytes; the rest is zero.
 /// `tests/fixtures/README.md` says how it was made.
@@ -40,6 +40,11 @@ pub fn fuzz_grub(data: &[u8]) {
 /// A boot-loader-spec entry.
 pub fn fuzz_bls(data: &[u8]) {
     bls::fuzz(&String::from_utf8_lossy(data));
+}
+
+/// An `extlinux.conf`.
+pub fn fuzz_extlinux(data: &[u8]) {
+    extlinux::fuzz(&String::from_utf8_lossy(data));
 }
 
 /// A small ext4 with `data` worked into it: each three bytes are a place (u16, counted over what is not zero) and the

@@ -26,6 +26,6 @@ pub use disk::{Disk, RawDisk};
 pub use error::{BootDiskError, PartitionReport};
 pub use fs::Kind;
 #[cfg(feature = "fuzzing")]
-pub use fuzz::{fuzz_bls, fuzz_ext4, fuzz_grub, fuzz_table};
+pub use fuzz::{fuzz_bls, fuzz_ext4, fuzz_extlinux, fuzz_grub, fuzz_table};
 pub use plan::{BootFile, BootPlan};
 pub use search::{Options, find};

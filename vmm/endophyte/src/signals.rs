@@ -31,6 +31,14 @@ impl std::fmt::Debug for Stopper {
     }
 }
 
+#[cfg(feature = "fuzzing")]
+impl Stopper {
+    /// One that nobody hears.
+    pub(crate) fn unheard() -> Self {
+        Self(Hooks::default())
+    }
+}
+
 impl Stopper {
     pub(crate) fn stop(&self) {
         let mut raised = self.0.lock().unwrap_or_else(PoisonError::into_inner);

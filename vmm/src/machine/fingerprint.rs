@@ -171,3 +171,39 @@ fn diff_msrs(mine: &[u32], theirs: &[u32]) -> Vec<String> {
     }
     found
 }
+
+/// Reads `data` as what another node says of its machine and compares it with what a node might say; for a fuzzer.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_fingerprint(data: &[u8]) {
+    let Ok(theirs) = serde_json::from_slice::<MachineFingerprint>(data) else { return };
+    assert!(theirs.diff(&theirs).is_empty(), "a machine is like itself");
+    let mine = example();
+    assert_eq!(mine.diff(&theirs).is_empty(), theirs.diff(&mine).is_empty(), "likeness is mutual");
+    let text = serde_json::to_vec(&theirs).expect("what was read can be written");
+    assert_eq!(serde_json::from_slice::<MachineFingerprint>(&text).ok(), Some(theirs));
+}
+
+/// A small fingerprint; for a fuzzer.
+#[cfg(feature = "fuzzing")]
+pub fn seeds_fingerprint() -> Vec<Vec<u8>> {
+    vec![serde_json::to_vec(&example()).unwrap_or_default()]
+}
+
+#[cfg(feature = "fuzzing")]
+fn example() -> MachineFingerprint {
+    let spec = SpecFingerprint {
+        name: "vm".to_owned(),
+        vcpus: 1,
+        cpu: CpuModel::Host.to_string(),
+        ram_bytes: 16 << 20,
+        kernel: "00".to_owned(),
+        initrd: None,
+        cmdline: "quiet".to_owned(),
+        macs: vec!["02:00:00:00:00:01".to_owned()],
+        devices: vec!["rng".to_owned()],
+        policies: crate::spec::Policies::default(),
+    };
+    let leaf = CpuidLeaf { function: 1, index: 0, registers: [1, 2, 3, 4] };
+    let (devices, cpuid, msrs) = (vec!["net 1, with offloads".to_owned()], vec![leaf], vec![0x10, 0x174]);
+    MachineFingerprint { spec, state_format: FORMAT_VERSION, devices, cpuid, msrs, tsc_khz: 2_000_000 }
+}

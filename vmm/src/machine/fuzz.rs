@@ -35,9 +35,9 @@ const DISK_BYTES: u64 = 4 << 20;
 const BALLOON_FEATURES: u64 = 0b11_0110;
 
 /// A machine with one device, and the state that every script begins with.
-struct Bench {
-    rig: Rig,
-    fresh: Vec<u8>,
+pub(super) struct Bench {
+    pub(super) rig: Rig,
+    pub(super) fresh: Vec<u8>,
     /// Programs of the host, for a socket device.
     program: Option<UnixListener>,
     /// The far ends of a card's queues.
@@ -46,10 +46,10 @@ struct Bench {
 }
 
 /// A folder for sockets, gone with the bench.
-struct Folder(PathBuf);
+pub(super) struct Folder(pub(super) PathBuf);
 
 impl Folder {
-    fn new(device: &str) -> Option<Folder> {
+    pub(super) fn new(device: &str) -> Option<Folder> {
         let name =
             format!("endophyte-fuzz-{}-{device}-{:?}", std::process::id(), std::thread::current().id());
         let path = std::env::temp_dir().join(name);
@@ -66,11 +66,15 @@ impl Drop for Folder {
 
 impl Bench {
     /// `None` where no machine can be built.
-    fn new(name: &str, features: u64, devices: impl FnOnce(&Path) -> DeviceSpecs) -> Option<Bench> {
+    pub(super) fn new(
+        name: &str,
+        features: u64,
+        devices: impl FnOnce(&Path) -> DeviceSpecs,
+    ) -> Option<Bench> {
         Self::build(name, features, false, devices)
     }
 
-    fn build(
+    pub(super) fn build(
         name: &str,
         features: u64,
         card: bool,
@@ -137,7 +141,7 @@ fn drain(wire: &UnixDatagram) {
 }
 
 /// An image of a disk that a script may fill.
-fn disk(folder: &Path) -> DiskSpec {
+pub(super) fn disk(folder: &Path) -> DiskSpec {
     let path = folder.join("disk");
     // Where it cannot be made no machine can be built either, and nothing is fuzzed.
     drop(File::create(&path).and_then(|file| file.set_len(DISK_BYTES)));

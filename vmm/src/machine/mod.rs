@@ -18,7 +18,12 @@ mod fingerprint;
 mod fitted;
 #[cfg(any(test, feature = "fuzzing"))]
 mod fuzz;
+#[cfg(any(test, feature = "fuzzing"))]
+mod fuzz_board;
+#[cfg(any(test, feature = "fuzzing"))]
+mod fuzz_image;
 mod lifecycle;
+mod linger;
 mod metrics;
 mod migrate;
 #[cfg(test)]
@@ -55,11 +60,17 @@ pub use crate::kvm::{KvmUnavailable, keep_open as keep_kvm_open};
 pub use error::MachineError;
 pub use events::{EventReceiver, MachineEvent};
 pub use fingerprint::MachineFingerprint;
+#[cfg(feature = "fuzzing")]
+pub use fingerprint::{fuzz_fingerprint, seeds_fingerprint};
 #[cfg(any(test, feature = "fuzzing"))]
 pub use fuzz::{
     fuzz_balloon, fuzz_block, fuzz_console, fuzz_net, fuzz_rng, fuzz_vsock, seeds_balloon, seeds_block,
     seeds_console, seeds_net, seeds_rng, seeds_vsock,
 };
+#[cfg(any(test, feature = "fuzzing"))]
+pub use fuzz_board::{fuzz_pci, fuzz_ports, fuzz_restore, seeds_pci, seeds_ports, seeds_restore};
+#[cfg(any(test, feature = "fuzzing"))]
+pub use fuzz_image::{fuzz_qcow2, seeds_qcow2};
 pub use lifecycle::PauseTimes;
 pub use metrics::{MachineMetrics, Numbered};
 pub use migrate::DiskSize;

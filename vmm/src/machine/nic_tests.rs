@@ -234,3 +234,24 @@ proptest! {
         }
     }
 }
+
+/// A driver without event indices was notified of, and had to notify of, every single frame.
+#[test]
+fn nobody_is_told_what_he_does_not_wait_for() {
+    const INTERRUPT_STATUS: u64 = 0x1000;
+    let Some(mut driver) = Driver::new() else { return };
+    driver.machine.set_rx_enabled(true);
+    driver.device.serve(RX);
+    assert_eq!(driver.get(used(RX), 2), [0, 0], "the card waits for buffers");
+    driver.receive(0);
+    assert_eq!(driver.get(used(RX), 2), [1, 0], "it has one, and waits for frames");
+    driver.send(8, &[1; 60]);
+    assert_eq!(driver.get(used(TX), 2), [0, 0], "it waits for frames to send");
+    assert_eq!(driver.read(INTERRUPT_STATUS), [1]);
+    driver.put(avail(TX), &[1, 0]);
+    driver.send(9, &[2; 60]);
+    assert_eq!((driver.used(TX), driver.read(INTERRUPT_STATUS)), (2, [0]), "sent, and no interrupt");
+    driver.put(avail(TX), &[0, 0]);
+    driver.send(10, &[3; 60]);
+    assert_eq!((driver.used(TX), driver.read(INTERRUPT_STATUS)), (3, [1]));
+}

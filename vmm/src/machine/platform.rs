@@ -157,6 +157,8 @@ impl Platform {
     /// The guest has let go of what is in `slot`, on its own or when it was asked to. From here on the device does nothing;
     /// its files are closed when it is cleared away.
     fn eject(&self, slot: u16) {
+        // Held to the end: until it is among the ejected, nobody finds the slot free.
+        let mut ejected = lock(&self.ejected);
         let taken = {
             let devices = &mut self.fitted_mut().0;
             let place = devices.iter().position(|fitted| fitted.slot == slot && fitted.removable);
@@ -165,7 +167,7 @@ impl Platform {
         let Some(fitted) = taken else { return };
         self.pci.plug(slot, None);
         fitted.device().pause();
-        lock(&self.ejected).push(fitted);
+        ejected.push(fitted);
         self.with_acpi(|acpi| acpi.hotplug.gone(slot));
         self.events.push(MachineEvent::Ejected { slot });
     }

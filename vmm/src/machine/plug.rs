@@ -196,7 +196,7 @@ impl Machine {
     }
 
     fn room_for_disk(&self, spec: &DiskSpec) -> Result<u16, PlugError> {
-        let devices = self.platform.fitted();
+        let devices = self.platform.fitted().clone();
         if devices.disks().count() >= DISKS_MAX {
             return Err(PlugError::Full { what: "disks", most: DISKS_MAX });
         }
@@ -207,7 +207,7 @@ impl Machine {
     }
 
     fn room_for_nic(&self, spec: &NetSpec) -> Result<u16, PlugError> {
-        let devices = self.platform.fitted();
+        let devices = self.platform.fitted().clone();
         if devices.nics().count() >= NICS_MAX {
             return Err(PlugError::Full { what: "network cards", most: NICS_MAX });
         }
@@ -222,6 +222,7 @@ impl Machine {
         self.free_slot(&devices, spec.slot)
     }
 
+    /// `devices` is a copy: an ejection under way, which [`is_ejected`](super::platform::Platform::is_ejected) waits for, changes the original.
     fn free_slot(&self, devices: &Devices, said: Option<u16>) -> Result<u16, PlugError> {
         if !self.platform.is_pluggable() {
             return Err(PlugError::Fixed);

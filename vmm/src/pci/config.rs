@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::arch::layout::PCI_WINDOW;
 use crate::state::{Fields, Payload, StateError};
 
 /// Bytes of configuration space reached through the ports.
@@ -121,13 +122,16 @@ impl ConfigSpace {
         self.bytes[offset]
     }
 
-    /// Where BAR 0 of `bytes` answers now, if it does.
+    /// Where BAR 0 of `bytes` answers now, if it does: the host bridge passes on nothing outside its window, so that no
+    /// function answers where RAM or an interrupt controller is.
     pub(crate) fn bar0(&self, bytes: u32) -> Option<Range<u64>> {
         if self.bytes[COMMAND] & COMMAND_MEMORY == 0 {
             return None;
         }
         let base = u64::from(bar0_base(&self.bytes));
-        (base != 0).then(|| base..base + u64::from(bytes))
+        let (first, last) = (u64::from(PCI_WINDOW.0), u64::from(PCI_WINDOW.1));
+        let range = base..base + u64::from(bytes);
+        (range.start >= first && range.end <= last + 1).then_some(range)
     }
 
     /// Writes the space into a state.
@@ -186,6 +190,19 @@ mod tests {
         assert_eq!(space.bar0(0x8000), Some(0xd000_0000..0xd000_8000));
         space.write(COMMAND, &[0]);
         assert_eq!(space.bar0(0x8000), None);
+    }
+
+    #[test]
+    fn a_bar_moved_over_ram_or_the_interrupt_controllers_answers_nowhere() {
+        let mut space = space();
+        space.add_bar0(0x8000);
+        space.place_bar0(0xc000_0000);
+        for base in [0u32, 0x10_0000, 0xbfff_8000, 0xfec0_0000, 0xfee0_0000, 0xffff_8000] {
+            space.write(BAR0, &base.to_le_bytes());
+            assert_eq!(space.bar0(0x8000), None, "{base:#x}");
+        }
+        space.write(BAR0, &0xfebf_8000u32.to_le_bytes());
+        assert_eq!(space.bar0(0x8000), Some(0xfebf_8000..0xfec0_0000));
     }
 
     #[test]

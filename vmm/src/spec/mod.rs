@@ -73,6 +73,8 @@ pub use memory::HugePages;
 pub use net::NetSpec;
 pub use slots::Slots;
 pub use table::{DeviceTable, MISSING_BASE};
+#[cfg(feature = "fuzzing")]
+pub use parse::{fuzz_spec, seeds_spec};
 
 /// A VM spec whose values have all been checked.
 #[derive(Clone, Debug, PartialEq, Eq)]

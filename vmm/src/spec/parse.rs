@@ -294,3 +294,30 @@ fn check_initrd(path: &Path) -> Result<(), SpecError> {
         remedy: "check path and permissions",
     })
 }
+
+/// Reads `data` as a spec file, without looking at the files it names; for a fuzzer.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_spec(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let Ok(written) = toml::from_str::<Written>(&text) else { return };
+    let Ok(spec) = written.check(Path::new("/base")) else { return };
+    assert!((1..=VCPUS_MAX).contains(&spec.vcpus));
+    assert!((RAM_BYTES_MIN..=RAM_BYTES_MAX).contains(&spec.ram_bytes));
+    assert!(spec.cmdline.len() < CMDLINE_BYTES_MAX && spec.name.len() <= NAME_BYTES_MAX);
+    if matches!(spec.boot, BootSpec::Disk { .. }) {
+        spec.fingerprint().expect("no file is read for it");
+    }
+}
+
+/// A spec with everything in it, and a small one; for a fuzzer.
+#[cfg(feature = "fuzzing")]
+pub fn seeds_spec() -> Vec<Vec<u8>> {
+    let whole = "name = \"shop\"\nvcpus = 2\ncpu = \"x86-64-v3\"\nram_mib = 512\nhuge_pages = \"advise\"\nkernel = \"vmlinuz\"\n\
+        initrd = \"initrd.img\"\ncmdline = \"console=ttyS0\"\nserial = \"stdio\"\non_panic = \"stop\"\non_triple_fault = \"reset\"\n\
+        on_watchdog = \"pause\"\nrng = true\nballoon = true\n[[net]]\ntap = \"tap0\"\nmac = \"02:00:00:00:00:01\"\noffload = true\n\
+        queues = 2\nbytes_per_s = 12500000\npackets_per_s = 10000\n[[disk]]\npath = \"debian.qcow2\"\nformat = \"qcow2\"\n\
+        readonly = false\nserial = \"disk0\"\ncache = \"writeback\"\nqueues = 2\niops = 1000\nbytes_per_s = 100000000\n\
+        [vsock]\ncid = 3\nsocket = \"vsock.sock\"\n[[console]]\nname = \"org.example.port\"\nsocket = \"console.sock\"\n";
+    let disk = "name = \"a\"\nram_bytes = 16777216\nboot_entry = \"x\"\n[[disk]]\npath = \"a.raw\"\ncache = \"direct\"\n";
+    vec![whole.as_bytes().to_vec(), disk.as_bytes().to_vec()]
+}

@@ -137,11 +137,12 @@ fn page_at(page: u8) -> u64 {
     BUFFERS + PAGE * u64::from(page)
 }
 
-struct Reader<'a>(&'a [u8]);
+/// Takes arguments off the front of a script, zeroes when it has run out.
+pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Reader<'a> {
     /// Up to `length` bytes.
-    fn take(&mut self, length: usize) -> &'a [u8] {
+    pub(crate) fn take(&mut self, length: usize) -> &'a [u8] {
         let (head, rest) = self.0.split_at(length.min(self.0.len()));
         self.0 = rest;
         head
@@ -154,15 +155,15 @@ impl<'a> Reader<'a> {
         array
     }
 
-    fn u8(&mut self) -> u8 {
+    pub(crate) fn u8(&mut self) -> u8 {
         self.array::<1>()[0]
     }
 
-    fn u16(&mut self) -> u16 {
+    pub(crate) fn u16(&mut self) -> u16 {
         u16::from_le_bytes(self.array())
     }
 
-    fn u32(&mut self) -> u32 {
+    pub(crate) fn u32(&mut self) -> u32 {
         u32::from_le_bytes(self.array())
     }
 
@@ -171,7 +172,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Width of a register access.
-    fn width(&mut self) -> usize {
+    pub(crate) fn width(&mut self) -> usize {
         1 << (self.u8() % 4)
     }
 

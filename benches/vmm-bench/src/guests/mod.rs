@@ -28,8 +28,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) wire: Option<&'a Wire>,
     /// A disk past the host's page cache, one queue.
     pub(crate) disk: Option<PathBuf>,
-    /// A socket by which the machine can be saved.
-    pub(crate) control: bool,
+    /// The folder it can be saved to, by order of a socket.
+    pub(crate) saves_to: Option<&'a Path>,
     /// Guest RAM must be told from the process' other memory.
     pub(crate) named_ram: bool,
 }
@@ -75,6 +75,6 @@ pub(crate) trait Vmm {
     /// Writes what the process will read, into `folder`, which is its own.
     fn prepare(&self, setup: &Setup<'_>, begin: Begin<'_>, folder: &Path) -> Result<Prepared>;
 
-    /// Saves a running guest to `file` and ends it. Its setup had `control`.
+    /// Saves a running guest to `file` and ends it. Its setup had `saves_to`.
     fn save(&self, running: Running, file: &Path, stop: &Stop) -> Result<()>;
 }

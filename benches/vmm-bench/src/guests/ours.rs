@@ -37,8 +37,8 @@ impl Vmm for Endophyte {
         if let Begin::Restore(file) = begin {
             command.arg("--restore").arg(file);
         }
-        if setup.control {
-            command.arg("--api").arg(folder.join(API));
+        if let Some(reach) = setup.saves_to {
+            command.arg("--api").arg(folder.join(API)).arg("--reach").arg(reach);
         }
         Ok(Prepared { command, inherited: Vec::new() })
     }
@@ -113,5 +113,8 @@ mod tests {
         assert_eq!((plain.len(), plain[0].as_str(), plain[1].as_str()), (3, "run", "--spec"));
         let restored = words(&Setup::default(), Begin::Restore(Path::new("snap")));
         assert_eq!(restored[3..], ["--restore", "snap"]);
+        // It is confined to the files of its spec: where a snapshot goes has to be said.
+        let saved = words(&Setup { saves_to: Some(Path::new("/work")), ..Setup::default() }, Begin::Boot);
+        assert_eq!(saved[saved.len() - 2..], ["--reach", "/work"]);
     }
 }

@@ -84,7 +84,7 @@ impl Qemu {
         }
         add("-kernel", self.guest.display().to_string());
         add("-append", setup.cmdline());
-        if setup.control {
+        if setup.saves_to.is_some() {
             add("-qmp", format!("unix:{},server=on,wait=off", folder.join(QMP).display()));
         }
         words.extend(self.card(setup));

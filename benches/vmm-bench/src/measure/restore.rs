@@ -45,7 +45,7 @@ fn setup(wire: &Wire) -> Setup<'_> {
 /// Boots a guest, has it write memory, and saves it.
 fn save(bench: &Bench, vmm: &dyn Vmm) -> Result<()> {
     let wire = Wire::lay()?;
-    let setup = Setup { control: true, ..setup(&wire) };
+    let setup = Setup { saves_to: Some(bench.work()), ..setup(&wire) };
     let mut running = bench.start(vmm, &setup, Begin::Boot)?;
     running.ready(&bench.stop)?;
     let mut client = Client::knock(wire.server()?, &bench.stop)?;

@@ -7,11 +7,15 @@ use crate::disk::Format;
 use crate::{Cache, ImageError, Observer};
 
 /// A disk generator, a port forwarder, a store to lose nothing of, a language, something to compute with, and a root that
-/// is not written to (`overlayroot=tmpfs`).
-const PACKAGES: [&str; 6] = ["fio", "socat", "redis-server", "python3-minimal", "openssl", "overlayroot"];
+/// is not written to (`overlayroot=tmpfs`), whose script in the initramfs takes busybox's `grep` without saying so.
+const PACKAGES: [&str; 7] =
+    ["fio", "socat", "redis-server", "python3-minimal", "openssl", "overlayroot", "busybox"];
 /// The store serves everybody: a test's network has nobody else.
 const OPEN_REDIS: &str =
     "sed -i -e 's/^bind .*/bind * -::*/' -e 's/^protected-mode .*/protected-mode no/' /etc/redis/redis.conf";
+/// A start on an emulated processor is slow, not hung: systemd gives a console or a service up after 90 s otherwise.
+const PATIENT_SYSTEMD: &str = "mkdir -p /etc/systemd/system.conf.d && printf '%s\\n' '[Manager]' DefaultTimeoutStartSec=900 \
+                               DefaultDeviceTimeoutSec=900 >/etc/systemd/system.conf.d/patience.conf";
 
 /// A Debian for tests, in both formats. Not to be written to: copy it, or lay an overlay over it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,7 +46,7 @@ pub fn debian_test_image(
 fn options(address: StaticAddress) -> DebianOptions {
     DebianOptions {
         include: PACKAGES.map(str::to_owned).to_vec(),
-        commands: vec![OPEN_REDIS.to_owned()],
+        commands: [OPEN_REDIS, PATIENT_SYSTEMD].map(str::to_owned).to_vec(),
         address: Some(address),
         root: RootLogin::Passwordless,
         ..DebianOptions::default()

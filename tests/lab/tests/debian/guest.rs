@@ -10,7 +10,7 @@ use mycelium_lab::{ExitStatus, Process, Stream};
 use super::bench::{BUSYBOX, Bench, ENDOPHYTE, MYCELIUM, spec};
 
 /// Debian takes about a minute to its login on a free machine; nobody waits this out unless it hangs.
-pub(crate) const BOOT_PATIENCE: Duration = Duration::from_secs(500);
+pub(crate) const BOOT_PATIENCE: Duration = Duration::from_secs(900);
 /// For a command in the guest.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(240);
 /// Interval of looks at a host or a guest; each look takes its time itself.

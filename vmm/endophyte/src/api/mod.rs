@@ -1,8 +1,13 @@
 //! The runtime API: gRPC on a Unix socket, for a node's daemon, a containerd shim, an operator.
 
 mod console;
+#[cfg(feature = "fuzzing")]
+mod fuzz;
 mod info;
 mod service;
+
+#[cfg(feature = "fuzzing")]
+pub use fuzz::{fuzz_api, seeds_api};
 
 use std::path::Path;
 use std::sync::Arc;

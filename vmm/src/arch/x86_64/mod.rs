@@ -8,3 +8,6 @@ pub mod layout;
 pub(crate) mod msrs;
 pub(crate) mod time;
 pub(crate) mod vcpu_state;
+
+#[cfg(feature = "fuzzing")]
+pub use boot::{fuzz_kernel, seeds_kernel};

@@ -14,11 +14,16 @@ use imago::{FormatAccess, FormatDriverBuilder, Storage, StorageOpenOptions};
 use serde::{Deserialize, Serialize};
 
 use super::request::SECTOR_BYTES;
+use crate::limits::DISK_LAYERS_MAX;
 use crate::spec::{DiskCache, DiskFormat, DiskSpec};
 
 const QCOW2_MAGIC: &[u8; 4] = b"QFI\xfb";
 /// Offset of the disk's size in the header of a qcow2 image.
 const QCOW2_SIZE_AT: u64 = 24;
+/// Offset of the place of a qcow2 image's refcount table in its header.
+const QCOW2_COUNTS_AT: u64 = 48;
+/// Bits of an entry of that table that are not part of a place.
+const QCOW2_COUNTS_RESERVED: u64 = 0x1ff;
 /// Largest block a guest is told of.
 const BLOCK_BYTES_MAX: u64 = 4096;
 
@@ -202,6 +207,9 @@ impl DiskImage {
                 Ok(DiskImage { store: Store::Raw(file), geometry, memory_align, plain, found })
             }
             DiskFormat::Qcow2 => {
+                if !spec.readonly {
+                    check_counts(&plain, path)?;
+                }
                 let access = open_qcow2(path, !spec.readonly, direct)?;
                 let geometry = geometry(access.size(), 512, spec);
                 check_size(access.size(), geometry, path)?;
@@ -214,6 +222,26 @@ impl DiskImage {
                 })
             }
         }
+    }
+}
+
+#[cfg(any(test, feature = "fuzzing"))]
+impl DiskImage {
+    /// Reads, and writes if that is allowed, at both ends and in the middle; `surveyed` is what was said of it unopened.
+    pub(crate) fn fuzz(&mut self, surveyed: Geometry) {
+        assert_eq!(self.geometry, surveyed, "an image is as large as it was said to be");
+        let Store::Format(access) = &mut self.store else { return };
+        let (mut sector, sectors) = ([0; 512], self.geometry.bytes / SECTOR_BYTES);
+        // What is damaged may fail; it may not do worse.
+        for offset in [0, sectors / 2, sectors - 1].map(|sector| sector * SECTOR_BYTES) {
+            let _ = access.read(&mut sector[..], offset);
+            if !self.geometry.readonly {
+                let _ = access.write(&sector[..], offset);
+                let _ = access.write_zeroes(offset, SECTOR_BYTES);
+                let _ = access.discard_to_any(offset, SECTOR_BYTES);
+            }
+        }
+        let _ = access.flush();
     }
 }
 
@@ -269,6 +297,20 @@ fn qcow2_bytes(file: &File) -> io::Result<u64> {
     Ok(u64::from_be_bytes(bytes))
 }
 
+/// Refuses an image to be written whose refcounts begin with none for its own header: whoever allocates in it would put
+/// refcounts over the header, and `imago` looks for a place for them without end.
+fn check_counts(file: &File, path: &Path) -> Result<(), ImageError> {
+    let damaged = |source| ImageError::Damaged { path: path.to_owned(), source };
+    let mut number = [0; 8];
+    file.read_exact_at(&mut number, QCOW2_COUNTS_AT).map_err(damaged)?;
+    let table = u64::from_be_bytes(number);
+    file.read_exact_at(&mut number, table).map_err(damaged)?;
+    if u64::from_be_bytes(number) & !QCOW2_COUNTS_RESERVED != 0 {
+        return Ok(());
+    }
+    Err(damaged(io::Error::new(io::ErrorKind::InvalidData, "its refcounts leave out its own header")))
+}
+
 /// Opens a qcow2 image and what it is based on.
 fn open_qcow2(path: &Path, write: bool, direct: bool) -> Result<FormatAccess<ImagoFile>, ImageError> {
     let damaged = |source| ImageError::Damaged { path: path.to_owned(), source };
@@ -278,20 +320,24 @@ fn open_qcow2(path: &Path, write: bool, direct: bool) -> Result<FormatAccess<Ima
     let image = Qcow2::<ImagoFile>::builder_path(path)
         .storage_open_options(StorageOpenOptions::new().direct(direct))
         .write(write)
-        .open(SameFolder(folder))
+        .open(SameFolder { folder, layers: DISK_LAYERS_MAX })
         .map_err(damaged)?;
     Ok(FormatAccess::new(image))
 }
 
 /// Lets an image be based on files of its own folder only. An image from elsewhere could otherwise name any file of
-/// the host, and its guest would read it.
+/// the host, and its guest would read it. And of not too many: one that is based on itself would have no end.
 #[derive(Clone, Debug)]
-struct SameFolder(PathBuf);
+struct SameFolder {
+    folder: PathBuf,
+    /// How many may still follow.
+    layers: usize,
+}
 
 impl SameFolder {
     fn check(&self, path: Option<&Path>) -> io::Result<()> {
         let named = path.ok_or_else(|| io::Error::other("names a file it is based on, but no path"))?;
-        if named.canonicalize()?.parent() == Some(&self.0) {
+        if named.canonicalize()?.parent() == Some(&self.folder) {
             return Ok(());
         }
         let said =
@@ -306,7 +352,13 @@ impl ImplicitOpenGate<ImagoFile> for SameFolder {
         builder: F,
     ) -> io::Result<FormatAccess<ImagoFile>> {
         self.check(builder.get_image_path().as_deref())?;
-        Ok(FormatAccess::new(builder.open(self.clone())?))
+        let Some(layers) = self.layers.checked_sub(1) else {
+            let said = format!(
+                "is based on itself, or on a row of more than {DISK_LAYERS_MAX} images; make one of them: qemu-img convert"
+            );
+            return Err(io::Error::other(said));
+        };
+        Ok(FormatAccess::new(builder.open(SameFolder { layers, ..self.clone() })?))
     }
 
     fn open_storage(&mut self, options: StorageOpenOptions) -> io::Result<ImagoFile> {

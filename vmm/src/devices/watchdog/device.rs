@@ -42,9 +42,9 @@ impl Watchdog {
         self.timer.as_raw_fd()
     }
 
-    /// The guest feeds the watchdog, or disarms it.
+    /// The guest feeds the watchdog, or disarms it. The register has 16 bits; what a wider access has beyond them is lost.
     pub(crate) fn write(&mut self, data: &[u8]) {
-        let count = data.iter().rev().fold(0u32, |value, byte| value << 8 | u32::from(*byte));
+        let count = data.iter().take(2).rev().fold(0u32, |value, byte| value << 8 | u32::from(*byte));
         self.set(match count {
             0 => Countdown::Off,
             n => Countdown::Until(Instant::now() + TICK * n),
@@ -111,6 +111,15 @@ mod tests {
         assert!(matches!(watchdog.countdown, Countdown::Until(_)));
         watchdog.write(&[0]);
         assert_eq!(watchdog.countdown, Countdown::Off);
+    }
+
+    #[test]
+    fn a_countdown_written_wide_is_one_that_can_be_restored() {
+        let mut watchdog = Watchdog::new().unwrap();
+        watchdog.write(&[0xff; 4]);
+        watchdog.pause();
+        let Countdown::Left(left) = watchdog.countdown else { panic!("armed and paused") };
+        assert!(left <= TICK * 0xffff, "{left:?}");
     }
 
     #[test]

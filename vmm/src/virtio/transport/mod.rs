@@ -10,6 +10,7 @@
 mod doorbells;
 mod layout;
 mod persist;
+mod queue;
 mod registers;
 
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use doorbells::Doorbells;
 pub(crate) use layout::BAR_BYTES;
 use layout::{COMMON, DEVICE, ISR, NOTIFY, PENDING, TABLE, add_virtio_capabilities, identity, locate};
 pub(crate) use persist::TransportState;
+use queue::VirtQueue;
 
 /// No vector.
 const NO_VECTOR: u16 = 0xffff;
@@ -94,12 +96,6 @@ struct Registers {
     generation: u8,
     queue_select: u16,
     isr: u8,
-}
-
-#[derive(Debug)]
-struct VirtQueue {
-    queue: Queue,
-    vector: u16,
 }
 
 impl Transport {
@@ -184,15 +180,7 @@ impl Transport {
     /// # Errors
     /// [`ChainError`]: the caller calls [`Transport::break_down`].
     pub(crate) fn pop(&mut self, index: u16, memory: &Memory, chain: &mut Chain) -> Result<bool, ChainError> {
-        let queue = &mut self.queues[usize::from(index)].queue;
-        if !queue.ready() {
-            return Ok(false);
-        }
-        let mut available = queue.iter(memory).map_err(|_| ChainError::Ring)?;
-        match available.next() {
-            Some(descriptors) => chain.walk(descriptors).map(|()| true),
-            None => Ok(false),
-        }
+        self.queues[usize::from(index)].pop(memory, chain)
     }
 
     /// Gives the chain popped last back; it will be popped again.
@@ -205,11 +193,7 @@ impl Transport {
     /// # Errors
     /// [`ChainError::Ring`] when the ring has left RAM.
     pub(crate) fn rearm(&mut self, index: u16, memory: &Memory) -> Result<bool, ChainError> {
-        let queue = &mut self.queues[usize::from(index)].queue;
-        if !queue.ready() {
-            return Ok(false);
-        }
-        queue.enable_notification(memory).map_err(|_| ChainError::Ring)
+        self.queues[usize::from(index)].rearm(memory)
     }
 
     /// Returns the chain that begins with descriptor `head` to the driver, with `written` bytes in it.
@@ -232,10 +216,10 @@ impl Transport {
     /// # Errors
     /// [`ChainError::Ring`] when the ring has left RAM.
     pub(crate) fn signal(&mut self, index: u16, memory: &Memory) -> Result<(), ChainError> {
-        let VirtQueue { queue, vector } = &mut self.queues[usize::from(index)];
-        if queue.needs_notification(memory).map_err(|_| ChainError::Ring)? {
+        let queue = &mut self.queues[usize::from(index)];
+        if queue.wants_interrupt(memory)? {
             self.registers.isr |= ISR_QUEUE;
-            self.msix.raise(*vector);
+            self.msix.raise(queue.vector);
         }
         Ok(())
     }
@@ -331,17 +315,6 @@ impl Transport {
             DEVICE => Some(Action::Configure { offset: within }),
             _ => None,
         }
-    }
-}
-
-impl VirtQueue {
-    fn new() -> VirtQueue {
-        VirtQueue { queue: new_queue(), vector: NO_VECTOR }
-    }
-
-    fn reset(&mut self) {
-        self.queue.reset();
-        self.vector = NO_VECTOR;
     }
 }
 

@@ -28,9 +28,9 @@ impl Transport {
     pub(crate) fn restore(&mut self, state: &TransportState) {
         self.registers = state.registers;
         for (mine, theirs) in self.queues.iter_mut().zip(&state.queues) {
-            mine.vector = theirs.1;
             // Decoding has already built this queue once.
-            mine.queue = Queue::try_from(theirs.0).unwrap_or_else(|_| new_queue());
+            let queue = Queue::try_from(theirs.0).unwrap_or_else(|_| new_queue());
+            *mine = VirtQueue::of(queue, theirs.1);
         }
         self.config.restore(&state.config);
         self.msix.restore(&state.msix, &self.config);

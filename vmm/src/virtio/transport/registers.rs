@@ -33,7 +33,7 @@ impl Transport {
         put(0x12, &u16::try_from(self.queues.len()).unwrap_or(0).to_le_bytes());
         put(0x14, &[registers.status, registers.generation]);
         put(0x16, &registers.queue_select.to_le_bytes());
-        if let Some(VirtQueue { queue, vector }) = self.selected() {
+        if let Some(VirtQueue { queue, vector, .. }) = self.selected() {
             put(0x18, &queue.size().to_le_bytes());
             put(0x1a, &vector.to_le_bytes());
             put(0x1c, &u16::from(queue.ready()).to_le_bytes());
@@ -87,7 +87,7 @@ impl Transport {
     fn queue_write(&mut self, offset: usize, value: u32, short: u16, memory: &Memory) {
         let vector = self.existing_vector(short);
         let event_idx = self.negotiated(VIRTIO_RING_F_EVENT_IDX);
-        let Some(VirtQueue { queue, vector: queue_vector }) =
+        let Some(VirtQueue { queue, vector: queue_vector, .. }) =
             self.queues.get_mut(usize::from(self.registers.queue_select))
         else {
             return;

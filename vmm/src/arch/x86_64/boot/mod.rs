@@ -324,3 +324,84 @@ fn segment(selector: u16, type_: u8) -> kvm_segment {
         padding: 0,
     }
 }
+
+/// Loads `data` as a kernel into a small guest, with an initrd beside it; for a fuzzer.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_kernel(data: &[u8]) {
+    thread_local! {
+        static RAM: Option<GuestRam> = GuestRam::new(crate::limits::RAM_BYTES_MIN).ok();
+    }
+    const INITRD: &[u8] = &[7; 5000];
+    RAM.with(|ram| {
+        let Some(ram) = ram else { return };
+        let initrd = Initrd { bytes: INITRD.len() as u64, reader: Box::new(INITRD) };
+        let source = BootSource {
+            kernel: Named { name: "kernel".to_owned(), content: io::Cursor::new(data.to_vec()) },
+            initrds: vec![Named { name: "initrd".to_owned(), content: initrd }],
+            cmdline: "console=ttyS0",
+            vcpus: 2,
+        };
+        let Ok(Entry { protocol, .. }) = load(ram, source) else { return };
+        let (map, module) = match protocol {
+            Protocol::Pvh => (layout::PVH_MEMORY_MAP, layout::PVH_MODULES),
+            Protocol::Linux => (layout::ZERO_PAGE + 0x2d0, layout::ZERO_PAGE + 0x218),
+        };
+        let number = |at| ram.memory().read_obj::<u64>(GuestAddress(at)).expect("boot structures lie in RAM");
+        let initrd =
+            if let Protocol::Linux = protocol { number(module) & 0xffff_ffff } else { number(module) };
+        let mut found = [0; INITRD.len()];
+        ram.memory().read_slice(&mut found, GuestAddress(initrd)).expect("an initrd lies in RAM");
+        assert_eq!(found, INITRD, "the guest finds its initrd where it is told");
+        assert_eq!((number(map), number(map + 8)), (0, layout::CONVENTIONAL_END), "and its memory");
+    });
+}
+
+/// An ELF kernel with a PVH note and a bzImage, both as small as they can be; for a fuzzer.
+#[cfg(feature = "fuzzing")]
+pub fn seeds_kernel() -> Vec<Vec<u8>> {
+    vec![small_elf(), small_bzimage()]
+}
+
+#[cfg(feature = "fuzzing")]
+fn small_elf() -> Vec<u8> {
+    let header = |kind: u32, offset: u64, address: u64, bytes: u64| {
+        let words = [offset, address, address, bytes, bytes, 4];
+        [kind.to_le_bytes(), 7u32.to_le_bytes()]
+            .concat()
+            .into_iter()
+            .chain(words.into_iter().flat_map(u64::to_le_bytes))
+    };
+    let mut elf = vec![0; 64];
+    elf[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+    // Executable, x86-64, version 1, entry, program headers behind this one, their size and number.
+    for (at, bytes) in [(16, &2u16.to_le_bytes()[..]), (18, &62u16.to_le_bytes()), (20, &1u32.to_le_bytes())]
+    {
+        elf[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+    elf[24..32].copy_from_slice(&0x10_0000u64.to_le_bytes());
+    elf[32..40].copy_from_slice(&64u64.to_le_bytes());
+    (elf[52], elf[54], elf[56]) = (64, 56, 2);
+    elf.extend(header(1, 0, 0x10_0000, 256));
+    elf.extend(header(4, 176, 0, 20));
+    for word in [4u32, 4, 18, u32::from_le_bytes(*b"Xen\0"), 0x10_0040] {
+        elf.extend(word.to_le_bytes());
+    }
+    elf.resize(256, 0x90);
+    elf
+}
+
+#[cfg(feature = "fuzzing")]
+fn small_bzimage() -> Vec<u8> {
+    let mut image = vec![0; 2 * 512 + 64];
+    // One sector of setup, boot flag, magic, version, loaded high, alignment, address and room it wants.
+    image[0x1f1] = 1;
+    image[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x206..0x208].copy_from_slice(&0x020fu16.to_le_bytes());
+    image[0x211] = 1;
+    image[0x214..0x218].copy_from_slice(&0x10_0000u32.to_le_bytes());
+    image[0x22c..0x230].copy_from_slice(&0x7fff_ffffu32.to_le_bytes());
+    image[0x258..0x260].copy_from_slice(&0x10_0000u64.to_le_bytes());
+    image[0x260..0x264].copy_from_slice(&0x1000u32.to_le_bytes());
+    image
+}

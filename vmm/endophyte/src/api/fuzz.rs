@@ -1,0 +1,121 @@
+//! Calls of a client that sends what it pleases, up to where a machine would be touched.
+
+use std::sync::Weak;
+
+use endophyte_api::vm_server::Vm;
+use endophyte_api::{
+    MigrateRequest, ResizeConsoleRequest, SetAllowedRequest, SetReplicasRequest, SnapshotRequest,
+};
+use prost::Message;
+use tonic::{Code, Request, Status};
+
+use super::*;
+use crate::console::Tape;
+use crate::desk::{Allowed, Hands, Order, Peering};
+use crate::limits::ALLOWED_KEYS;
+use crate::replicas::Replicas;
+use crate::signals::Stopper;
+
+/// Reads `data` as a byte that chooses the call and its request, and makes the call at two desks: of a VM that runs alone, and of
+/// one that is protected.
+pub fn fuzz_api(data: &[u8]) {
+    let Some((call, request)) = data.split_first() else { return };
+    let runtime =
+        Builder::new_current_thread().enable_time().build().expect("a runtime without I/O can be had");
+    for protected in [false, true] {
+        runtime.block_on(one_call(protected, *call, request));
+    }
+}
+
+async fn one_call(protected: bool, call: u8, data: &[u8]) {
+    let desk = desk(protected);
+    let (_ending, end) = watch::channel(false);
+    let service = Service::new(Arc::clone(&desk), end);
+    let answer = match call % 14 {
+        0 => made(data, |r| service.info(r)).await,
+        1 => made(data, |r| service.watch(r)).await,
+        2 => made(data, |r| service.pause(r)).await,
+        3 => made(data, |r| service.resume(r)).await,
+        4 => made(data, |r| service.set_replicas(r)).await,
+        5 => made(data, |r| service.set_allowed(r)).await,
+        6 => made(data, |r| service.snapshot(r)).await,
+        7 => made(data, |r| service.migrate(r)).await,
+        8 => made(data, |r| service.cancel_migration(r)).await,
+        9 => made(data, |r| service.press_power_button(r)).await,
+        10 => made(data, |r| service.set_balloon(r)).await,
+        11 => made(data, |r| service.resize_console(r)).await,
+        12 => made(data, |r| service.metrics(r)).await,
+        _ => made(data, |r| service.stop(r)).await,
+    };
+    if let Some(Err(status)) = answer {
+        let known = [Code::InvalidArgument, Code::FailedPrecondition, Code::NotFound];
+        assert!(known.contains(&status.code()) && !status.message().is_empty(), "{status}");
+    }
+    if let Some(peering) = &desk.peering {
+        assert!(peering.allowed.keys().len() <= ALLOWED_KEYS);
+        assert!(peering.replicas.views().len() <= mycelium_ram_core::limits::PEERS);
+    }
+}
+
+/// The answer to a request, if `data` is one.
+async fn made<R: Message + Default, A, F>(
+    data: &[u8],
+    call: impl FnOnce(Request<R>) -> F,
+) -> Option<Result<(), Status>>
+where
+    F: Future<Output = Result<A, Status>>,
+{
+    let request = R::decode(data).ok()?;
+    Some(call(Request::new(request)).await.map(drop))
+}
+
+/// A desk whose guest obeys, and whose machine is always just going away.
+fn desk(protected: bool) -> Arc<Desk> {
+    let status = crate::rundir::Status::default();
+    let board = watch::Sender::new(status);
+    let peering =
+        protected.then(|| Peering { replicas: Replicas::new(board.clone()), allowed: Allowed::default() });
+    let desk = Desk::new(&spec(), board.clone(), Tape::in_memory(), Stopper::unheard(), peering);
+    let order: Box<dyn Fn(Order) + Send> = Box::new(|order| drop(format!("{order:?}")));
+    desk.take(Hands {
+        machine: Weak::new(),
+        hold: Box::new(move |hold| board.send_modify(|status| status.held = hold)),
+        order: (!protected).then_some(order),
+    });
+    desk.listens(rhizomorph_link::PeerKey([1; 32]), &[]);
+    desk
+}
+
+fn spec() -> endophyte_vmm::spec::VmSpec {
+    use endophyte_vmm::spec::{BootSpec, CpuModel, DeviceSpecs, HugePages, Policies, SerialSpec, VmSpec};
+    VmSpec {
+        name: "fuzzed".to_owned(),
+        vcpus: 1,
+        cpu: CpuModel::Host,
+        ram_bytes: 16 << 20,
+        huge_pages: HugePages::None,
+        boot: BootSpec::Disk { entry: None },
+        cmdline: String::new(),
+        net: Vec::new(),
+        devices: DeviceSpecs::default(),
+        serial: SerialSpec::Null,
+        policies: Policies::default(),
+    }
+}
+
+/// One request of every kind that carries something.
+pub fn seeds_api() -> Vec<Vec<u8>> {
+    let key = "ab".repeat(32);
+    let ticket = format!("{key}@10.0.0.1:7700,[::1]:9");
+    let migrate = MigrateRequest { ticket: ticket.clone(), downtime_ms: 300, ..MigrateRequest::default() };
+    let snapshot = SnapshotRequest { path: "/tmp/vm.snapshot".to_owned(), stop: true };
+    let with = |call: u8, request: Vec<u8>| [vec![call], request].concat();
+    vec![
+        with(2, Vec::new()),
+        with(4, SetReplicasRequest { tickets: vec![ticket] }.encode_to_vec()),
+        with(5, SetAllowedRequest { keys: vec![key] }.encode_to_vec()),
+        with(6, snapshot.encode_to_vec()),
+        with(7, migrate.encode_to_vec()),
+        with(11, ResizeConsoleRequest { port: 0, columns: 80, rows: 25 }.encode_to_vec()),
+    ]
+}
