@@ -99,12 +99,8 @@ impl Waiting {
             }
             Err(()) => {
                 // The answer to Stop leaves.
-                let ending = std::thread::spawn(move || drop(api));
-                self.runtime.block_on(async {
-                    while !ending.is_finished() {
-                        tokio::task::yield_now().await
-                    }
-                });
+                let ended = self.runtime.block_on(self.runtime.spawn_blocking(move || drop(api)));
+                ended.or_exit(Failure::Host)?;
                 Ok(None)
             }
         }

@@ -87,7 +87,7 @@ fn a_disk_comes_works_and_goes_and_its_slot_and_interrupts_are_used_again() {
         assert_eq!(machine.attach_disk(&data).unwrap(), 1);
         assert_eq!(in_slot(&machine, 1), 0x1042_1af4);
         assert_eq!(register(&machine, Register::Up), 1 << 1);
-        assert!(matches!(DiskImage::open(&data), Err(_)), "the disk is in use");
+        assert!(DiskImage::open(&data).is_err(), "the disk is in use");
         let mut driven = Rig::new(machine, 0, FLUSH);
         write_sector(&mut driven, 0x5a);
         let machine = &driven.machine;
@@ -98,10 +98,7 @@ fn a_disk_comes_works_and_goes_and_its_slot_and_interrupts_are_used_again() {
         assert_eq!(in_slot(machine, 1), u32::MAX);
         assert_eq!((register(machine, Register::Up), register(machine, Register::Down)), (0, 0));
         assert_eq!(machine.events().try_recv(), Some(MachineEvent::Ejected { slot: 1 }));
-        assert!(
-            matches!(machine.attach_disk(&DiskSpec { slot: Some(1), ..data.clone() }), Err(_)),
-            "not yet"
-        );
+        assert!(machine.attach_disk(&DiskSpec { slot: Some(1), ..data.clone() }).is_err(), "not yet");
         let gone = machine.clear_away();
         assert_eq!((gone.len(), gone[0].slot, gone[0].name.as_str()), (1, 1, "data"));
         assert!(gone[0].trouble.is_none(), "{:?}", gone[0]);

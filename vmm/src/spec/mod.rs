@@ -71,10 +71,10 @@ pub use fingerprint::SpecFingerprint;
 pub use mac::MacAddress;
 pub use memory::HugePages;
 pub use net::NetSpec;
-pub use slots::Slots;
-pub use table::{DeviceTable, MISSING_BASE};
 #[cfg(feature = "fuzzing")]
 pub use parse::{fuzz_spec, seeds_spec};
+pub use slots::Slots;
+pub use table::{DeviceTable, MISSING_BASE};
 
 /// A VM spec whose values have all been checked.
 #[derive(Clone, Debug, PartialEq, Eq)]

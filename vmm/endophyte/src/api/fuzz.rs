@@ -4,7 +4,8 @@ use std::sync::Weak;
 
 use endophyte_api::vm_server::Vm;
 use endophyte_api::{
-    MigrateRequest, ResizeConsoleRequest, SetAllowedRequest, SetReplicasRequest, SnapshotRequest,
+    AttachDiskRequest, CreateRequest, DetachRequest, MigrateRequest, ResizeConsoleRequest, SetAllowedRequest,
+    SetReplicasRequest, SnapshotRequest,
 };
 use prost::Message;
 use tonic::{Code, Request, Status};
@@ -16,22 +17,30 @@ use crate::limits::ALLOWED_KEYS;
 use crate::replicas::Replicas;
 use crate::signals::Stopper;
 
-/// Reads `data` as a byte that chooses the call and its request, and makes the call at two desks: of a VM that runs alone, and of
-/// one that is protected.
+/// Reads `data` as a byte that chooses the call and its request, and makes the call at three desks: of a VM that runs alone, of
+/// one that is protected, and of a process that waits for its machine.
 pub fn fuzz_api(data: &[u8]) {
     let Some((call, request)) = data.split_first() else { return };
     let runtime =
         Builder::new_current_thread().enable_time().build().expect("a runtime without I/O can be had");
-    for protected in [false, true] {
-        runtime.block_on(one_call(protected, *call, request));
+    for who in [Who::Alone, Who::Protected, Who::Waiting] {
+        runtime.block_on(one_call(who, *call, request));
     }
 }
 
-async fn one_call(protected: bool, call: u8, data: &[u8]) {
-    let desk = desk(protected);
+/// Whose desk it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Who {
+    Alone,
+    Protected,
+    Waiting,
+}
+
+async fn one_call(who: Who, call: u8, data: &[u8]) {
+    let desk = desk(who);
     let (_ending, end) = watch::channel(false);
     let service = Service::new(Arc::clone(&desk), end);
-    let answer = match call % 14 {
+    let answer = match call % 19 {
         0 => made(data, |r| service.info(r)).await,
         1 => made(data, |r| service.watch(r)).await,
         2 => made(data, |r| service.pause(r)).await,
@@ -45,10 +54,16 @@ async fn one_call(protected: bool, call: u8, data: &[u8]) {
         10 => made(data, |r| service.set_balloon(r)).await,
         11 => made(data, |r| service.resize_console(r)).await,
         12 => made(data, |r| service.metrics(r)).await,
-        _ => made(data, |r| service.stop(r)).await,
+        13 => made(data, |r| service.stop(r)).await,
+        14 => made(data, |r| service.create(r)).await,
+        15 => made(data, |r| service.boot(r)).await,
+        16 => made(data, |r| service.attach_disk(r)).await,
+        17 => made(data, |r| service.attach_net(r)).await,
+        _ => made(data, |r| service.detach(r)).await,
     };
     if let Some(Err(status)) = answer {
-        let known = [Code::InvalidArgument, Code::FailedPrecondition, Code::NotFound];
+        // Unavailable: orders are dropped here, as by a process that ends.
+        let known = [Code::InvalidArgument, Code::FailedPrecondition, Code::NotFound, Code::Unavailable];
         assert!(known.contains(&status.code()) && !status.message().is_empty(), "{status}");
     }
     if let Some(peering) = &desk.peering {
@@ -69,18 +84,23 @@ where
     Some(call(Request::new(request)).await.map(drop))
 }
 
-/// A desk whose guest obeys, and whose machine is always just going away.
-fn desk(protected: bool) -> Arc<Desk> {
+/// A desk whose guest obeys, and whose machine is always just going away; or one where nobody takes a machine's order.
+fn desk(who: Who) -> Arc<Desk> {
     let status = crate::rundir::Status::default();
     let board = watch::Sender::new(status);
-    let peering =
-        protected.then(|| Peering { replicas: Replicas::new(board.clone()), allowed: Allowed::default() });
-    let desk = Desk::new(&spec(), board.clone(), Tape::in_memory(), Stopper::unheard(), peering);
+    let peering = (who == Who::Protected)
+        .then(|| Peering { replicas: Replicas::new(board.clone()), allowed: Allowed::default() });
+    let (spec, orders) = (spec(), tokio::sync::mpsc::channel(1).0);
+    let (spec, orders) = if who == Who::Waiting { (None, Some(orders)) } else { (Some(&spec), None) };
+    let desk = Desk::new(spec, orders, board.clone(), Tape::in_memory(), Stopper::unheard(), peering);
+    if who == Who::Waiting {
+        return desk;
+    }
     let order: Box<dyn Fn(Order) + Send> = Box::new(|order| drop(format!("{order:?}")));
     desk.take(Hands {
         machine: Weak::new(),
         hold: Box::new(move |hold| board.send_modify(|status| status.held = hold)),
-        order: (!protected).then_some(order),
+        order: (who == Who::Alone).then_some(order),
     });
     desk.listens(rhizomorph_link::PeerKey([1; 32]), &[]);
     desk
@@ -103,6 +123,8 @@ fn spec() -> endophyte_vmm::spec::VmSpec {
     }
 }
 
+const SPEC: &str = "name = \"made\"\nvcpus = 1\nram_mib = 64\nkernel = \"kernel\"\n";
+
 /// One request of every kind that carries something.
 pub fn seeds_api() -> Vec<Vec<u8>> {
     let key = "ab".repeat(32);
@@ -116,6 +138,10 @@ pub fn seeds_api() -> Vec<Vec<u8>> {
         with(5, SetAllowedRequest { keys: vec![key] }.encode_to_vec()),
         with(6, snapshot.encode_to_vec()),
         with(7, migrate.encode_to_vec()),
+        with(14, CreateRequest { spec: SPEC.to_owned(), folder: "/srv".to_owned() }.encode_to_vec()),
+        with(15, Vec::new()),
+        with(16, AttachDiskRequest { table: "path = \"/srv/disk\"".to_owned() }.encode_to_vec()),
+        with(18, DetachRequest { name: "slot:3".to_owned(), timeout_s: 1 }.encode_to_vec()),
         with(11, ResizeConsoleRequest { port: 0, columns: 80, rows: 25 }.encode_to_vec()),
     ]
 }

@@ -340,6 +340,7 @@ pub fn fuzz_kernel(data: &[u8]) {
             initrds: vec![Named { name: "initrd".to_owned(), content: initrd }],
             cmdline: "console=ttyS0",
             vcpus: 2,
+            slots: (1..=layout::PCI_SLOT_MAX).collect(),
         };
         let Ok(Entry { protocol, .. }) = load(ram, source) else { return };
         let (map, module) = match protocol {
