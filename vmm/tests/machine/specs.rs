@@ -138,5 +138,9 @@ fn a_good_spec_loads_and_its_fingerprint_leaves_out_what_belongs_to_the_node() {
     let [here, there, other] = [here, there, other].map(|spec| spec.fingerprint().unwrap());
     assert_eq!(here.diff(&there), [""; 0]);
     let differences = here.diff(&other).join("\n");
-    assert!(differences.contains("net macs") && differences.contains("policies"), "{differences}");
+    assert!(
+        differences.contains("network cards missing there: 02:00:00:00:00:01 in slot 1"),
+        "{differences}"
+    );
+    assert!(differences.contains("policies"), "{differences}");
 }
