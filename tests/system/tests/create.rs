@@ -70,7 +70,11 @@ impl Vm {
                 text += &String::from_utf8_lossy(&chunk.bytes);
             }
         };
-        assert!(timeout(PATIENCE, reading).await.is_ok(), "no {wanted:?} on the console: {text:?}");
+        assert!(
+            timeout(PATIENCE, reading).await.is_ok(),
+            "no {wanted:?} on the console: {:?}",
+            text.lines().rev().take(20).collect::<Vec<_>>()
+        );
     }
 
     async fn stop(mut self) {

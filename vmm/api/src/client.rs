@@ -33,9 +33,15 @@ pub async fn channel(path: impl Into<PathBuf>) -> Result<Channel, Error> {
     endpoint().connect_with_connector(connector(path.into())).await
 }
 
+/// Bytes a stream may be ahead of its reader. Little: a reader that falls behind is to hold up the sender, before the HTTP/2 library
+/// counts small frames that nobody reads, and ends the connection. It allows more of them the larger the connection's window is.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+
 /// gRPC wants an address; the connector knows the real one.
 fn endpoint() -> Endpoint {
-    Endpoint::from_static("http://socket.invalid")
+    let endpoint = Endpoint::from_static("http://socket.invalid");
+    endpoint.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW)
 }
 
 type Connecting = Pin<Box<dyn Future<Output = io::Result<TokioIo<UnixStream>>> + Send>>;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use endophyte_snapshot::lazy::Userfault;
-use endophyte_vmm::machine::{Machine, MachineEvent, MachinePorts};
+use endophyte_vmm::machine::{Machine, MachineEvent, MachinePorts, keep_kvm_open};
 use endophyte_vmm::spec::{Policy, SerialSpec, VmSpec};
 use rhizomorph_link::Identity;
 use tokio::sync::watch;
@@ -102,6 +102,8 @@ fn silence(args: &RunArgs, spec: &mut VmSpec) {
 
 /// Before the sandbox and before any thread.
 fn ready(args: &RunArgs, spec: Option<&VmSpec>, orders: Option<Orders>) -> Result<Readied, Exit> {
+    // First of all: a host without KVM is to be told so, and not that it lacks something else.
+    keep_kvm_open().or_exit(Failure::Host)?;
     let key = args.key.as_deref().map(Identity::load).transpose().or_exit(Failure::Spec)?;
     let tape = tape(args.run_dir.as_deref()).or_exit(Failure::Host)?;
     // The key this process is known by where its VM is to be migrated to.

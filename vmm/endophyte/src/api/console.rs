@@ -15,6 +15,9 @@ use crate::limits::CONSOLE_CHUNK_BYTES;
 /// A guest that does not read its console is offered the rest this often; a UART at 115200 baud takes 50 bytes meanwhile.
 const TYPE_AGAIN: Duration = Duration::from_millis(5);
 
+/// Between two messages. A guest writes byte by byte, and HTTP/2 clients take thousands of tiny frames for an attack.
+const PACE: Duration = Duration::from_millis(5);
+
 type ToClient = mpsc::Sender<Result<ConsoleOutput, Status>>;
 
 /// Serves one client until it goes, or the process does.
@@ -25,33 +28,45 @@ pub(super) async fn serve_console(
     end: watch::Receiver<bool>,
 ) {
     let Ok(Some(first)) = input.message().await else { return };
-    let from = first.from_offset.unwrap_or_else(|| desk.tape.span().to);
+    let mut at = first.from_offset.unwrap_or_else(|| desk.tape.span().to);
     let typing = type_all(&desk, first, input, &to_client);
-    let showing = show(&desk, from, &to_client);
-    tokio::select! {
-        () = async { tokio::join!(typing, showing); } => {}
-        () = ended(end) => {}
-        () = to_client.closed() => {}
+    let showing = show(&desk, &mut at, &to_client);
+    let ended = tokio::select! {
+        () = async { tokio::join!(typing, showing); } => false,
+        () = ended(end) => true,
+        () = to_client.closed() => false,
+    };
+    // The guest's last words, which the pace held back.
+    if ended && desk.tape.span().to > at {
+        let _ = to_client.try_send(read(&desk, &mut at));
     }
 }
 
 /// Sends the tape from an offset on.
-async fn show(desk: &Desk, from: u64, to_client: &ToClient) {
-    let (mut span, mut at, mut chunk) = (desk.tape.watch(), from, vec![0; CONSOLE_CHUNK_BYTES]);
-    while span.wait_for(|s| s.to > at).await.is_ok() {
-        let answer = match desk.tape.read(at, &mut chunk) {
-            // Said to be there and not there: the log was cut short by somebody else.
-            Ok((_, 0)) => Err(Status::data_loss("the console log is shorter than what was written to it")),
-            Ok((offset, n)) => {
-                at = offset + n as u64;
-                Ok(ConsoleOutput { offset, bytes: chunk[..n].to_vec() })
-            }
-            Err(error) => Err(Status::internal(format!("the console log cannot be read: {error}"))),
-        };
+async fn show(desk: &Desk, at: &mut u64, to_client: &ToClient) {
+    let mut span = desk.tape.watch();
+    while span.wait_for(|s| s.to > *at).await.is_ok() {
+        let answer = read(desk, at);
         let failed = answer.is_err();
         if to_client.send(answer).await.is_err() || failed {
             return;
         }
+        sleep(PACE).await;
+    }
+}
+
+/// What the tape has from an offset on, as far as it goes into a message; the offset follows.
+fn read(desk: &Desk, at: &mut u64) -> Result<ConsoleOutput, Status> {
+    let mut chunk = vec![0; CONSOLE_CHUNK_BYTES];
+    match desk.tape.read(*at, &mut chunk) {
+        // Said to be there and not there: the log was cut short by somebody else.
+        Ok((_, 0)) => Err(Status::data_loss("the console log is shorter than what was written to it")),
+        Ok((offset, n)) => {
+            *at = offset + n as u64;
+            chunk.truncate(n);
+            Ok(ConsoleOutput { offset, bytes: chunk })
+        }
+        Err(error) => Err(Status::internal(format!("the console log cannot be read: {error}"))),
     }
 }
 
