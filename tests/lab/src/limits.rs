@@ -10,7 +10,7 @@ pub const BOOT_TIMEOUT: Duration = Duration::from_secs(90);
 pub const ORDER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a program run by `exec` may take.
-pub const EXEC_TIMEOUT: Duration = Duration::from_secs(120);
+pub const EXEC_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Bytes of one log kept for searching; older lines remain in the log's file only.
 pub const LOG_BYTES_MAX: usize = 16 * 1024 * 1024;

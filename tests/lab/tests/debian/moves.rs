@@ -1,6 +1,5 @@
 //! Debian goes on in another process: from a snapshot, and by live migration.
 
-use std::thread;
 
 use mycelium_lab::Wire;
 use mycelium_lab::net::GUEST_TAP;
@@ -71,16 +70,13 @@ fn debian_moves_while_it_works() {
         format!("run --spec {} --key {} --incoming {address} --allow {}", there.spec, there.key, here.public);
     let moved = Debian::start(&bench, 0, &command, "/run/there.sock");
     let counting = Counting::new();
-    thread::scope(|scope| {
-        let client = counting.start(scope);
-        counting.wait_for(20, &client);
+    counting.during(|client| {
+        counting.wait_for(20, client);
         moved.waits_for_its_guest();
         let ticket = format!("{}@{address}", there.public);
         println!("moved: {}", debian.vm(&["migrate", "--to", &ticket, "--downtime-ms", "2000"]));
         debian.ends();
-        counting.wait_for(20, &client);
-        counting.stop();
-        client.join().unwrap();
+        counting.wait_for(20, client);
     });
     moved.goes_on_from(&debian);
     assert_eq!(moved.run("cat /proc/sys/kernel/random/boot_id"), booted);

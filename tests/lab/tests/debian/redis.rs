@@ -92,7 +92,19 @@ impl Counting {
         Counting { stop: AtomicBool::new(false), count: AtomicU64::new(0) }
     }
 
-    pub(crate) fn start<'s, 'e>(&'s self, scope: &'s thread::Scope<'s, 'e>) -> ScopedJoinHandle<'s, ()> {
+    /// Counts while `act` does what it does, which may wait for the client to get further.
+    pub(crate) fn during(&self, act: impl FnOnce(&ScopedJoinHandle<'_, ()>)) {
+        thread::scope(|scope| {
+            let client = self.start(scope);
+            // Also if `act` panics: the scope waits for the client.
+            let counting = Stop(&self.stop);
+            act(&client);
+            drop(counting);
+            client.join().unwrap();
+        });
+    }
+
+    fn start<'s, 'e>(&'s self, scope: &'s thread::Scope<'s, 'e>) -> ScopedJoinHandle<'s, ()> {
         scope.spawn(move || {
             let mut redis = Redis::connect();
             while !self.stop.load(Ordering::Relaxed) {
@@ -114,8 +126,13 @@ impl Counting {
             thread::park_timeout(LOOK);
         }
     }
+}
 
-    pub(crate) fn stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
+/// Ends the counting when it goes.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }

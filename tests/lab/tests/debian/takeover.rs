@@ -3,7 +3,6 @@
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::thread;
 use std::time::Duration;
 
 use mycelium_lab::images::static_binary;
@@ -35,14 +34,11 @@ fn debian_survives_the_loss_of_its_host() {
     redis.set("kept", &kept);
     let passive = pair.protect();
     let counting = Counting::new();
-    thread::scope(|scope| {
-        let client = counting.start(scope);
-        counting.wait_for(50, &client);
+    counting.during(|client| {
+        counting.wait_for(50, client);
         bench.hosts[0].kill();
         bench.net.set_all_wires(0, false).unwrap();
-        counting.wait_for(50, &client);
-        counting.stop();
-        client.join().unwrap();
+        counting.wait_for(50, client);
     });
     passive.wait_line(Stream::Stdout, "goes on here as generation 2", PATIENCE).unwrap();
     // The connection from before, and what it knew.
