@@ -83,10 +83,22 @@ mod tests {
 
     #[test]
     fn an_image_whose_header_is_not_counted_is_refused() {
+        // The table's first entry.
+        is_refused_to_writers(512..520);
+    }
+
+    #[test]
+    fn an_image_with_an_empty_table_of_refcounts_is_refused() {
+        // The table's size in the header. Growing it, `imago` looked for a place without end.
+        is_refused_to_writers(56..60);
+    }
+
+    /// An image with zeros in this place.
+    fn is_refused_to_writers(place: std::ops::Range<usize>) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("image.qcow2");
         let mut image = qcow2(None);
-        image[512..520].fill(0);
+        image[place].fill(0);
         fs::write(&path, image).unwrap();
         let spec = |readonly| DiskSpec {
             path: path.clone(),

@@ -1,6 +1,5 @@
 //! Debian goes on in another process: from a snapshot, and by live migration.
 
-
 use mycelium_lab::Wire;
 use mycelium_lab::net::GUEST_TAP;
 

@@ -22,6 +22,8 @@ const QCOW2_MAGIC: &[u8; 4] = b"QFI\xfb";
 const QCOW2_SIZE_AT: u64 = 24;
 /// Offset of the place of a qcow2 image's refcount table in its header.
 const QCOW2_COUNTS_AT: u64 = 48;
+/// Offset of the size of that table in clusters.
+const QCOW2_COUNTS_CLUSTERS_AT: u64 = 56;
 /// Bits of an entry of that table that are not part of a place.
 const QCOW2_COUNTS_RESERVED: u64 = 0x1ff;
 /// Largest block a guest is told of.
@@ -304,8 +306,10 @@ fn check_counts(file: &File, path: &Path) -> Result<(), ImageError> {
     let mut number = [0; 8];
     file.read_exact_at(&mut number, QCOW2_COUNTS_AT).map_err(damaged)?;
     let table = u64::from_be_bytes(number);
+    let mut clusters = [0; 4];
+    file.read_exact_at(&mut clusters, QCOW2_COUNTS_CLUSTERS_AT).map_err(damaged)?;
     file.read_exact_at(&mut number, table).map_err(damaged)?;
-    if u64::from_be_bytes(number) & !QCOW2_COUNTS_RESERVED != 0 {
+    if u32::from_be_bytes(clusters) > 0 && u64::from_be_bytes(number) & !QCOW2_COUNTS_RESERVED != 0 {
         return Ok(());
     }
     Err(damaged(io::Error::new(io::ErrorKind::InvalidData, "its refcounts leave out its own header")))
