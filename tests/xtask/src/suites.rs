@@ -50,7 +50,8 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
         Suite::Failover => (
             "failover",
             step(move || {
-                system(&["failover", "bad_input", "redis_tools", "runtime_api", "sandbox", "migrate"], size)
+                let plain = ["runtime_api", "create", "hotplug", "sandbox", "migrate"];
+                system(&[&["failover", "bad_input", "redis_tools"][..], &plain].concat(), size)
             }),
         ),
         Suite::Slice => ("slice", step(move || slice(size))),

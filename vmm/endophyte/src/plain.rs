@@ -140,7 +140,8 @@ fn live(
         }
     };
     let (happenings, sender) = happenings(&machine, &signals, &desk)?;
-    if machine.is_paused() {
+    // A guest that arrived held has begun elsewhere.
+    if machine.is_paused() && args.incoming.is_empty() {
         desk.board.send_modify(|s| s.held = true);
         tell(&desk, CREATED, "");
     } else {
