@@ -177,7 +177,8 @@ fn dsdt(slots: PlugSlots) -> Sdt {
     sdt
 }
 
-/// The host bridge, which has no `_OSC`: native hot plug is nobody's, and guests use ACPI's. Bus 0, the ports of the configuration mechanism, and the windows BARs may lie in.
+/// The host bridge: bus 0, the ports of the configuration mechanism, and the windows BARs may lie in. It has no `_OSC`, so that guests
+/// use ACPI's hot plug and not PCI's own.
 fn pci_bus() -> impl Aml {
     let (first, last) = layout::PCI_WINDOW;
     let resources = ResourceTemplate::new(vec![
@@ -251,16 +252,6 @@ mod tests {
         let fadt = table(&ram, u64::from_le_bytes(xsdt[36..44].try_into().unwrap()), b"FACP");
         table(&ram, u64::from_le_bytes(xsdt[44..52].try_into().unwrap()), b"APIC");
         table(&ram, u64::from_le_bytes(fadt[140..148].try_into().unwrap()), b"DSDT");
-    }
-
-    #[test]
-    fn zz_dump() {
-        let mut bytes = Vec::new();
-        dsdt((1..=27).collect()).to_aml_bytes(&mut bytes);
-        std::fs::write("/tmp/hot-dsdt.aml", &bytes).unwrap();
-        let mut bytes = Vec::new();
-        fadt(0x1000, (1..=27).collect()).to_aml_bytes(&mut bytes);
-        std::fs::write("/tmp/hot-facp.aml", &bytes).unwrap();
     }
 
     fn table(ram: &GuestRam, at: u64, signature: &[u8; 4]) -> Vec<u8> {
