@@ -1,6 +1,5 @@
 //! The threads that do the devices' work: one for all that never waits, and one for each that may.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -10,7 +9,6 @@ use std::thread::JoinHandle;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::linger::{Last, Linger};
 use super::platform::Platform;
 use crate::irq;
 use crate::threads::{self, ThreadKind};
@@ -109,9 +107,7 @@ impl DeviceThread {
         let devices: Vec<Weak<dyn VirtioDevice>> = devices.iter().map(Arc::downgrade).collect();
         let serve = move || {
             threads::started(kind);
-            // The thread of all others would look on behalf of devices that are hardly ever in a hurry.
-            let linger = (kind == ThreadKind::Disk).then(Linger::default);
-            serve(&epoll, board.as_deref(), &devices, linger);
+            serve(&epoll, board.as_deref(), &devices);
         };
         let thread = std::thread::Builder::new().name(name).spawn(serve)?;
         Ok(DeviceThread { stop, thread: Some(thread) })
@@ -152,33 +148,11 @@ fn poll_set(board: Option<&Platform>, stop: RawFd, devices: &[Arc<dyn VirtioDevi
     Ok(epoll)
 }
 
-/// Events, as many as are returned.
-fn wait(
-    epoll: &Epoll,
-    events: &mut [EpollEvent],
-    linger: Option<&mut Linger>,
-    last: Last,
-) -> io::Result<usize> {
-    let Some(linger) = linger else { return epoll.wait(-1, events) };
-    let events = RefCell::new(events);
-    let look = || match epoll.wait(0, &mut events.borrow_mut()) {
-        Ok(0) => None,
-        seen => Some(seen),
-    };
-    linger.wait(last, look, || epoll.wait(-1, &mut events.borrow_mut()))
-}
-
-fn serve(
-    epoll: &Epoll,
-    board: Option<&Platform>,
-    devices: &[Weak<dyn VirtioDevice>],
-    mut linger: Option<Linger>,
-) {
+fn serve(epoll: &Epoll, board: Option<&Platform>, devices: &[Weak<dyn VirtioDevice>]) {
     let device = |number: u16| devices.get(usize::from(number)).and_then(Weak::upgrade);
     let mut events = [EpollEvent::default(); BATCH];
-    let mut last = Last::Ready;
     loop {
-        let ready = match wait(epoll, &mut events, linger.as_mut(), last) {
+        let ready = match epoll.wait(-1, &mut events) {
             Ok(ready) => ready,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => {
@@ -195,11 +169,9 @@ fn serve(
                     board.iter().for_each(|platform| super::platform::lock(&platform.cmos).fired());
                 }
                 Source::Doorbell { device: number, queue } => {
-                    last = Last::Doorbell;
                     device(number).iter().for_each(|device| device.serve(queue));
                 }
                 Source::Ready { device: number, source } => {
-                    last = Last::Ready;
                     device(number).iter().for_each(|device| device.event(source));
                 }
             }

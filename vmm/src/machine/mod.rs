@@ -23,7 +23,6 @@ mod fuzz_board;
 #[cfg(any(test, feature = "fuzzing"))]
 mod fuzz_image;
 mod lifecycle;
-mod linger;
 mod metrics;
 mod migrate;
 #[cfg(test)]
