@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 pub mod process;
+pub mod vm;
 
 /// Folder of our programs, set by `cargo xtask test`.
 const PROGRAMS: &str = "MYCELIUM_PROGRAMS";

@@ -6,13 +6,13 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use endophyte_api::{
-    AttachDiskRequest, BootRequest, ConsoleInput, CreateRequest, InfoRequest, MetricsRequest, PauseRequest,
+    AttachDiskRequest, BootRequest, CreateRequest, InfoRequest, MetricsRequest, PauseRequest,
     SetReplicasRequest, SnapshotRequest, StopRequest, VmClient, VmInfo,
 };
 use system_tests::process::{Running, reach};
+use system_tests::vm::console_until;
 use system_tests::{has_kvm, program, threads_of};
 use tokio::time::timeout;
-use tokio_stream::{StreamExt, once, pending};
 use tonic::{Code, Status};
 
 /// Bounds a test that fails; guests share two busy cores.
@@ -61,20 +61,7 @@ impl Vm {
     }
 
     async fn says(&mut self, wanted: &str) {
-        let first = ConsoleInput { from_offset: Some(0), bytes: Vec::new() };
-        let mut output = self.api.console(once(first).chain(pending())).await.unwrap().into_inner();
-        let mut text = String::new();
-        let reading = async {
-            while !text.contains(wanted) {
-                let chunk = output.next().await.expect("the console goes on").unwrap();
-                text += &String::from_utf8_lossy(&chunk.bytes);
-            }
-        };
-        assert!(
-            timeout(PATIENCE, reading).await.is_ok(),
-            "no {wanted:?} on the console: {:?}",
-            text.lines().rev().take(20).collect::<Vec<_>>()
-        );
+        console_until(&mut self.api, 0, PATIENCE, wanted, |text| text.contains(wanted)).await;
     }
 
     async fn stop(mut self) {

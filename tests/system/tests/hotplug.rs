@@ -6,16 +6,16 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use endophyte_api::{
-    AttachDiskRequest, AttachNetRequest, AttachResponse, ConsoleInput, DetachRequest, Device, InfoRequest,
-    MetricsRequest, MigrateRequest, PauseRequest, ResumeRequest, SetAllowedRequest, SnapshotRequest,
-    StopRequest, VmClient, VmInfo,
+    AttachDiskRequest, AttachNetRequest, AttachResponse, DetachRequest, Device, InfoRequest, MetricsRequest,
+    MigrateRequest, PauseRequest, ResumeRequest, SetAllowedRequest, StopRequest, VmClient, VmInfo,
 };
 use mycelium_lab::net::PrivateNamespace;
 use serde_json::Value;
 use system_tests::process::{Running, ip, reach};
+use system_tests::vm::{console_until, save};
 use system_tests::{has_kvm, program, run, threads_of};
 use tokio::time::timeout;
-use tokio_stream::{StreamExt, once, pending};
+use tokio_stream::StreamExt;
 use tonic::{Code, Status};
 
 /// Bounds a test that fails; guests share two busy cores.
@@ -99,21 +99,7 @@ impl Vm {
 
     /// Waits for a line on the console, which is read from its beginning.
     async fn says(&mut self, wanted: &str) {
-        let first = ConsoleInput { from_offset: Some(0), bytes: Vec::new() };
-        let input = once(first).chain(pending());
-        let mut output = self.api.console(input).await.unwrap().into_inner();
-        let mut text = String::new();
-        let reading = async {
-            while !text.contains(wanted) {
-                let chunk = output.next().await.expect("the console goes on").unwrap();
-                text += &String::from_utf8_lossy(&chunk.bytes);
-            }
-        };
-        assert!(
-            timeout(PATIENCE, reading).await.is_ok(),
-            "no {wanted:?} on the console: {:?}",
-            text.lines().rev().take(20).collect::<Vec<_>>()
-        );
+        console_until(&mut self.api, 0, PATIENCE, wanted, |text| text.contains(wanted)).await;
     }
 
     async fn attach(&mut self, table: String) -> Result<AttachResponse, Status> {
@@ -131,11 +117,7 @@ impl Vm {
     }
 
     async fn save(&mut self, path: PathBuf) {
-        let ask = SnapshotRequest { path: path.to_str().unwrap().to_owned(), stop: true };
-        let mut progress = self.api.snapshot(ask).await.unwrap().into_inner();
-        while let Some(step) = progress.next().await {
-            step.unwrap();
-        }
+        save(&mut self.api, &path, true).await.unwrap();
         assert!(self.process.wait().unwrap().success());
     }
 

@@ -11,16 +11,17 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use endophyte_api::{
-    CancelMigrationRequest, ConsoleInput, InfoRequest, MigrateMode, MigrateOutcome, MigratePhase,
-    MigrateProgress, MigrateRequest, PauseRequest, ResumeRequest, SetAllowedRequest, SnapshotRequest,
-    StopRequest, VmClient, VmInfo, WatchRequest, connect,
+    CancelMigrationRequest, InfoRequest, MigrateMode, MigrateOutcome, MigratePhase, MigrateProgress,
+    MigrateRequest, PauseRequest, ResumeRequest, SetAllowedRequest, SnapshotRequest, StopRequest, VmClient,
+    VmInfo, WatchRequest, connect,
 };
 use mycelium_lab::net::PrivateNamespace;
 use rhizomorph_link::Identity;
 use system_tests::process::{Running, ip, reach};
+use system_tests::vm::console_until;
 use system_tests::{has_kvm, program, run};
 use tokio::time::timeout;
-use tokio_stream::{StreamExt, once, pending};
+use tokio_stream::StreamExt;
 
 /// Bounds a test that fails; two VMs share two busy cores with their clients.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -77,7 +78,7 @@ impl Lab {
         command.arg("--api").arg(&socket).args(rest).stdin(Stdio::null()).stdout(Stdio::null());
         let mut process = Running(command.spawn().unwrap());
         let api = self.runtime.block_on(reach(&mut process, &socket));
-        Vm { lab: self, process, api, socket }
+        Vm { lab: self, process, api }
     }
 
     /// A process that waits for a VM.
@@ -91,7 +92,6 @@ struct Vm<'a> {
     lab: &'a Lab,
     process: Running,
     api: VmClient,
-    socket: PathBuf,
 }
 
 impl Vm<'_> {
@@ -180,20 +180,8 @@ impl Vm<'_> {
 
     /// The console from an offset on, until it holds `wanted`.
     fn console(&mut self, from: u64, wanted: &str) -> String {
-        let first = ConsoleInput { from_offset: Some(from), bytes: Vec::new() };
-        let mut text = String::new();
-        let reading = async {
-            // On a connection of its own: HTTP/2 gives one up over which many short messages come that nobody reads.
-            let mut api = connect(&self.socket).await.unwrap();
-            let mut output = api.console(once(first).chain(pending())).await.unwrap().into_inner();
-            while !text.contains(wanted) {
-                let chunk = output.next().await.expect("the console goes on").unwrap();
-                text += &String::from_utf8_lossy(&chunk.bytes);
-            }
-        };
-        let read = self.lab.runtime.block_on(async { timeout(PATIENCE, reading).await });
-        assert!(read.is_ok(), "no {wanted:?} on the console: {text:?}");
-        text
+        let read = console_until(&mut self.api, from, PATIENCE, wanted, |text| text.contains(wanted));
+        self.lab.runtime.block_on(read)
     }
 
     fn stop(mut self) -> Option<i32> {
@@ -791,7 +779,7 @@ fn migrate_is_refused_for_a_protected_vm() {
     command.args(["--arbiter", &arbiter, "--run-dir"]).arg(lab.path("run")).arg("--api").arg(&socket);
     let mut process = Running(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
     let api = lab.runtime.block_on(reach(&mut process, &socket));
-    let mut a = Vm { lab: &lab, process, api, socket };
+    let mut a = Vm { lab: &lab, process, api };
     let ticket = format!("{}@127.0.0.1:9", identity.peer_key());
     let (_, error) = a.migrate(MigrateRequest { ticket, ..Default::default() }, |_| ());
     let error = error.unwrap();

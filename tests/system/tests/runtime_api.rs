@@ -7,15 +7,16 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use endophyte_api::{
-    AttachDiskRequest, ConsoleInput, InfoRequest, MetricsRequest, PauseRequest, PressPowerButtonRequest,
-    ResumeRequest, Role, SetAllowedRequest, SetBalloonRequest, SetReplicasRequest, SnapshotProgress,
-    SnapshotRequest, StopRequest, VmClient, VmInfo, WatchRequest,
+    AttachDiskRequest, InfoRequest, MetricsRequest, PauseRequest, PressPowerButtonRequest, ResumeRequest,
+    Role, SetAllowedRequest, SetBalloonRequest, SetReplicasRequest, SnapshotProgress, StopRequest, VmClient,
+    VmInfo, WatchRequest,
 };
 use rhizomorph_link::Identity;
 use system_tests::process::{Running, reach};
+use system_tests::vm::{console_until, save};
 use system_tests::{has_kvm, program, run, threads_of};
 use tokio::time::timeout;
-use tokio_stream::{StreamExt, iter, once, pending};
+use tokio_stream::{StreamExt, iter};
 
 /// Bounds a test that fails; two VMs seed each other on two busy cores.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -183,31 +184,12 @@ impl Vm {
 
     /// The console from an offset on, until it is as wanted.
     async fn console_until(&mut self, from: u64, what: &str, wanted: impl Fn(&str) -> bool) -> String {
-        let first = ConsoleInput { from_offset: Some(from), bytes: Vec::new() };
-        // A client that types nothing more, and does not hang up either.
-        let input = once(first).chain(pending());
-        let mut output = self.api.console(input).await.unwrap().into_inner();
-        let mut text = String::new();
-        let reading = async {
-            while !wanted(&text) {
-                let chunk = output.next().await.expect("the console goes on").unwrap();
-                text += &String::from_utf8_lossy(&chunk.bytes);
-            }
-        };
-        let read = timeout(PATIENCE, reading).await;
-        assert!(read.is_ok(), "no {what:?} on the console: {text:?}");
-        text
+        console_until(&mut self.api, from, PATIENCE, what, wanted).await
     }
 
     /// Takes a snapshot; the last message.
     async fn save(&mut self, path: &Path, stop: bool) -> Result<SnapshotProgress, tonic::Status> {
-        let request = SnapshotRequest { path: path.to_str().unwrap().to_owned(), stop };
-        let mut progress = self.api.snapshot(request).await?.into_inner();
-        let mut last = SnapshotProgress::default();
-        while let Some(step) = progress.next().await {
-            last = step?;
-        }
-        Ok(last)
+        save(&mut self.api, path, stop).await
     }
 
     /// Every thread of it is under a filter.

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use endophyte_api::{
     InfoRequest, MetricsRequest, PauseRequest, PressPowerButtonRequest, ResumeRequest, SetBalloonRequest,
-    SnapshotProgress, SnapshotRequest, StopRequest, VmClient,
+    SnapshotProgress, StopRequest, VmClient,
 };
 use rustix::io::{FdFlags, fcntl_setfd};
 use system_tests::process::{Running, reach};
+use system_tests::vm::save;
 use system_tests::{Confinement, has_kvm, program, skip, threads_of};
-use tokio_stream::StreamExt;
 
 /// Bounds a test that fails; a disk is verified on two busy cores.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -204,13 +204,7 @@ impl Vm {
     }
 
     async fn save(&mut self, path: &Path, stop: bool) -> Result<SnapshotProgress, tonic::Status> {
-        let request = SnapshotRequest { path: path.to_str().unwrap().to_owned(), stop };
-        let mut progress = self.api.snapshot(request).await?.into_inner();
-        let mut last = SnapshotProgress::default();
-        while let Some(step) = progress.next().await {
-            last = step?;
-        }
-        Ok(last)
+        save(&mut self.api, path, stop).await
     }
 
     /// Every thread is under a filter, and none has a right or a way to one.
