@@ -87,7 +87,7 @@ impl Plugs {
 
     fn attach_disk(&self, table: &str) -> Result<AttachResponse, Status> {
         let vcpus = self.machine.spec().vcpus;
-        let disk = DeviceTable::Disk(table).disk(None, vcpus, self.machine.next_disk_number());
+        let disk = DeviceTable::Disk(table).disk(vcpus, self.machine.next_disk_number());
         let disk = disk.map_err(|error| Status::invalid_argument(error.to_string()))?;
         let slot = self.machine.attach_disk(&disk).map_err(|error| status_of(&error, Some(&disk)))?;
         Ok(AttachResponse { name: disk.serial, slot: slot.into() })

@@ -14,6 +14,7 @@ pub mod listener;
 pub mod net;
 pub(crate) mod power;
 pub(crate) mod rate;
+pub(crate) mod registers;
 pub mod rng;
 pub mod serial;
 pub mod vsock;

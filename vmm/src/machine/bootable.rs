@@ -9,7 +9,7 @@ use std::sync::mpsc::channel;
 use endophyte_bootdisk::{BootFile, BootPlan, Options, find};
 
 use crate::arch::acpi::PlugSlots;
-use crate::arch::boot::{self, BootError, BootSource, Entry, Initrd, KernelImage, Named};
+use crate::arch::boot::{self, BootError, BootSource, Entry, Initrd, Named};
 use crate::devices::block::Disk;
 use crate::limits::DISK_BOOT_DEADLINE;
 use crate::memory::GuestRam;
@@ -29,14 +29,16 @@ pub(super) fn load(
     match &spec.boot {
         BootSpec::Kernel { kernel, initrd } => {
             let initrds = initrd.iter().map(|path| initrd_file(path)).collect::<Result<_, _>>()?;
-            load_from((spec, slots), ram, kernel_file(kernel)?, initrds, &spec.cmdline)
+            let kernel = kernel_file(kernel)?;
+            boot::load(ram, BootSource { kernel, initrds, cmdline: &spec.cmdline, vcpus: spec.vcpus, slots })
         }
         BootSpec::Firmware(firmware) => {
-            load_from((spec, slots), ram, kernel_file(firmware)?, Vec::new(), &spec.cmdline)
+            let (kernel, initrds) = (kernel_file(firmware)?, Vec::new());
+            boot::load(ram, BootSource { kernel, initrds, cmdline: &spec.cmdline, vcpus: spec.vcpus, slots })
         }
         BootSpec::Disk { entry } => {
             let disk = disk.expect("a spec that boots from its disk has one");
-            from_disk((spec.clone(), slots), Arc::clone(ram), Arc::clone(disk), entry.clone())
+            from_disk(spec.clone(), slots, Arc::clone(ram), Arc::clone(disk), entry.clone())
         }
     }
 }
@@ -44,7 +46,8 @@ pub(super) fn load(
 /// In a thread of its own, under a deadline: a disk made to do so can keep the reader of its file system going round
 /// in circles without ever reading. The thread is then left to itself; whoever gets the error ends the process.
 fn from_disk(
-    (spec, slots): (VmSpec, PlugSlots),
+    spec: VmSpec,
+    slots: PlugSlots,
     ram: Arc<GuestRam>,
     disk: Arc<Disk>,
     entry: Option<String>,
@@ -53,7 +56,7 @@ fn from_disk(
     let read = move || {
         threads::started(ThreadKind::Boot);
         let plan = find(Arc::new(DiskReader(disk)), &Options { entry });
-        let entry = plan.map_err(BootError::from).and_then(|plan| load_plan((&spec, slots), &ram, plan));
+        let entry = plan.map_err(BootError::from).and_then(|plan| load_plan(&spec, slots, &ram, plan));
         // Nobody listens after the deadline.
         let _ = tell.send(entry);
     };
@@ -66,11 +69,7 @@ fn from_disk(
     told.recv_timeout(DISK_BOOT_DEADLINE).unwrap_or(Err(BootError::Endless))
 }
 
-fn load_plan(
-    (spec, slots): (&VmSpec, PlugSlots),
-    ram: &GuestRam,
-    plan: BootPlan,
-) -> Result<Entry, BootError> {
+fn load_plan(spec: &VmSpec, slots: PlugSlots, ram: &GuestRam, plan: BootPlan) -> Result<Entry, BootError> {
     tracing::info!(vm = %spec.name, entry = %plan.title, source = %plan.source, "booting from the disk");
     let BootPlan { kernel, initrds, cmdline, source, .. } = plan;
     let cmdline = [cmdline.as_str(), spec.cmdline.as_str()].join(" ");
@@ -80,7 +79,8 @@ fn load_plan(
         name: name(&file),
         content: Initrd { bytes: file.bytes, reader: Box::new(file) },
     };
-    load_from((spec, slots), ram, kernel, initrds.into_iter().map(initrd).collect(), cmdline.trim())
+    let initrds = initrds.into_iter().map(initrd).collect();
+    boot::load(ram, BootSource { kernel, initrds, cmdline: cmdline.trim(), vcpus: spec.vcpus, slots })
 }
 
 /// The kernel in memory: its loader jumps about in it. Its size was checked against a bound when it was found.
@@ -93,16 +93,6 @@ fn whole(mut kernel: BootFile, source: &str) -> Result<Vec<u8>, BootError> {
             Err(BootError::Read { what: "kernel", name, source: error })
         }
     }
-}
-
-fn load_from<K: KernelImage>(
-    (spec, slots): (&VmSpec, PlugSlots),
-    ram: &GuestRam,
-    kernel: Named<K>,
-    initrds: Vec<Named<Initrd>>,
-    cmdline: &str,
-) -> Result<Entry, BootError> {
-    boot::load(ram, BootSource { kernel, initrds, cmdline, vcpus: spec.vcpus, slots })
 }
 
 fn kernel_file(path: &Path) -> Result<Named<File>, BootError> {

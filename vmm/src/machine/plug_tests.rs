@@ -28,7 +28,7 @@ fn disk(folder: &Path, serial: &str) -> DiskSpec {
         File::create_new(&path).unwrap().set_len(1 << 20).unwrap();
     }
     let table = format!("path = {path:?}\nserial = {serial:?}");
-    DeviceTable::Disk(&table).disk(None, 1, 0).unwrap()
+    DeviceTable::Disk(&table).disk(1, 0).unwrap()
 }
 
 fn card(tap: &str, last: u8) -> (NetSpec, NicPort, UnixDatagram) {

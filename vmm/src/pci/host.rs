@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, RwLock};
 
 use super::{ConfigSpace, Identity};
+use crate::devices::registers::copy;
 use crate::state::{Fields, Payload, StateError};
 
 /// A function in a slot of the bus. Calls come from vCPU threads; the function locks itself.
@@ -71,9 +72,7 @@ impl PciHost {
     /// Reads the address latch, whose four ports are one register.
     pub(crate) fn address_read(&self, byte: usize, into: &mut [u8]) {
         let latch = self.address.load(Ordering::Relaxed).to_le_bytes();
-        for (to, from) in into.iter_mut().zip(latch.iter().skip(byte)) {
-            *to = *from;
-        }
+        copy(&latch, byte, into);
     }
 
     /// Writes the address latch; only whole writes count, as on hardware.

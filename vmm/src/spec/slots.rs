@@ -83,7 +83,7 @@ mod tests {
         spec.net = net.iter().map(|slot| NetSpec { slot: *slot, ..NetSpec::plain("tap0", mac) }).collect();
         let table = super::super::DeviceTable::Disk("path = \"/disk\"");
         for slot in disks {
-            let mut disk = table.disk(None, 1, 0).unwrap();
+            let mut disk = table.disk(1, 0).unwrap();
             disk.slot = *slot;
             spec.devices.disks.push(disk);
         }

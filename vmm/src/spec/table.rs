@@ -42,17 +42,16 @@ impl DeviceTable<'_> {
         toml::from_str(text).map_err(|e| SpecError::Syntax { path: name.into(), source: Box::new(e) })
     }
 
-    /// The disk, number `number` of a machine with `vcpus` vCPUs, with the checks of a spec; a relative path is relative to
-    /// `base`, or refused without one.
+    /// The disk, number `number` of a machine with `vcpus` vCPUs, with the checks of a spec. Its path must be absolute.
     ///
     /// # Errors
     /// [`SpecError`].
-    pub fn disk(&self, base: Option<&Path>, vcpus: u8, number: u16) -> Result<DiskSpec, SpecError> {
+    pub fn disk(&self, vcpus: u8, number: u16) -> Result<DiskSpec, SpecError> {
         let written: WrittenDisk = self.read()?;
-        if base.is_none() && !written.path.is_absolute() {
+        if written.path.is_relative() {
             return Err(field("disk.path", written.path.display(), MISSING_BASE, "make it absolute"));
         }
-        written.check(number, base.unwrap_or(Path::new("/")), vcpus)
+        written.check(number, Path::new("/"), vcpus)
     }
 
     /// The card, with the checks of a spec.
@@ -90,7 +89,7 @@ mod tests {
 
     #[test]
     fn a_table_by_itself_is_checked_as_one_in_a_spec() {
-        let disk = |text| DeviceTable::Disk(text).disk(None, 2, 3);
+        let disk = |text| DeviceTable::Disk(text).disk(2, 3);
         let good = disk("path = \"/srv/a.qcow2\"\nreadonly = true").unwrap();
         assert_eq!((good.serial.as_str(), good.queues, good.readonly), ("disk3", 2, true));
         for (text, said) in [
@@ -113,7 +112,7 @@ mod tests {
     fn a_spec_gets_its_devices_back_as_they_were() {
         let mut spec = rig::spec(DeviceSpecs::default());
         let table = "path = \"/a\"\nserial = \"s\"\niops = 5\nslot = 9\ncache = \"direct\"";
-        spec.devices.disks.push(DeviceTable::Disk(table).disk(None, 1, 0).unwrap());
+        spec.devices.disks.push(DeviceTable::Disk(table).disk(1, 0).unwrap());
         let table = "tap = \"tap7\"\nmac = \"02:00:00:00:00:07\"\nremovable = true\nqueues = 2";
         spec.net.push(DeviceTable::Net(table).card().unwrap());
         let text = format!("name = \"a\"\nram_mib = 64\nfirmware = \"{{}}\"\n{}", spec.device_tables());
@@ -124,6 +123,6 @@ mod tests {
         assert_eq!(tables["disk"][0]["slot"].as_integer(), Some(9));
         assert_eq!(tables["net"][0]["slot"].as_integer(), Some(1));
         let text = toml::to_string(&tables["disk"][0]).unwrap();
-        assert_eq!(DeviceTable::Disk(&text).disk(None, 1, 0).unwrap(), spec.devices.disks[0]);
+        assert_eq!(DeviceTable::Disk(&text).disk(1, 0).unwrap(), spec.devices.disks[0]);
     }
 }

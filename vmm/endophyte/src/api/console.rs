@@ -57,7 +57,8 @@ async fn show(desk: &Desk, at: &mut u64, to_client: &ToClient) {
 
 /// What the tape has from an offset on, as far as it goes into a message; the offset follows.
 fn read(desk: &Desk, at: &mut u64) -> Result<ConsoleOutput, Status> {
-    let mut chunk = vec![0; CONSOLE_CHUNK_BYTES];
+    let left = desk.tape.span().to.saturating_sub(*at);
+    let mut chunk = vec![0; usize::try_from(left).unwrap_or(usize::MAX).min(CONSOLE_CHUNK_BYTES)];
     match desk.tape.read(*at, &mut chunk) {
         // Said to be there and not there: the log was cut short by somebody else.
         Ok((_, 0)) => Err(Status::data_loss("the console log is shorter than what was written to it")),

@@ -1,5 +1,7 @@
 //! The registers.
 
+use crate::devices::registers::copy;
+
 /// The number of the general-purpose event, which names the method that handles it (`_E01`).
 pub(crate) const GPE: u8 = 1;
 
@@ -97,12 +99,6 @@ impl Hotplug {
 
 fn bit(slot: u16) -> u32 {
     1u32.checked_shl(u32::from(slot)).unwrap_or(0)
-}
-
-fn copy(from: &[u8], offset: usize, into: &mut [u8]) {
-    for (to, byte) in into.iter_mut().zip(from.iter().skip(offset)) {
-        *to = *byte;
-    }
 }
 
 #[cfg(test)]

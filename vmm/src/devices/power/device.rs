@@ -1,5 +1,7 @@
 //! The PM1a event and control blocks, with the power button as their only event.
 
+use crate::devices::registers::copy;
+
 /// Sleep type of S5 ("soft off"), as the DSDT tells the guest.
 pub(crate) const SLEEP_TYPE_S5: u8 = 5;
 
@@ -97,12 +99,6 @@ impl Power {
         self.control = written & !SLEEP_ENABLE;
         let sleep_type = written >> SLEEP_TYPE_SHIFT & SLEEP_TYPE_MASK;
         written & SLEEP_ENABLE != 0 && sleep_type == u16::from(SLEEP_TYPE_S5)
-    }
-}
-
-fn copy(from: &[u8], offset: usize, into: &mut [u8]) {
-    for (to, byte) in into.iter_mut().zip(from.iter().skip(offset)) {
-        *to = *byte;
     }
 }
 
