@@ -23,8 +23,10 @@ pub mod pages;
 pub mod primary;
 pub mod record;
 pub mod replica;
+pub mod runs;
 pub mod sabotage;
 pub mod settle;
+pub mod shadow;
 pub mod stage;
 pub mod time;
 

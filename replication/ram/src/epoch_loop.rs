@@ -17,7 +17,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 use mycelium_ram_core::message::{EpochEnd, EpochPart, Message, Output};
-use mycelium_ram_core::page_codec::{PAGE_BYTES, PartWriter};
+use mycelium_ram_core::page_codec::{PAGE_BYTES, Page, PartWriter};
+use mycelium_ram_core::shadow::Shadow;
 use mycelium_ram_core::stage::{content_hash, part_hash};
 use mycelium_ram_core::{EpochId, IngressSeq, Member, PageIndex, PageLedger, PageSet, Time};
 
@@ -33,6 +34,8 @@ const IDLE_BEAT: Duration = Duration::from_millis(20);
 const SEED_ROUNDS: usize = 6;
 /// A seed's cut happens once this few pages are left to copy with the guest stopped.
 const SEED_CUT_PAGES: u64 = 2048;
+/// Pages of which the content last sent is kept: 64 MiB, so that a guest of any size costs no more.
+const SHADOW_PAGES: usize = 16 << 10;
 
 /// What the protocol thread orders.
 #[derive(Debug)]
@@ -80,10 +83,12 @@ pub enum Report {
 pub struct EpochFigures {
     /// Epochs sealed.
     pub epochs: u64,
-    /// Pages sent.
+    /// Pages sent in epochs, first copies not among them.
     pub pages: u64,
-    /// Bytes handed to links.
+    /// Bytes handed to links in epochs, first copies not among them.
     pub bytes: u64,
+    /// Bytes handed to links for first copies.
+    pub seed_bytes: u64,
     /// Guest stopped, in microseconds, per epoch.
     pub pause_us: Spread,
 }
@@ -128,6 +133,12 @@ struct Sealed {
     outputs: Vec<Output>,
 }
 
+impl Sealed {
+    fn contents(&self) -> impl Iterator<Item = (PageIndex, &Page)> {
+        self.pages.iter().copied().zip(self.content.as_chunks().0)
+    }
+}
+
 /// The thread's state.
 #[derive(Debug)]
 pub struct EpochLoop<M> {
@@ -141,6 +152,7 @@ pub struct EpochLoop<M> {
     state: Vec<u8>,
     cut_at: Time,
     ingress_at_cut: IngressSeq,
+    shadow: Shadow,
     /// Copy buffers, kept between epochs so that a cut does not fault in fresh memory.
     spare: Vec<Vec<u8>>,
     pause_us: Histogram<u64>,
@@ -173,6 +185,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
             state: Vec::new(),
             cut_at: Time(0),
             ingress_at_cut: IngressSeq(0),
+            shadow: Shadow::new(pages, SHADOW_PAGES),
             spare: Vec::new(),
             pause_us: Histogram::new_with_bounds(1, 60_000_000, 3).expect("valid bounds"),
             figures: EpochFigures::default(),
@@ -389,7 +402,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
         let mut pages = batch.iter().peekable();
         while let Some(page) = pages.next() {
             self.machine.read_page(page, &mut page_content);
-            writer.push(page, &page_content);
+            writer.push(page, &page_content, None);
             if writer.is_full() || pages.peek().is_none() {
                 let payload = writer.finish();
                 self.send_part(member, epoch, None, payload)?;
@@ -410,17 +423,18 @@ impl<M: ActiveMachine> EpochLoop<M> {
         let index = u32::try_from(stream.part_hashes.len()).expect("parts are bounded by the guest's size");
         stream.part_hashes.push(part_hash(&payload));
         let wire = stream.wire.clone();
-        self.push(&*wire, Message::Part(EpochPart { epoch, base, index, payload }).encode())
+        self.push(&*wire, base, Message::Part(EpochPart { epoch, base, index, payload }).encode())
     }
 
-    fn send_all(&mut self, epoch: EpochId, sealed: Vec<Sealed>) {
-        for part in sealed {
-            let member = part.member;
+    fn send_all(&mut self, epoch: EpochId, mut sealed: Vec<Sealed>) {
+        for part in &mut sealed {
             if self.send_epoch(epoch, part).is_err() {
                 // Its pages stay in flight in the ledger: a new handshake aborts and returns them.
-                tracing::debug!(%member, %epoch, "the link closed before the epoch was sent");
+                tracing::debug!(member = %part.member, %epoch, "the link closed before the epoch was sent");
             }
         }
+        self.remember(epoch, &sealed);
+        self.spare.extend(sealed.into_iter().map(|part| part.content));
         self.figures.epochs += 1;
         self.figures.pause_us = Spread::of(&self.pause_us);
         if let Ok(mut shared) = self.shared.figures.lock() {
@@ -428,20 +442,36 @@ impl<M: ActiveMachine> EpochLoop<M> {
         }
     }
 
-    fn send_epoch(&mut self, epoch: EpochId, sealed: Sealed) -> Result<(), SendFailed> {
-        let Sealed { member, base, pages, content, outputs } = sealed;
+    fn send_epoch(&mut self, epoch: EpochId, sealed: &mut Sealed) -> Result<(), SendFailed> {
+        let Sealed { member, base, .. } = *sealed;
         let mut writer = PartWriter::default();
-        let last = pages.len().saturating_sub(1);
-        for (i, (page, bytes)) in pages.iter().zip(content.as_chunks().0).enumerate() {
-            writer.push(*page, bytes);
+        let last = sealed.pages.len().saturating_sub(1);
+        for (i, (page, content)) in sealed.contents().enumerate() {
+            let Some(stream) = self.streams.get(&member) else { return Err(SendFailed::Closed) };
+            let held = self.shadow.get(page).filter(|_| stream.ledger.holds_shadow(page));
+            writer.push(page, content, held);
             if writer.is_full() || i == last {
                 let payload = writer.finish();
                 self.send_part(member, epoch, base, payload)?;
             }
         }
-        self.spare.push(content);
-        self.figures.pages += pages.len() as u64;
-        self.send_end(member, epoch, base, outputs)
+        if base.is_some() {
+            self.figures.pages += sealed.pages.len() as u64;
+        }
+        self.send_end(member, epoch, base, std::mem::take(&mut sealed.outputs))
+    }
+
+    /// Keeps what was sent in this epoch, so that the next change of a page is sent as its difference.
+    fn remember(&mut self, epoch: EpochId, sealed: &[Sealed]) {
+        for (n, part) in sealed.iter().enumerate() {
+            for (page, content) in part.contents() {
+                // Replicas that are sent the same page are sent the same content.
+                let known = sealed[..n].iter().any(|earlier| earlier.pages.binary_search(&page).is_ok());
+                if !known && self.shadow.put(page, content) {
+                    self.streams.values_mut().for_each(|s| s.ledger.shadowed(page, epoch));
+                }
+            }
+        }
     }
 
     fn send_end(
@@ -466,11 +496,12 @@ impl<M: ActiveMachine> EpochLoop<M> {
             outputs,
         };
         end.content_hash = content_hash(hashes, &end);
-        self.push(&*wire, Message::End(end).encode())
+        self.push(&*wire, base, Message::End(end).encode())
     }
 
-    fn push(&mut self, wire: &dyn Wire, mut frame: Bytes) -> Result<(), SendFailed> {
-        self.figures.bytes += frame.len() as u64;
+    fn push(&mut self, wire: &dyn Wire, base: Option<EpochId>, mut frame: Bytes) -> Result<(), SendFailed> {
+        let count = if base.is_some() { &mut self.figures.bytes } else { &mut self.figures.seed_bytes };
+        *count += frame.len() as u64;
         loop {
             // Waiting for a slow link is not hanging.
             self.beat();

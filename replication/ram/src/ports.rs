@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mycelium_ram_core::message::Output;
+use mycelium_ram_core::page_codec::{Change, Page};
 use mycelium_ram_core::settle::Request;
 use mycelium_ram_core::{PageIndex, PageSet};
 
@@ -59,7 +60,7 @@ pub trait ActiveMachine: Debug + Send + 'static {
     fn harvest(&mut self, into: &mut PageSet) -> Result<(), PortError>;
 
     /// Copies a page out. During seeding the guest runs and the copy may be torn; the page is then in the next harvest.
-    fn read_page(&self, page: PageIndex, into: &mut [u8; 4096]);
+    fn read_page(&self, page: PageIndex, into: &mut Page);
 
     /// Boots the guest anew. Paused; every page counts as changed after this.
     ///
@@ -79,8 +80,8 @@ pub trait PassiveMachine: Debug + Send + 'static {
     /// Pages of guest RAM.
     fn pages(&self) -> u64;
 
-    /// Writes a page; `None` is a page of zeros.
-    fn write_page(&mut self, page: PageIndex, content: Option<&[u8; 4096]>);
+    /// Changes a page.
+    fn change_page(&mut self, page: PageIndex, change: Change<'_>);
 }
 
 /// The outside world, as the gate sees it.
