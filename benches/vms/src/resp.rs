@@ -20,14 +20,14 @@ const PARTS_MAX: usize = 64;
 
 /// One connection.
 #[derive(Debug)]
-pub(crate) struct Client {
+pub struct Client {
     stream: BufReader<TcpStream>,
 }
 
 impl Client {
     /// Connects to a guest that may not be up yet. A new connection is tried every few milliseconds and the first that is made
     /// is taken: the kernel would try a lost one again after a whole second.
-    pub(crate) fn knock(server: SocketAddr, stop: &Stop) -> Result<Self> {
+    pub fn knock(server: SocketAddr, stop: &Stop) -> Result<Self> {
         let deadline = Instant::now() + PATIENCE;
         let mut tried = VecDeque::new();
         while Instant::now() < deadline {
@@ -54,20 +54,20 @@ impl Client {
     ///
     /// # Errors
     /// Also when the reply is an error.
-    pub(crate) fn ask(&mut self, words: &[&str]) -> Result<Vec<String>> {
+    pub fn ask(&mut self, words: &[&str]) -> Result<Vec<String>> {
         let request = encode(words);
         self.exchange(&request).with_context(|| format!("{} was not answered", words.join(" ")))
     }
 
     /// As [`ask`](Self::ask), of a request already encoded.
-    pub(crate) fn exchange(&mut self, request: &[u8]) -> Result<Vec<String>> {
+    pub fn exchange(&mut self, request: &[u8]) -> Result<Vec<String>> {
         self.stream.get_mut().write_all(request)?;
         read_reply(&mut self.stream)
     }
 }
 
 /// A command as the server reads it.
-pub(crate) fn encode(words: &[&str]) -> Vec<u8> {
+pub fn encode(words: &[&str]) -> Vec<u8> {
     let mut out = format!("*{}\r\n", words.len()).into_bytes();
     for word in words {
         out.extend(format!("${}\r\n{word}\r\n", word.len()).bytes());
@@ -154,7 +154,7 @@ fn first_made(tried: &mut VecDeque<TcpStream>) -> Result<Option<TcpStream>> {
     Ok(made)
 }
 
-pub(crate) fn timespec(time: Duration) -> Timespec {
+pub fn timespec(time: Duration) -> Timespec {
     Timespec {
         tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: i64::from(time.subsec_nanos()),
