@@ -43,6 +43,19 @@ impl Client {
         bail!("the guest took no connection at {server} for {} s", PATIENCE.as_secs())
     }
 
+    /// As [`knock`](Self::knock), until a connection lives long enough to be answered: a guest that wakes may know nothing of one
+    /// that was made while it slept.
+    pub fn knock_until_answered(server: SocketAddr, words: &[&str], stop: &Stop) -> Result<(Self, Vec<String>)> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut client = Self::knock(server, stop)?;
+            match client.ask(words) {
+                Err(error) if error.root_cause().is::<io::Error>() && Instant::now() < deadline => {}
+                answered => return Ok((client, answered?)),
+            }
+        }
+    }
+
     fn over(stream: TcpStream) -> Result<Self> {
         stream.set_nonblocking(false)?;
         stream.set_nodelay(true)?;
@@ -211,6 +224,24 @@ mod tests {
         });
         let mut client = Client::knock(server, &Stop::default()).unwrap();
         assert_eq!(client.ask(&["PING"]).unwrap(), ["PONG"]);
+        serving.join().unwrap();
+    }
+
+    #[test]
+    fn a_connection_that_breaks_is_not_the_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = listener.local_addr().unwrap();
+        let serving = std::thread::spawn(move || {
+            drop(listener.accept().unwrap());
+            // The knocker may have begun several; those given up break as well.
+            while let Ok((mut stream, _)) = listener.accept() {
+                if stream.read_exact(&mut [0; 14]).is_ok() && stream.write_all(b"+PONG\r\n").is_ok() {
+                    return;
+                }
+            }
+        });
+        let (_, reply) = Client::knock_until_answered(server, &["PING"], &Stop::default()).unwrap();
+        assert_eq!(reply, ["PONG"]);
         serving.join().unwrap();
     }
 

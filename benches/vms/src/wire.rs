@@ -60,12 +60,13 @@ impl Wire {
 impl Drop for Wire {
     fn drop(&mut self) {
         if let Err(error) = ip(&format!("link del {TAP}")) {
-            eprintln!("vmm-bench: {error:#}");
+            eprintln!("{error:#}");
         }
     }
 }
 
-fn ip(line: &str) -> Result<()> {
+/// Runs `ip` with a command line of its own.
+pub fn ip(line: &str) -> Result<()> {
     let output = Command::new("ip").args(line.split_whitespace()).stdin(Stdio::null()).output();
     let output = output.with_context(|| format!("cannot start `ip {line}` (package iproute2)"))?;
     if !output.status.success() {

@@ -13,6 +13,7 @@
 
 pub mod codec;
 pub mod detector;
+pub mod hot;
 pub mod ids;
 pub mod ingress;
 pub mod limits;

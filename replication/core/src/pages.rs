@@ -109,6 +109,14 @@ impl PageSet {
         self.trim();
     }
 
+    /// Whether each of 64 pages from `first` on is in the set: bit `i` is page `first + i`.
+    #[must_use]
+    pub fn bits_from(&self, first: PageIndex) -> u64 {
+        let (word, shift) = split(first);
+        let at = |word: usize| self.words.get(word).copied().unwrap_or(0);
+        if shift == 0 { at(word) } else { at(word) >> shift | at(word.saturating_add(1)) << (64 - shift) }
+    }
+
     /// Empties the set.
     pub fn clear(&mut self) {
         self.words.fill(0);
@@ -278,6 +286,13 @@ mod tests {
             prop_assert_eq!(s.iter().map(|p| p.0).collect::<Vec<_>>(), want.clone());
             prop_assert_eq!(s.len(), want.len() as u64);
             prop_assert!((0..pages).all(|p| s.contains(PageIndex(p)) == want.contains(&p)));
+        }
+
+        #[test]
+        fn bits_are_read_at_any_offset(members: BTreeSet<u8>, first in 0u64..300) {
+            let s = set(256, &members.iter().map(|p| u64::from(*p)).collect());
+            let bits = s.bits_from(PageIndex(first));
+            prop_assert!((0..64).all(|n| (bits >> n & 1 == 1) == s.contains(PageIndex(first + n))));
         }
 
         #[test]

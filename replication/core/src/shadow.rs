@@ -12,6 +12,10 @@ use crate::page_codec::Page;
 /// No slot.
 const NONE: u32 = u32::MAX;
 
+/// One page in so many may be displaced in an epoch: a guest that writes through all its memory must not push out the pages
+/// that change all the time.
+const NEWCOMERS_SHARE: usize = 4;
+
 /// Contents of some of a guest's pages.
 pub struct Shadow {
     /// Slot of each guest page.
@@ -21,6 +25,33 @@ pub struct Shadow {
     capacity: usize,
     /// Where the search for a slot to free goes on.
     hand: usize,
+    /// Pages that came in this epoch.
+    newcomers: usize,
+}
+
+/// What became of a page that was put into the shadow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// It was there already.
+    Again {
+        /// With another content.
+        changed: bool,
+    },
+    /// It is there now.
+    New {
+        /// In the place of this one.
+        displaced: Option<PageIndex>,
+    },
+    /// It is not there: too many have come in this epoch, or the shadow keeps nothing.
+    NoRoom,
+}
+
+impl Put {
+    /// Whether the shadow has the content.
+    #[must_use]
+    pub fn is_kept(self) -> bool {
+        self != Self::NoRoom
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -39,7 +70,7 @@ impl Shadow {
     pub fn new(pages: u64, capacity: usize) -> Self {
         let pages = usize::try_from(pages).expect("a guest's page count fits the address space");
         let capacity = capacity.min(pages).min(NONE as usize);
-        Self { slot_of: vec![NONE; pages], slots: Vec::new(), contents: Vec::new(), capacity, hand: 0 }
+        Self { slot_of: vec![NONE; pages], slots: Vec::new(), contents: Vec::new(), capacity, hand: 0, newcomers: 0 }
     }
 
     /// The content last kept of a page.
@@ -48,21 +79,30 @@ impl Shadow {
         self.contents.get(self.slot(page)?)
     }
 
-    /// Keeps the content of a page, unless the shadow has no room at all. Says whether it is kept.
-    pub fn put(&mut self, page: PageIndex, content: &Page) -> bool {
+    /// A new epoch begins: newcomers may push out some pages again.
+    pub fn begin_epoch(&mut self) {
+        self.newcomers = 0;
+    }
+
+    /// Keeps the content of a page, if there is room for it in this epoch.
+    pub fn put(&mut self, page: PageIndex, content: &Page) -> Put {
         if let Some(slot) = self.slot(page) {
             self.slots[slot].used = true;
-            self.contents[slot] = *content;
-            return true;
+            let changed = self.contents[slot] != *content;
+            if changed {
+                self.contents[slot] = *content;
+            }
+            return Put::Again { changed };
         }
-        if self.capacity == 0 {
-            return false;
+        if self.newcomers >= self.capacity.div_ceil(NEWCOMERS_SHARE) {
+            return Put::NoRoom;
         }
-        let slot = self.free_slot(page);
+        self.newcomers += 1;
+        let (slot, displaced) = self.free_slot(page);
         self.slots[slot] = Slot { page, used: false };
         self.contents[slot] = *content;
         self.slot_of[index(page)] = u32::try_from(slot).expect("the capacity is bounded");
-        true
+        Put::New { displaced }
     }
 
     /// Bytes of page contents kept.
@@ -76,18 +116,19 @@ impl Shadow {
         (slot != NONE).then_some(slot as usize)
     }
 
-    fn free_slot(&mut self, page: PageIndex) -> usize {
+    fn free_slot(&mut self, page: PageIndex) -> (usize, Option<PageIndex>) {
         if self.slots.len() < self.capacity {
             self.slots.push(Slot { page, used: false });
             self.contents.push([0; _]);
-            return self.slots.len() - 1;
+            return (self.slots.len() - 1, None);
         }
         loop {
             let slot = self.hand;
             self.hand = (self.hand + 1) % self.capacity;
             if !std::mem::take(&mut self.slots[slot].used) {
-                self.slot_of[index(self.slots[slot].page)] = NONE;
-                return slot;
+                let displaced = self.slots[slot].page;
+                self.slot_of[index(displaced)] = NONE;
+                return (slot, Some(displaced));
             }
         }
     }
@@ -114,9 +155,11 @@ mod tests {
     fn a_page_that_is_sent_again_outlives_one_that_is_not() {
         let mut shadow = Shadow::new(10, 2);
         shadow.put(PageIndex(1), &[1; PAGE_BYTES]);
+        shadow.begin_epoch();
         shadow.put(PageIndex(2), &[2; PAGE_BYTES]);
-        shadow.put(PageIndex(1), &[3; PAGE_BYTES]);
-        shadow.put(PageIndex(4), &[4; PAGE_BYTES]);
+        assert_eq!(shadow.put(PageIndex(1), &[3; PAGE_BYTES]), Put::Again { changed: true });
+        shadow.begin_epoch();
+        assert_eq!(shadow.put(PageIndex(4), &[4; PAGE_BYTES]), Put::New { displaced: Some(PageIndex(2)) });
         assert_eq!(shadow.get(PageIndex(1)), Some(&[3; PAGE_BYTES]));
         assert_eq!(shadow.get(PageIndex(2)), None);
         assert_eq!(shadow.get(PageIndex(4)), Some(&[4; PAGE_BYTES]));
@@ -125,8 +168,21 @@ mod tests {
     #[test]
     fn a_shadow_without_room_keeps_nothing() {
         let mut shadow = Shadow::new(4, 0);
-        assert!(!shadow.put(PageIndex(1), &[1; PAGE_BYTES]));
+        assert_eq!(shadow.put(PageIndex(1), &[1; PAGE_BYTES]), Put::NoRoom);
         assert_eq!(shadow.get(PageIndex(1)), None);
+    }
+
+    #[test]
+    fn a_flood_of_new_pages_displaces_a_quarter_in_an_epoch() {
+        let mut shadow = Shadow::new(1000, 8);
+        let put = |shadow: &mut Shadow, page| shadow.put(PageIndex(page), &[1; PAGE_BYTES]);
+        for page in 0..8 {
+            shadow.begin_epoch();
+            assert!(put(&mut shadow, page).is_kept());
+        }
+        shadow.begin_epoch();
+        assert_eq!((100..200).filter(|page| put(&mut shadow, *page).is_kept()).count(), 2);
+        assert_eq!((0..8).filter(|page| shadow.get(PageIndex(*page)).is_some()).count(), 6);
     }
 
     proptest! {
@@ -134,6 +190,7 @@ mod tests {
         fn what_is_kept_is_what_was_put_last(capacity in 0usize..6, puts in proptest::collection::vec((0u64..12, any::<u8>()), 0..80)) {
             let (mut shadow, mut last) = (Shadow::new(12, capacity), HashMap::new());
             for (page, fill) in puts {
+                shadow.begin_epoch();
                 shadow.put(PageIndex(page), &[fill; PAGE_BYTES]);
                 last.insert(page, fill);
                 prop_assert!(shadow.bytes() <= capacity * PAGE_BYTES);

@@ -16,9 +16,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hdrhistogram::Histogram;
+use mycelium_ram_core::hot::HotPages;
 use mycelium_ram_core::message::{EpochEnd, EpochPart, Message, Output};
 use mycelium_ram_core::page_codec::{PAGE_BYTES, Page, PartWriter};
-use mycelium_ram_core::shadow::Shadow;
+use mycelium_ram_core::shadow::{Put, Shadow};
 use mycelium_ram_core::stage::{content_hash, part_hash};
 use mycelium_ram_core::{EpochId, IngressSeq, Member, PageIndex, PageLedger, PageSet, Time};
 
@@ -34,8 +35,6 @@ const IDLE_BEAT: Duration = Duration::from_millis(20);
 const SEED_ROUNDS: usize = 6;
 /// A seed's cut happens once this few pages are left to copy with the guest stopped.
 const SEED_CUT_PAGES: u64 = 2048;
-/// Pages of which the content last sent is kept: 64 MiB, so that a guest of any size costs no more.
-const SHADOW_PAGES: usize = 16 << 10;
 
 /// What the protocol thread orders.
 #[derive(Debug)]
@@ -153,6 +152,7 @@ pub struct EpochLoop<M> {
     cut_at: Time,
     ingress_at_cut: IngressSeq,
     shadow: Shadow,
+    hot: HotPages,
     /// Copy buffers, kept between epochs so that a cut does not fault in fresh memory.
     spare: Vec<Vec<u8>>,
     pause_us: Histogram<u64>,
@@ -168,10 +168,10 @@ impl<M: ActiveMachine> EpochLoop<M> {
     /// Never: the histogram's bounds are constants that fit.
     pub fn new(
         machine: M,
-        gate: Arc<Gate>,
-        ingress: Arc<IngressTap>,
+        (gate, ingress): (Arc<Gate>, Arc<IngressTap>),
         shared: Arc<Shared>,
         events: EventLog,
+        shadow_pages: usize,
     ) -> Self {
         let pages = machine.pages();
         Self {
@@ -185,7 +185,8 @@ impl<M: ActiveMachine> EpochLoop<M> {
             state: Vec::new(),
             cut_at: Time(0),
             ingress_at_cut: IngressSeq(0),
-            shadow: Shadow::new(pages, SHADOW_PAGES),
+            shadow: Shadow::new(pages, shadow_pages),
+            hot: HotPages::none(pages),
             spare: Vec::new(),
             pause_us: Histogram::new_with_bounds(1, 60_000_000, 3).expect("valid bounds"),
             figures: EpochFigures::default(),
@@ -242,6 +243,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
                 Ok(()) => self.tracking = true,
                 Err(e) => return self.trouble(&e),
             }
+            self.hot.close_all();
         }
         let ledger = PageLedger::owing_all(self.machine.pages());
         self.events.note(Event::Seeding { pages: self.machine.pages() });
@@ -348,7 +350,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
         if !self.tracking {
             return Ok(());
         }
-        let harvested = self.machine.harvest(&mut self.dirty);
+        let harvested = self.machine.harvest(&mut self.dirty, self.hot.open());
         // Even a failed harvest may have cleared part of the log: what it gave is owed.
         self.streams.values_mut().for_each(|s| s.ledger.owe(&self.dirty));
         self.dirty.clear();
@@ -445,29 +447,47 @@ impl<M: ActiveMachine> EpochLoop<M> {
     fn send_epoch(&mut self, epoch: EpochId, sealed: &mut Sealed) -> Result<(), SendFailed> {
         let Sealed { member, base, .. } = *sealed;
         let mut writer = PartWriter::default();
-        let last = sealed.pages.len().saturating_sub(1);
-        for (i, (page, content)) in sealed.contents().enumerate() {
+        let mut changed = 0;
+        for (page, content) in sealed.contents() {
             let Some(stream) = self.streams.get(&member) else { return Err(SendFailed::Closed) };
             let held = self.shadow.get(page).filter(|_| stream.ledger.holds_shadow(page));
-            writer.push(page, content, held);
-            if writer.is_full() || i == last {
+            changed += u64::from(writer.push(page, content, held));
+            if writer.is_full() {
                 let payload = writer.finish();
                 self.send_part(member, epoch, base, payload)?;
             }
         }
+        if writer.pages() > 0 {
+            let payload = writer.finish();
+            self.send_part(member, epoch, base, payload)?;
+        }
         if base.is_some() {
-            self.figures.pages += sealed.pages.len() as u64;
+            self.figures.pages += changed;
         }
         self.send_end(member, epoch, base, std::mem::take(&mut sealed.outputs))
     }
 
-    /// Keeps what was sent in this epoch, so that the next change of a page is sent as its difference.
+    /// Keeps what was sent in this epoch, so that the next change of a page is sent as its difference, and learns which
+    /// pages change all the time.
     fn remember(&mut self, epoch: EpochId, sealed: &[Sealed]) {
+        self.shadow.begin_epoch();
         for (n, part) in sealed.iter().enumerate() {
             for (page, content) in part.contents() {
                 // Replicas that are sent the same page are sent the same content.
                 let known = sealed[..n].iter().any(|earlier| earlier.pages.binary_search(&page).is_ok());
-                if !known && self.shadow.put(page, content) {
+                if known {
+                    continue;
+                }
+                let put = self.shadow.put(page, content);
+                match put {
+                    Put::Again { changed } => self.hot.seen(page, epoch, changed),
+                    Put::New { displaced } => {
+                        self.hot.seen(page, epoch, true);
+                        displaced.into_iter().for_each(|page| self.hot.close(page));
+                    }
+                    Put::NoRoom => {}
+                }
+                if put.is_kept() {
                     self.streams.values_mut().for_each(|s| s.ledger.shadowed(page, epoch));
                 }
             }

@@ -53,11 +53,13 @@ pub trait ActiveMachine: Debug + Send + 'static {
     /// Lets the guest go on after [`ActiveMachine::pause`].
     fn resume(&mut self);
 
-    /// Adds the pages changed since the last harvest, by the guest or by devices, and begins a new count. Paused.
+    /// Adds the pages changed since the last harvest, by the guest or by devices, and begins a new count. Paused. Changed pages
+    /// of `open` need not be watched anew: they may be in every harvest from now on, changed or not, until one in which they are
+    /// not in `open`.
     ///
     /// # Errors
     /// When the log cannot be read; what was not added to `into` will be in the next harvest.
-    fn harvest(&mut self, into: &mut PageSet) -> Result<(), PortError>;
+    fn harvest(&mut self, into: &mut PageSet, open: &PageSet) -> Result<(), PortError>;
 
     /// Copies a page out. During seeding the guest runs and the copy may be torn; the page is then in the next harvest.
     fn read_page(&self, page: PageIndex, into: &mut Page);

@@ -153,8 +153,8 @@ impl ActiveMachine for MachinePort {
         }
     }
 
-    fn harvest(&mut self, into: &mut PageSet) -> Result<(), PortError> {
-        self.machine.take_dirty(into).map_err(port_error("cannot read the dirty log"))
+    fn harvest(&mut self, into: &mut PageSet, open: &PageSet) -> Result<(), PortError> {
+        self.machine.take_dirty_but_leave_open(into, open).map_err(port_error("cannot read the dirty log"))
     }
 
     fn read_page(&self, page: PageIndex, into: &mut [u8; 4096]) {

@@ -81,8 +81,8 @@ fn restore(bench: &Bench, vmm: &dyn Vmm) -> Result<f64> {
     let wire = Wire::lay()?;
     let saved = file(bench, vmm);
     let running = bench.start(vmm, &setup(&wire), Begin::Restore(&saved))?;
-    let mut client = running.explain(Client::knock(wire.server()?, &bench.stop))?;
-    let reply = client.ask(&["GET", "key"])?;
+    let answered = Client::knock_until_answered(wire.server()?, &["GET", "key"], &bench.stop);
+    let (mut client, reply) = running.explain(answered)?;
     let took = running.spawned().elapsed();
     ensure!(reply == [VALUE], "the restored guest answered {reply:?}");
     // Every page is as it was: a VMM that restores half a guest is fast.

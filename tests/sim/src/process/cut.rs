@@ -66,9 +66,11 @@ impl Active {
                 carried.union(&pages);
             }
         }
+        self.shadow.begin_epoch();
         for page in carried.iter() {
-            self.shadow.put(page, content(self.guest.pages(), page));
-            self.sessions.values_mut().for_each(|session| session.shadowed(page, epoch));
+            if self.shadow.put(page, content(self.guest.pages(), page)).is_kept() {
+                self.sessions.values_mut().for_each(|session| session.shadowed(page, epoch));
+            }
         }
         cx.report(Report::Sealed(epoch));
         cx.fx.push(Effect::Point(Point::SealedUnsent));
