@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags};
 
 use crate::limits::DISK_BYTES;
-use crate::stop::Stop;
+use bench_vms::Stop;
 
 const BLOCK: usize = 1 << 20;
 

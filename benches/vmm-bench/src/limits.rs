@@ -23,12 +23,6 @@ pub(crate) const WORK_SECONDS_QUICK: u64 = 1;
 /// How long requests go on before they count.
 pub(crate) const WARM_UP: Duration = Duration::from_millis(300);
 
-/// Until the guest must have said or answered something: a busy machine is slow, a guest that hangs never answers.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
-
-/// How long a wait may last before a signal to stop is noticed.
-pub(crate) const NOTICE: Duration = Duration::from_millis(100);
-
 /// RAM of guests whose RAM is not what is measured, MiB.
 pub(crate) const RAM_MIB: u32 = 256;
 
@@ -43,19 +37,3 @@ pub(crate) const DISK_BYTES: u64 = 256 << 20;
 
 /// How long the guest is left alone before its process' memory is counted.
 pub(crate) const IDLE: Duration = Duration::from_secs(1);
-
-/// Console output kept for messages, bytes.
-pub(crate) const CONSOLE_BYTES_MAX: usize = 64 * 1024;
-
-/// Lines of a VMM's standard error that are quoted when it fails.
-pub(crate) const STDERR_LINES: usize = 5;
-
-/// A new connection is tried this often while a restored guest does not answer.
-pub(crate) const KNOCK_EVERY: Duration = Duration::from_millis(2);
-
-/// Connections being tried at a time. A slow restore lasts longer than this many, and a guest that wakes to hundreds would be
-/// measured at answering those.
-pub(crate) const KNOCKS_MAX: usize = 16;
-
-/// Processes of one VMM that are looked at: a sandbox and its helpers are a handful.
-pub(crate) const FAMILY_MAX: usize = 64;

@@ -4,17 +4,10 @@
 //! `measure/`.
 
 mod bench;
-mod console;
 mod disk;
-mod family;
-mod guests;
 mod limits;
 mod measure;
 mod options;
-mod resp;
-mod smaps;
-mod stop;
-mod wire;
 
 use std::process::ExitCode;
 

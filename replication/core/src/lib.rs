@@ -13,6 +13,7 @@
 
 pub mod codec;
 pub mod detector;
+pub mod hot;
 pub mod ids;
 pub mod ingress;
 pub mod limits;
@@ -23,8 +24,10 @@ pub mod pages;
 pub mod primary;
 pub mod record;
 pub mod replica;
+pub mod runs;
 pub mod sabotage;
 pub mod settle;
+pub mod shadow;
 pub mod stage;
 pub mod time;
 

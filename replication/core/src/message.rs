@@ -12,7 +12,7 @@ use crate::time::Time;
 
 /// Version of the frames. Peers of another version refuse each other in the handshake. Since 2, a card's frames have a header
 /// before them that says what is left to be done: checksums, segmentation.
-pub const WIRE_VERSION: u8 = 2;
+pub const WIRE_VERSION: u8 = 3;
 
 /// Where an output goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

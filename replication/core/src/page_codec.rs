@@ -1,17 +1,52 @@
-//! Pages on the wire: a sequence of records, each a `u64` head (`page << 1 | has_content`) and, unless the page is all
-//! zero, its 4096 bytes.
+//! Pages on the wire: a sequence of records, each a head (`page << 2 | kind`, LEB128) and what its kind asks for: nothing (a
+//! page of zeros), the page's 4096 bytes, or a length (`u16`) and [runs](crate::runs) of what differs from what the replica
+//! holds.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::codec::DecodeError;
 use crate::ids::PageIndex;
+use crate::runs::{RUNS_BYTES_MAX, Runs, put_runs};
 
 /// Bytes of a guest page.
 pub const PAGE_BYTES: usize = 4096;
 /// Pages after which a part is full.
 pub const PART_PAGES: usize = 256;
+/// Bytes of the longest head.
+const HEAD_BYTES: usize = 10;
 /// Bytes of the largest part.
-pub const PART_BYTES_MAX: usize = PART_PAGES * (PAGE_BYTES + 8);
+pub const PART_BYTES_MAX: usize = PART_PAGES * (PAGE_BYTES + HEAD_BYTES);
+
+/// The content of a page.
+pub type Page = [u8; PAGE_BYTES];
+
+/// What becomes of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change<'a> {
+    /// It is all zero now.
+    Zero,
+    /// This is its content now.
+    Whole(&'a Page),
+    /// This of it has changed.
+    Runs(Runs<'a>),
+}
+
+impl Change<'_> {
+    /// Makes the change to a page in memory.
+    pub fn apply(self, page: &mut Page) {
+        match self {
+            Self::Zero => page.fill(0),
+            Self::Whole(content) => *page = *content,
+            Self::Runs(runs) => {
+                runs.iter().for_each(|(at, run)| page[at..at + run.len()].copy_from_slice(run));
+            }
+        }
+    }
+}
+
+const ZERO: u64 = 0;
+const WHOLE: u64 = 1;
+const RUNS: u64 = 2;
 
 /// Gathers pages into one part.
 #[derive(Debug, Default)]
@@ -21,17 +56,39 @@ pub struct PartWriter {
 }
 
 impl PartWriter {
-    /// Adds a page.
-    pub fn push(&mut self, page: PageIndex, content: &[u8; PAGE_BYTES]) {
-        if self.out.capacity() == self.out.len() {
+    /// Adds a page; `held` is what the replica holds of it, where that is known. Adds nothing, and says so, when the replica
+    /// holds just that.
+    pub fn push(&mut self, page: PageIndex, content: &Page, held: Option<&Page>) -> bool {
+        if held == Some(content) {
+            return false;
+        }
+        if self.out.capacity() - self.out.len() < HEAD_BYTES + PAGE_BYTES {
             self.out.reserve(PAGE_BYTES * 64);
         }
-        let has_content = !is_zero(content);
-        self.out.put_u64_le(page.0 << 1 | u64::from(has_content));
-        if has_content {
+        self.pages += 1;
+        if is_zero(content) {
+            put_head(&mut self.out, page, ZERO);
+        } else if !held.is_some_and(|held| self.push_runs(page, held, content)) {
+            put_head(&mut self.out, page, WHOLE);
             self.out.put_slice(content);
         }
-        self.pages += 1;
+        true
+    }
+
+    fn push_runs(&mut self, page: PageIndex, held: &Page, content: &Page) -> bool {
+        let start = self.out.len();
+        put_head(&mut self.out, page, RUNS);
+        let length_at = self.out.len();
+        self.out.put_u16_le(0);
+        let fits = put_runs(held, content, &mut self.out);
+        if fits {
+            let length = self.out.len() - length_at - 2;
+            let length = u16::try_from(length).expect("RUNS_BYTES_MAX fits");
+            self.out[length_at..length_at + 2].copy_from_slice(&length.to_le_bytes());
+        } else {
+            self.out.truncate(start);
+        }
+        fits
     }
 
     /// Pages gathered.
@@ -55,20 +112,43 @@ impl PartWriter {
 
 /// Whether a page is all zero.
 #[must_use]
-pub fn is_zero(content: &[u8; PAGE_BYTES]) -> bool {
+pub fn is_zero(content: &Page) -> bool {
     // Wide chunks let the compiler compare vectors; most pages differ in the first one.
     content.as_chunks::<64>().0.iter().all(|chunk| chunk.iter().fold(0, |a, b| a | b) == 0)
 }
 
-/// Hands each page of a part to `apply`; `None` stands for a zero page. Nothing is applied unless the whole part is
-/// well formed.
+fn put_head(out: &mut BytesMut, page: PageIndex, kind: u64) {
+    let mut rest = page.0 << 2 | kind;
+    while rest >= 0x80 {
+        out.put_u8(rest.to_le_bytes()[0] | 0x80);
+        rest >>= 7;
+    }
+    out.put_u8(rest.to_le_bytes()[0]);
+}
+
+fn get_head(rest: &mut &[u8]) -> Result<u64, DecodeError> {
+    let mut head = 0;
+    for shift in (0..u64::BITS).step_by(7) {
+        if rest.is_empty() {
+            return Err(DecodeError::Truncated { what: "page head" });
+        }
+        let byte = rest.get_u8();
+        head |= u64::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            return Ok(head);
+        }
+    }
+    Err(DecodeError::TooLong { what: "page head", got: HEAD_BYTES + 1, max: HEAD_BYTES })
+}
+
+/// Hands each page of a part to `apply`. Nothing is applied unless the whole part is well formed.
 ///
 /// # Errors
 /// [`DecodeError`] when it is malformed or names a page the guest (of `pages` pages) does not have.
 pub fn apply_part(
     part: &Bytes,
     pages: u64,
-    mut apply: impl FnMut(PageIndex, Option<&[u8; PAGE_BYTES]>),
+    mut apply: impl FnMut(PageIndex, Change<'_>),
 ) -> Result<(), DecodeError> {
     walk(part, pages, |_, _| {})?;
     walk(part, pages, &mut apply)
@@ -77,29 +157,42 @@ pub fn apply_part(
 fn walk(
     part: &Bytes,
     pages: u64,
-    mut visit: impl FnMut(PageIndex, Option<&[u8; PAGE_BYTES]>),
+    mut visit: impl FnMut(PageIndex, Change<'_>),
 ) -> Result<(), DecodeError> {
     let mut rest = &part[..];
     while !rest.is_empty() {
-        if rest.len() < 8 {
-            return Err(DecodeError::Truncated { what: "page head" });
-        }
-        let head = rest.get_u64_le();
-        let page = PageIndex(head >> 1);
+        let head = get_head(&mut rest)?;
+        let page = PageIndex(head >> 2);
         if page.0 >= pages {
             return Err(DecodeError::Value { what: "page index", got: page.0 });
         }
-        if head & 1 == 0 {
-            visit(page, None);
-            continue;
-        }
-        let Some((content, tail)) = rest.split_first_chunk() else {
-            return Err(DecodeError::Truncated { what: "page" });
-        };
-        visit(page, Some(content));
-        rest = tail;
+        visit(page, get_change(head & 3, &mut rest)?);
     }
     Ok(())
+}
+
+fn get_change<'a>(kind: u64, rest: &mut &'a [u8]) -> Result<Change<'a>, DecodeError> {
+    match kind {
+        ZERO => Ok(Change::Zero),
+        WHOLE => {
+            let (content, tail) = rest.split_first_chunk().ok_or(DecodeError::Truncated { what: "page" })?;
+            *rest = tail;
+            Ok(Change::Whole(content))
+        }
+        RUNS => {
+            if rest.len() < 2 {
+                return Err(DecodeError::Truncated { what: "length of runs" });
+            }
+            let length = usize::from(rest.get_u16_le());
+            if length > RUNS_BYTES_MAX {
+                return Err(DecodeError::TooLong { what: "runs of a page", got: length, max: RUNS_BYTES_MAX });
+            }
+            let (body, tail) = rest.split_at_checked(length).ok_or(DecodeError::Truncated { what: "runs of a page" })?;
+            *rest = tail;
+            Ok(Change::Runs(Runs::parse(body)?))
+        }
+        other => Err(DecodeError::Value { what: "kind of page", got: other }),
+    }
 }
 
 /// Entry point for fuzzing.
@@ -116,8 +209,8 @@ mod tests {
     #[test]
     fn a_page_beyond_the_guest_is_refused_before_anything_is_applied() {
         let mut w = PartWriter::default();
-        w.push(PageIndex(1), &[7; PAGE_BYTES]);
-        w.push(PageIndex(9), &[0; PAGE_BYTES]);
+        w.push(PageIndex(1), &[7; PAGE_BYTES], None);
+        w.push(PageIndex(9), &[0; PAGE_BYTES], None);
         let part = w.finish();
         let err = apply_part(&part, 9, |_, _| panic!("applied")).unwrap_err();
         assert_eq!(err, DecodeError::Value { what: "page index", got: 9 });
@@ -125,15 +218,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pages_survive_the_wire(pages in proptest::collection::vec((0u64..100, 0u8..3), 0..40)) {
+        fn pages_survive_the_wire(pages in proptest::collection::vec((0u64..100, 0u8..3, 0..PAGE_BYTES, any::<bool>()), 0..40)) {
             let mut w = PartWriter::default();
-            for (p, fill) in &pages {
-                w.push(PageIndex(*p), &[*fill; PAGE_BYTES]);
+            let (mut sent, mut held) = (vec![[0; PAGE_BYTES]; 100], vec![[0; PAGE_BYTES]; 100]);
+            for (page, fill, from, known) in &pages {
+                let content = &mut sent[usize::try_from(*page).unwrap()];
+                let before = *content;
+                content[*from..].fill(*fill);
+                w.push(PageIndex(*page), content, known.then_some(&before));
             }
-            prop_assert_eq!(w.pages(), pages.len());
-            let mut got = Vec::new();
-            apply_part(&w.finish(), 100, |p, c| got.push((p.0, c.map_or(0, |c| c[4095])))).unwrap();
-            prop_assert_eq!(got, pages);
+            prop_assert!(w.pages() <= pages.len());
+            let part = w.finish();
+            prop_assert!(part.len() <= pages.len() * (PAGE_BYTES + HEAD_BYTES));
+            apply_part(&part, 100, |page, change| change.apply(&mut held[usize::try_from(page.0).unwrap()])).unwrap();
+            prop_assert_eq!(held, sent);
         }
 
         #[test]

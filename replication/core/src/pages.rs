@@ -83,6 +83,17 @@ impl PageSet {
         }
     }
 
+    /// Removes all pages of `other`, a set over the same guest.
+    ///
+    /// # Panics
+    /// When the two are sets over guests of different size.
+    pub fn subtract(&mut self, other: &Self) {
+        assert_eq!(self.pages, other.pages, "page sets of different guests");
+        for (mine, theirs) in self.words.iter_mut().zip(&other.words) {
+            *mine &= !theirs;
+        }
+    }
+
     /// Adds pages from a bitmap whose bit 0 is page `first` (as KVM hands out one per memory slot). Bits past the
     /// guest's last page are ignored.
     pub fn union_words(&mut self, first: PageIndex, bitmap: &[u64]) {
@@ -96,6 +107,14 @@ impl PageSet {
             }
         }
         self.trim();
+    }
+
+    /// Whether each of 64 pages from `first` on is in the set: bit `i` is page `first + i`.
+    #[must_use]
+    pub fn bits_from(&self, first: PageIndex) -> u64 {
+        let (word, shift) = split(first);
+        let at = |word: usize| self.words.get(word).copied().unwrap_or(0);
+        if shift == 0 { at(word) } else { at(word) >> shift | at(word.saturating_add(1)) << (64 - shift) }
     }
 
     /// Empties the set.
@@ -140,13 +159,15 @@ fn split(page: PageIndex) -> (usize, u32) {
 pub struct PageLedger {
     owed: PageSet,
     in_flight: BTreeMap<EpochId, PageSet>,
+    /// Pages of which the replica holds what the [shadow](crate::shadow::Shadow) holds, once it has what is in flight.
+    shadowed: PageSet,
 }
 
 impl PageLedger {
     /// A ledger for a replica that has nothing yet: it is owed every page.
     #[must_use]
     pub fn owing_all(pages: u64) -> Self {
-        Self { owed: PageSet::full(pages), in_flight: BTreeMap::new() }
+        Self { owed: PageSet::full(pages), in_flight: BTreeMap::new(), shadowed: PageSet::empty(pages) }
     }
 
     /// Adds harvested pages.
@@ -171,6 +192,21 @@ impl PageLedger {
         batch
     }
 
+    /// Whether the next epoch may say of this page only what differs from the shadow's content, if the shadow has one.
+    #[must_use]
+    pub fn holds_shadow(&self, page: PageIndex) -> bool {
+        self.shadowed.contains(page)
+    }
+
+    /// The shadow now has the content that this page had at the end of `epoch`.
+    pub fn shadowed(&mut self, page: PageIndex, epoch: EpochId) {
+        if self.in_flight.get(&epoch).is_some_and(|sent| sent.contains(page)) {
+            self.shadowed.insert(page);
+        } else {
+            self.shadowed.remove(page);
+        }
+    }
+
     /// The replica has staged every epoch up to `through`: their pages are settled.
     pub fn acked(&mut self, through: EpochId) {
         self.in_flight = self.in_flight.split_off(&through.next());
@@ -181,6 +217,9 @@ impl PageLedger {
         for (_, pages) in self.in_flight.split_off(&kept.next()) {
             if !sabotaged(Sabotage::DirtyPagesNotReturned) {
                 self.owed.union(&pages);
+            }
+            if !sabotaged(Sabotage::StaleShadow) {
+                self.shadowed.subtract(&pages);
             }
         }
     }
@@ -219,6 +258,23 @@ mod tests {
         assert_eq!(*ledger.owed(), set(10, &[3, 4].into()));
     }
 
+    #[test]
+    fn a_replica_holds_the_shadow_of_a_page_only_from_an_epoch_it_keeps() {
+        let mut ledger = PageLedger::owing_all(4);
+        ledger.send_in(EpochId(1));
+        ledger.shadowed(PageIndex(1), EpochId(1));
+        ledger.shadowed(PageIndex(2), EpochId(1));
+        ledger.owe(&set(4, &[1].into()));
+        ledger.send_in(EpochId(2));
+        ledger.shadowed(PageIndex(1), EpochId(2));
+        ledger.shadowed(PageIndex(3), EpochId(2));
+        assert!([1, 2].iter().all(|p| ledger.holds_shadow(PageIndex(*p))));
+        assert!(!ledger.holds_shadow(PageIndex(3)), "epoch 2 did not carry page 3");
+        ledger.abort_after(EpochId(1));
+        assert!(!ledger.holds_shadow(PageIndex(1)), "the shadow has its content of epoch 2");
+        assert!(ledger.holds_shadow(PageIndex(2)));
+    }
+
     proptest! {
         #[test]
         fn behaves_like_a_btree_set(pages in 1u64..300, a: BTreeSet<u64>, b: BTreeSet<u64>) {
@@ -230,6 +286,13 @@ mod tests {
             prop_assert_eq!(s.iter().map(|p| p.0).collect::<Vec<_>>(), want.clone());
             prop_assert_eq!(s.len(), want.len() as u64);
             prop_assert!((0..pages).all(|p| s.contains(PageIndex(p)) == want.contains(&p)));
+        }
+
+        #[test]
+        fn bits_are_read_at_any_offset(members: BTreeSet<u8>, first in 0u64..300) {
+            let s = set(256, &members.iter().map(|p| u64::from(*p)).collect());
+            let bits = s.bits_from(PageIndex(first));
+            prop_assert!((0..64).all(|n| (bits >> n & 1 == 1) == s.contains(PageIndex(first + n))));
         }
 
         #[test]

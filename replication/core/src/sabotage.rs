@@ -55,6 +55,8 @@ sabotages! {
     PartialEpochApplied = "partial-epoch-applied",
     /// A new leader of the arbiter's group does not have the newest swap, though it was replicated.
     ReplicatedSwapForgotten = "replicated-swap-forgotten",
+    /// After an epoch was aborted, changes are still told against what it carried.
+    StaleShadow = "stale-shadow",
 }
 
 impl std::str::FromStr for Sabotage {

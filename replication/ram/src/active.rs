@@ -90,6 +90,8 @@ pub struct ActiveParts<M> {
     pub gate: Arc<Gate>,
     /// Its letter box.
     pub ingress: Arc<IngressTap>,
+    /// Pages of which the content last sent is kept. With none, pages are sent whole and watched anew after each epoch.
+    pub shadow_pages: usize,
     /// The arbiter.
     pub arbiter: Arc<dyn Arbiter>,
     /// The timeline.
@@ -137,7 +139,12 @@ pub fn run<M: ActiveMachine>(
         &shared,
         &parts.events,
         to_inbox,
-        EpochThread { machine: parts.machine, gate: parts.gate.clone(), ingress: parts.ingress.clone() },
+        EpochThread {
+            machine: parts.machine,
+            gate: parts.gate.clone(),
+            ingress: parts.ingress.clone(),
+            shadow_pages: parts.shadow_pages,
+        },
     )?;
     let mut active = Active {
         core: Primary::new(parts.cfg, parts.me, parts.record, parts.resumed_from, parts.ops, now),
@@ -171,6 +178,7 @@ struct EpochThread<M> {
     machine: M,
     gate: Arc<Gate>,
     ingress: Arc<IngressTap>,
+    shadow_pages: usize,
 }
 
 fn start_epoch_thread<M: ActiveMachine>(
@@ -180,7 +188,9 @@ fn start_epoch_thread<M: ActiveMachine>(
     parts: EpochThread<M>,
 ) -> std::io::Result<(Sender<Order>, JoinHandle<M>)> {
     let (orders, from_protocol) = channel();
-    let epoch_loop = EpochLoop::new(parts.machine, parts.gate, parts.ingress, shared.clone(), events.clone());
+    let EpochThread { machine, gate, ingress, shadow_pages } = parts;
+    let epoch_loop =
+        EpochLoop::new(machine, (gate, ingress), shared.clone(), events.clone(), shadow_pages);
     let reports = to_inbox.clone();
     let run = move || epoch_loop.run(&from_protocol, |r| drop(reports.send(Inbox::Epoch(r))));
     let thread = std::thread::Builder::new().name("epoch".into()).spawn(run)?;

@@ -16,8 +16,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hdrhistogram::Histogram;
+use mycelium_ram_core::hot::HotPages;
 use mycelium_ram_core::message::{EpochEnd, EpochPart, Message, Output};
-use mycelium_ram_core::page_codec::{PAGE_BYTES, PartWriter};
+use mycelium_ram_core::page_codec::{PAGE_BYTES, Page, PartWriter};
+use mycelium_ram_core::shadow::{Put, Shadow};
 use mycelium_ram_core::stage::{content_hash, part_hash};
 use mycelium_ram_core::{EpochId, IngressSeq, Member, PageIndex, PageLedger, PageSet, Time};
 
@@ -80,10 +82,12 @@ pub enum Report {
 pub struct EpochFigures {
     /// Epochs sealed.
     pub epochs: u64,
-    /// Pages sent.
+    /// Pages sent in epochs, first copies not among them.
     pub pages: u64,
-    /// Bytes handed to links.
+    /// Bytes handed to links in epochs, first copies not among them.
     pub bytes: u64,
+    /// Bytes handed to links for first copies.
+    pub seed_bytes: u64,
     /// Guest stopped, in microseconds, per epoch.
     pub pause_us: Spread,
 }
@@ -128,6 +132,12 @@ struct Sealed {
     outputs: Vec<Output>,
 }
 
+impl Sealed {
+    fn contents(&self) -> impl Iterator<Item = (PageIndex, &Page)> {
+        self.pages.iter().copied().zip(self.content.as_chunks().0)
+    }
+}
+
 /// The thread's state.
 #[derive(Debug)]
 pub struct EpochLoop<M> {
@@ -141,6 +151,8 @@ pub struct EpochLoop<M> {
     state: Vec<u8>,
     cut_at: Time,
     ingress_at_cut: IngressSeq,
+    shadow: Shadow,
+    hot: HotPages,
     /// Copy buffers, kept between epochs so that a cut does not fault in fresh memory.
     spare: Vec<Vec<u8>>,
     pause_us: Histogram<u64>,
@@ -156,10 +168,10 @@ impl<M: ActiveMachine> EpochLoop<M> {
     /// Never: the histogram's bounds are constants that fit.
     pub fn new(
         machine: M,
-        gate: Arc<Gate>,
-        ingress: Arc<IngressTap>,
+        (gate, ingress): (Arc<Gate>, Arc<IngressTap>),
         shared: Arc<Shared>,
         events: EventLog,
+        shadow_pages: usize,
     ) -> Self {
         let pages = machine.pages();
         Self {
@@ -173,6 +185,8 @@ impl<M: ActiveMachine> EpochLoop<M> {
             state: Vec::new(),
             cut_at: Time(0),
             ingress_at_cut: IngressSeq(0),
+            shadow: Shadow::new(pages, shadow_pages),
+            hot: HotPages::none(pages),
             spare: Vec::new(),
             pause_us: Histogram::new_with_bounds(1, 60_000_000, 3).expect("valid bounds"),
             figures: EpochFigures::default(),
@@ -229,6 +243,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
                 Ok(()) => self.tracking = true,
                 Err(e) => return self.trouble(&e),
             }
+            self.hot.close_all();
         }
         let ledger = PageLedger::owing_all(self.machine.pages());
         self.events.note(Event::Seeding { pages: self.machine.pages() });
@@ -335,7 +350,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
         if !self.tracking {
             return Ok(());
         }
-        let harvested = self.machine.harvest(&mut self.dirty);
+        let harvested = self.machine.harvest(&mut self.dirty, self.hot.open());
         // Even a failed harvest may have cleared part of the log: what it gave is owed.
         self.streams.values_mut().for_each(|s| s.ledger.owe(&self.dirty));
         self.dirty.clear();
@@ -389,7 +404,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
         let mut pages = batch.iter().peekable();
         while let Some(page) = pages.next() {
             self.machine.read_page(page, &mut page_content);
-            writer.push(page, &page_content);
+            writer.push(page, &page_content, None);
             if writer.is_full() || pages.peek().is_none() {
                 let payload = writer.finish();
                 self.send_part(member, epoch, None, payload)?;
@@ -410,17 +425,18 @@ impl<M: ActiveMachine> EpochLoop<M> {
         let index = u32::try_from(stream.part_hashes.len()).expect("parts are bounded by the guest's size");
         stream.part_hashes.push(part_hash(&payload));
         let wire = stream.wire.clone();
-        self.push(&*wire, Message::Part(EpochPart { epoch, base, index, payload }).encode())
+        self.push(&*wire, base, Message::Part(EpochPart { epoch, base, index, payload }).encode())
     }
 
-    fn send_all(&mut self, epoch: EpochId, sealed: Vec<Sealed>) {
-        for part in sealed {
-            let member = part.member;
+    fn send_all(&mut self, epoch: EpochId, mut sealed: Vec<Sealed>) {
+        for part in &mut sealed {
             if self.send_epoch(epoch, part).is_err() {
                 // Its pages stay in flight in the ledger: a new handshake aborts and returns them.
-                tracing::debug!(%member, %epoch, "the link closed before the epoch was sent");
+                tracing::debug!(member = %part.member, %epoch, "the link closed before the epoch was sent");
             }
         }
+        self.remember(epoch, &sealed);
+        self.spare.extend(sealed.into_iter().map(|part| part.content));
         self.figures.epochs += 1;
         self.figures.pause_us = Spread::of(&self.pause_us);
         if let Ok(mut shared) = self.shared.figures.lock() {
@@ -428,20 +444,54 @@ impl<M: ActiveMachine> EpochLoop<M> {
         }
     }
 
-    fn send_epoch(&mut self, epoch: EpochId, sealed: Sealed) -> Result<(), SendFailed> {
-        let Sealed { member, base, pages, content, outputs } = sealed;
+    fn send_epoch(&mut self, epoch: EpochId, sealed: &mut Sealed) -> Result<(), SendFailed> {
+        let Sealed { member, base, .. } = *sealed;
         let mut writer = PartWriter::default();
-        let last = pages.len().saturating_sub(1);
-        for (i, (page, bytes)) in pages.iter().zip(content.as_chunks().0).enumerate() {
-            writer.push(*page, bytes);
-            if writer.is_full() || i == last {
+        let mut changed = 0;
+        for (page, content) in sealed.contents() {
+            let Some(stream) = self.streams.get(&member) else { return Err(SendFailed::Closed) };
+            let held = self.shadow.get(page).filter(|_| stream.ledger.holds_shadow(page));
+            changed += u64::from(writer.push(page, content, held));
+            if writer.is_full() {
                 let payload = writer.finish();
                 self.send_part(member, epoch, base, payload)?;
             }
         }
-        self.spare.push(content);
-        self.figures.pages += pages.len() as u64;
-        self.send_end(member, epoch, base, outputs)
+        if writer.pages() > 0 {
+            let payload = writer.finish();
+            self.send_part(member, epoch, base, payload)?;
+        }
+        if base.is_some() {
+            self.figures.pages += changed;
+        }
+        self.send_end(member, epoch, base, std::mem::take(&mut sealed.outputs))
+    }
+
+    /// Keeps what was sent in this epoch, so that the next change of a page is sent as its difference, and learns which
+    /// pages change all the time.
+    fn remember(&mut self, epoch: EpochId, sealed: &[Sealed]) {
+        self.shadow.begin_epoch();
+        for (n, part) in sealed.iter().enumerate() {
+            for (page, content) in part.contents() {
+                // Replicas that are sent the same page are sent the same content.
+                let known = sealed[..n].iter().any(|earlier| earlier.pages.binary_search(&page).is_ok());
+                if known {
+                    continue;
+                }
+                let put = self.shadow.put(page, content);
+                match put {
+                    Put::Again { changed } => self.hot.seen(page, epoch, changed),
+                    Put::New { displaced } => {
+                        self.hot.seen(page, epoch, true);
+                        displaced.into_iter().for_each(|page| self.hot.close(page));
+                    }
+                    Put::NoRoom => {}
+                }
+                if put.is_kept() {
+                    self.streams.values_mut().for_each(|s| s.ledger.shadowed(page, epoch));
+                }
+            }
+        }
     }
 
     fn send_end(
@@ -466,11 +516,12 @@ impl<M: ActiveMachine> EpochLoop<M> {
             outputs,
         };
         end.content_hash = content_hash(hashes, &end);
-        self.push(&*wire, Message::End(end).encode())
+        self.push(&*wire, base, Message::End(end).encode())
     }
 
-    fn push(&mut self, wire: &dyn Wire, mut frame: Bytes) -> Result<(), SendFailed> {
-        self.figures.bytes += frame.len() as u64;
+    fn push(&mut self, wire: &dyn Wire, base: Option<EpochId>, mut frame: Bytes) -> Result<(), SendFailed> {
+        let count = if base.is_some() { &mut self.figures.bytes } else { &mut self.figures.seed_bytes };
+        *count += frame.len() as u64;
         loop {
             // Waiting for a slow link is not hanging.
             self.beat();

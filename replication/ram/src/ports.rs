@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mycelium_ram_core::message::Output;
+use mycelium_ram_core::page_codec::{Change, Page};
 use mycelium_ram_core::settle::Request;
 use mycelium_ram_core::{PageIndex, PageSet};
 
@@ -52,14 +53,16 @@ pub trait ActiveMachine: Debug + Send + 'static {
     /// Lets the guest go on after [`ActiveMachine::pause`].
     fn resume(&mut self);
 
-    /// Adds the pages changed since the last harvest, by the guest or by devices, and begins a new count. Paused.
+    /// Adds the pages changed since the last harvest, by the guest or by devices, and begins a new count. Paused. Changed pages
+    /// of `open` need not be watched anew: they may be in every harvest from now on, changed or not, until one in which they are
+    /// not in `open`.
     ///
     /// # Errors
     /// When the log cannot be read; what was not added to `into` will be in the next harvest.
-    fn harvest(&mut self, into: &mut PageSet) -> Result<(), PortError>;
+    fn harvest(&mut self, into: &mut PageSet, open: &PageSet) -> Result<(), PortError>;
 
     /// Copies a page out. During seeding the guest runs and the copy may be torn; the page is then in the next harvest.
-    fn read_page(&self, page: PageIndex, into: &mut [u8; 4096]);
+    fn read_page(&self, page: PageIndex, into: &mut Page);
 
     /// Boots the guest anew. Paused; every page counts as changed after this.
     ///
@@ -79,8 +82,8 @@ pub trait PassiveMachine: Debug + Send + 'static {
     /// Pages of guest RAM.
     fn pages(&self) -> u64;
 
-    /// Writes a page; `None` is a page of zeros.
-    fn write_page(&mut self, page: PageIndex, content: Option<&[u8; 4096]>);
+    /// Changes a page.
+    fn change_page(&mut self, page: PageIndex, change: Change<'_>);
 }
 
 /// The outside world, as the gate sees it.

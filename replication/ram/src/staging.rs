@@ -166,7 +166,7 @@ impl<M: PassiveMachine> Staging<M> {
     fn write(&mut self, part: &Bytes) -> Result<(), DecodeError> {
         self.progress.fetch_add(1, Ordering::Relaxed);
         let pages = self.machine.pages();
-        apply_part(part, pages, |page, content| self.machine.write_page(page, content))
+        apply_part(part, pages, |page, change| self.machine.change_page(page, change))
     }
 
     fn finish(mut self, epoch: EpochId) -> Result<Inheritance<M>, M> {
@@ -224,6 +224,7 @@ pub fn fuzz_staging(mut data: &[u8]) {
 #[cfg(feature = "fuzzing")]
 mod fuzzing {
     use mycelium_ram_core::PageIndex;
+    use mycelium_ram_core::page_codec::Change;
 
     use super::PassiveMachine;
 
@@ -247,7 +248,7 @@ mod fuzzing {
             self.written.len() as u64
         }
 
-        fn write_page(&mut self, page: PageIndex, _: Option<&[u8; 4096]>) {
+        fn change_page(&mut self, page: PageIndex, _: Change<'_>) {
             self.written[usize::try_from(page.0).expect("pages are checked")] = true;
         }
     }

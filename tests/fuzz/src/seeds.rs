@@ -105,8 +105,11 @@ pub(crate) fn migration() -> Vec<Vec<u8>> {
 
 pub(crate) fn parts() -> Vec<Vec<u8>> {
     let mut writer = PartWriter::default();
-    writer.push(PageIndex(1), &[0; 4096]);
-    writer.push(PageIndex(2), &[9; 4096]);
+    let mut changed = [9; 4096];
+    changed[3000..3010].fill(1);
+    writer.push(PageIndex(1), &[0; 4096], None);
+    writer.push(PageIndex(2), &[9; 4096], None);
+    writer.push(PageIndex(900), &changed, Some(&[9; 4096]));
     vec![writer.finish().to_vec()]
 }
 
@@ -214,7 +217,7 @@ pub(crate) fn staging() -> Vec<Vec<u8>> {
     let epoch = |number: u64, base: Option<u64>, fill: u8| {
         let (epoch, base) = (EpochId(number), base.map(EpochId));
         let mut writer = PartWriter::default();
-        writer.push(PageIndex(number), &[fill; 4096]);
+        writer.push(PageIndex(number), &[fill; 4096], None);
         let part = EpochPart { epoch, base, index: 0, payload: writer.finish() };
         let mut end = EpochEnd {
             epoch,

@@ -4,6 +4,8 @@
 pub const GUEST_PAGES: u64 = 24;
 /// Pages in a part: small, so that an epoch has several parts and can be torn between them.
 pub const PART_PAGES: usize = 2;
+/// Pages an active process keeps the sent content of: enough for the hot ones, few enough that cold ones push each other out.
+pub const SHADOW_PAGES: usize = 9;
 /// Clients of one guest; each has a page of its own in it.
 pub const CLIENTS: u8 = 4;
 /// Bytes a replica may stage.

@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: figures as JSON lines, from repeated runs of the real thing.
 
-mod vmm;
+mod harness;
 
 use std::process::{Command, ExitCode, Stdio};
 
@@ -10,13 +10,14 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::{build, tools};
+use harness::{HarnessArgs, REPLICATION, VMM};
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
     /// What to measure.
     #[arg(value_enum, default_value_t = What::Takeover)]
     what: What,
-    /// Takeover: runs per fault. Vmm: rounds in which each VMM has its turn. 5 if not given.
+    /// Takeover: runs per fault. Replication, vmm: rounds in which everybody has a turn. The bench knows how many if not given.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1000))]
     repeats: Option<u64>,
     /// Takeover: first seed; each run has its own.
@@ -26,7 +27,7 @@ pub(crate) struct BenchArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    vmm: vmm::VmmArgs,
+    harness: HarnessArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -35,6 +36,8 @@ enum What {
     Takeover,
     /// Forming a network, its arbiter, and pods against runc, by real daemons and a real containerd.
     Slice,
+    /// What protection costs a guest: against none, against stop-and-copy, and QEMU, by `replication-bench`.
+    Replication,
     /// Our VMM against QEMU's microvm: start, memory, network, disk and restore of the same guest, by `vmm-bench`.
     Vmm,
 }
@@ -57,7 +60,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     match args.what {
         What::Takeover => takeover(args),
         What::Slice => slice(args.json),
-        What::Vmm => vmm::run(&args.vmm, args.repeats, args.json),
+        What::Replication => harness::run(&REPLICATION, &args.harness, args.repeats, args.json),
+        What::Vmm => harness::run(&VMM, &args.harness, args.repeats, args.json),
     }
 }
 

@@ -171,6 +171,10 @@ pub(crate) struct NodeArgs {
     /// Largest UDP payload of the replication paths: 1452 works everywhere, 8952 where the MTU is 9000 all the way.
     #[arg(long, value_name = "BYTES", default_value_t = 1452, value_parser = clap::value_parser!(u16).range(1200..=16000))]
     pub(crate) mtu: u16,
+    /// Memory for what replicas have been sent: of its pages only what changes is sent, and those that change all the time
+    /// cost the guest no fault. With 0, pages are sent whole and watched anew after each epoch.
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=65_536))]
+    pub(crate) shadow_mib: u32,
     #[command(flatten)]
     pub(crate) timing: TimingArgs,
     #[command(flatten)]
@@ -179,6 +183,13 @@ pub(crate) struct NodeArgs {
     #[cfg(feature = "sabotage")]
     #[arg(long, value_name = "NAME")]
     pub(crate) sabotage: Option<mycelium_ram_core::sabotage::Sabotage>,
+}
+
+impl NodeArgs {
+    /// Pages of 4 KiB that fit what is kept for replicas.
+    pub(crate) fn shadow_pages(&self) -> usize {
+        self.shadow_mib as usize * 256
+    }
 }
 
 #[derive(Clone, Copy, Debug, Args)]

@@ -15,6 +15,7 @@ use mycelium_ram::gate::Gate;
 use mycelium_ram::ingress::IngressTap;
 use mycelium_ram::ports::{ActiveMachine, PassiveMachine, PortError};
 use mycelium_ram_core::message::Port;
+use mycelium_ram_core::page_codec::Change;
 use mycelium_ram_core::{EpochId, PageIndex, PageSet};
 
 use crate::announce::Announcer;
@@ -152,8 +153,8 @@ impl ActiveMachine for MachinePort {
         }
     }
 
-    fn harvest(&mut self, into: &mut PageSet) -> Result<(), PortError> {
-        self.machine.take_dirty(into).map_err(port_error("cannot read the dirty log"))
+    fn harvest(&mut self, into: &mut PageSet, open: &PageSet) -> Result<(), PortError> {
+        self.machine.take_dirty_but_leave_open(into, open).map_err(port_error("cannot read the dirty log"))
     }
 
     fn read_page(&self, page: PageIndex, into: &mut [u8; 4096]) {
@@ -176,8 +177,13 @@ impl PassiveMachine for MachinePort {
         self.machine.ram().page_count()
     }
 
-    fn write_page(&mut self, page: PageIndex, content: Option<&[u8; 4096]>) {
-        let page_content = content.unwrap_or(&[0; 4096]);
-        self.machine.ram().write_page(page, page_content).expect("staging has checked the page's number");
+    fn change_page(&mut self, page: PageIndex, change: Change<'_>) {
+        let ram = self.machine.ram();
+        match change {
+            Change::Zero => ram.write_page(page, &[0; 4096]),
+            Change::Whole(content) => ram.write_page(page, content),
+            Change::Runs(runs) => runs.iter().try_for_each(|(at, run)| ram.write_part(page, at, run)),
+        }
+        .expect("staging has checked the page's number and the runs");
     }
 }

@@ -67,9 +67,10 @@ fn listen(node: &Node, args: &PassiveArgs) -> Result<LinkListener, Exit> {
 /// Has the kernel give the guest's memory now: first touches at takeover would cost up to seconds per GiB.
 fn touch_memory(guest: &Guest) {
     use mycelium_ram::ports::PassiveMachine;
+    use mycelium_ram_core::page_codec::Change;
     let mut port = guest.port();
     let pages = PassiveMachine::pages(&port);
-    (0..pages).for_each(|p| port.write_page(mycelium_ram_core::PageIndex(p), None));
+    (0..pages).for_each(|p| port.change_page(mycelium_ram_core::PageIndex(p), Change::Zero));
 }
 
 /// Meets an active and follows it to the end.

@@ -62,18 +62,35 @@ impl DirtyLog {
         Ok(())
     }
 
-    /// Adds every page written since the last harvest to `into` and empties the log. On an error, pages already
-    /// added have left the log or will be reported again: whoever keeps `into` loses none.
-    pub(crate) fn harvest(&mut self, vm: &VmFd, ram: &GuestRam, into: &mut PageSet) -> Result<(), KvmError> {
+    /// Adds every page written since the last harvest to `into` and empties the log of all but the pages of `open`, which
+    /// stay writable. On an error, pages already added have left the log or will be reported again: whoever keeps `into` loses
+    /// none.
+    pub(crate) fn harvest(
+        &mut self,
+        vm: &VmFd,
+        ram: &GuestRam,
+        into: &mut PageSet,
+        open: Option<&PageSet>,
+    ) -> Result<(), KvmError> {
         for ((number, slot), bitmap) in (0..).zip(ram.slots()).zip(&mut self.bitmaps) {
             read(vm, number, bitmap).map_err(refused("read the dirty log"))?;
             into.union_words(PageIndex(slot.first_page), bitmap);
             if self.manual {
+                if let Some(open) = open {
+                    leave_open(bitmap, PageIndex(slot.first_page), open);
+                }
                 let pages = slot.bytes / PAGE_BYTES as u64;
                 clear(vm, number, pages, bitmap).map_err(refused("clear the dirty log"))?;
             }
         }
         Ok(())
+    }
+}
+
+/// Takes the pages of `open` out of what is to be cleared.
+fn leave_open(bitmap: &mut [u64], first: PageIndex, open: &PageSet) {
+    for (word, at) in bitmap.iter_mut().zip((first.0..).step_by(64)).filter(|(word, _)| **word != 0) {
+        *word &= !open.bits_from(PageIndex(at));
     }
 }
 

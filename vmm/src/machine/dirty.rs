@@ -38,6 +38,20 @@ impl Machine {
     /// [`MachineError::NotTracking`] or [`MachineError::Kvm`]. Pages added before an error are in `into`, all
     /// others will be reported by the next call: keep `into`, and none is lost.
     pub fn take_dirty(&self, into: &mut PageSet) -> Result<(), MachineError> {
+        self.take(into, None)
+    }
+
+    /// As [`Machine::take_dirty`], and dirty pages of `open` are not protected anew: the guest writes them without a fault,
+    /// and every call reports them, written or not, until one in which they are not in `open`. Where KVM cannot leave pages in
+    /// its log, they are protected like all others.
+    ///
+    /// # Errors
+    /// As [`Machine::take_dirty`].
+    pub fn take_dirty_but_leave_open(&self, into: &mut PageSet, open: &PageSet) -> Result<(), MachineError> {
+        self.take(into, Some(open))
+    }
+
+    fn take(&self, into: &mut PageSet, open: Option<&PageSet>) -> Result<(), MachineError> {
         let mut log = self.dirty();
         if !log.is_enabled() {
             return Err(MachineError::NotTracking);
@@ -47,6 +61,6 @@ impl Machine {
                 into.union_words(PageIndex(slot.first_page + 64 * word as u64), &[bits]);
             });
         }
-        Ok(log.harvest(&self.vm, &self.ram, into)?)
+        Ok(log.harvest(&self.vm, &self.ram, into, open)?)
     }
 }

@@ -171,6 +171,21 @@ impl GuestRam {
         Ok(())
     }
 
+    /// Overwrites part of a page, from byte `at` of it. Dirty tracking does not see it, as in [`GuestRam::write_page`].
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchPage`].
+    ///
+    /// # Panics
+    /// When the part ends beyond the page: the caller computed a wrong offset.
+    pub fn write_part(&self, page: PageIndex, at: usize, from: &[u8]) -> Result<(), MemoryError> {
+        assert!(at.saturating_add(from.len()) <= PAGE_BYTES, "{} bytes at {at} of a page", from.len());
+        let into = self.page_ptr(page)?;
+        // SAFETY: as in `write_page`, of whose bytes these are some: the assertion above keeps them inside the page.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), into.add(at), from.len()) };
+        Ok(())
+    }
+
     /// Address of the first of [`PAGE_BYTES`] bytes of `page` in this process, for encoding without a copy.
     /// Valid as long as this `GuestRam`; reading through it races with the guest unless the machine is paused.
     ///
@@ -355,6 +370,7 @@ mod tests {
     fn a_page_written_is_the_page_read_and_only_guest_writes_are_marked() {
         let ram = GuestRam::new(64 * 4096).unwrap();
         ram.write_page(PageIndex(7), &[9; PAGE_BYTES]).unwrap();
+        ram.write_part(PageIndex(7), PAGE_BYTES - 2, &[1, 2]).unwrap();
         let mut page = [0; PAGE_BYTES];
         ram.read_page(PageIndex(7), &mut page).unwrap();
         assert_eq!(page, [9; PAGE_BYTES]);

@@ -99,6 +99,36 @@ fn the_dirty_log_is_exactly_what_changed() {
 }
 
 #[test]
+fn pages_left_open_are_reported_until_they_are_closed() {
+    if !kvm_works() {
+        return;
+    }
+    let (guest, active, console) = counting(PAGES, "");
+    active.pause().unwrap();
+    let (before, _) = machine(&guest.spec(32, ""));
+    active.start_dirty_tracking().unwrap();
+    let nobody = PageSet::empty(active.ram().page_count());
+    let (mut open, mut dirty, mut left_open) = (nobody.clone(), nobody.clone(), Vec::new());
+    for epoch in 0..40 {
+        copy(&active, &before, all_pages(&active));
+        run_on(&active, &console, 3);
+        active.pause().unwrap();
+        dirty.clear();
+        active.take_dirty_but_leave_open(&mut dirty, &open).unwrap();
+        let missed = differing(&active, &before).into_iter().find(|page| !dirty.contains(PageIndex(*page)));
+        assert_eq!(missed, None, "a written page was not reported in epoch {epoch}");
+        assert!(left_open.iter().all(|page| dirty.contains(*page)), "open pages stay in the log");
+        left_open = open.iter().filter(|page| dirty.contains(*page)).collect();
+        assert!(epoch % 4 != 1 || !left_open.is_empty(), "this guest writes some pages in every epoch");
+        open = if epoch % 4 < 2 { dirty.clone() } else { nobody.clone() };
+    }
+    active.take_dirty_but_leave_open(&mut dirty, &nobody).unwrap();
+    dirty.clear();
+    active.take_dirty(&mut dirty).unwrap();
+    assert!(dirty.is_empty(), "closed pages that nobody writes are not reported");
+}
+
+#[test]
 fn a_replica_fed_a_hundred_epochs_takes_over() {
     if !kvm_works() {
         return;

@@ -8,10 +8,10 @@ use bench_figures::{Better, Measured};
 
 use super::Shape;
 use crate::bench::Bench;
-use crate::guests::{Begin, Flavour, Setup, Vmm};
+use bench_vms::{Begin, Flavour, Setup, Vmm};
 use crate::limits::{IDLE, RAM_MIB};
-use crate::smaps;
-use crate::wire::Wire;
+use bench_vms::smaps;
+use bench_vms::Wire;
 
 pub(super) const NAME: &str = "vmm.memory_beyond_guest_ram";
 pub(super) const SHAPE: Shape =

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use bench_figures::{Better, Goal, Measured, Spread};
 
 use crate::bench::Bench;
-use crate::guests::Vmm;
+use bench_vms::Vmm;
 
 /// Figures measured together.
 pub(crate) struct Group {
@@ -72,7 +72,7 @@ impl Shape {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guests::{Endophyte, Flavour, Qemu};
+    use bench_vms::{Endophyte, Flavour, Qemu};
 
     fn vmms() -> Vec<Box<dyn Vmm>> {
         let qemu = Qemu::new("guest".as_ref(), "7.2.22", Flavour::VhostOff);

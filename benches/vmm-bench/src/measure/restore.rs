@@ -12,10 +12,11 @@ use bench_figures::{Better, Measured};
 
 use super::Shape;
 use crate::bench::Bench;
-use crate::guests::{Begin, Flavour, Setup, Vmm};
-use crate::limits::{PATIENCE, RESTORED_DIRTY_PAGES, RESTORED_RAM_MIB, RESTORES_PER_TURN};
-use crate::resp::Client;
-use crate::wire::Wire;
+use bench_vms::{Begin, Flavour, Setup, Vmm};
+use bench_vms::limits::PATIENCE;
+use crate::limits::{RESTORED_DIRTY_PAGES, RESTORED_RAM_MIB, RESTORES_PER_TURN};
+use bench_vms::resp::Client;
+use bench_vms::Wire;
 
 pub(super) const NAME: &str = "vmm.restore_512m_to_running";
 pub(super) const SHAPE: Shape = Shape { name: NAME, unit: "us", better: Better::Lower, goal: "<= 0.3" };
@@ -80,8 +81,8 @@ fn restore(bench: &Bench, vmm: &dyn Vmm) -> Result<f64> {
     let wire = Wire::lay()?;
     let saved = file(bench, vmm);
     let running = bench.start(vmm, &setup(&wire), Begin::Restore(&saved))?;
-    let mut client = running.explain(Client::knock(wire.server()?, &bench.stop))?;
-    let reply = client.ask(&["GET", "key"])?;
+    let answered = Client::knock_until_answered(wire.server()?, &["GET", "key"], &bench.stop);
+    let (mut client, reply) = running.explain(answered)?;
     let took = running.spawned().elapsed();
     ensure!(reply == [VALUE], "the restored guest answered {reply:?}");
     // Every page is as it was: a VMM that restores half a guest is fast.

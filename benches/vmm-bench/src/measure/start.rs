@@ -9,7 +9,7 @@ use bench_figures::{Better, Measured};
 
 use super::Shape;
 use crate::bench::Bench;
-use crate::guests::{Begin, Flavour, Setup, Vmm};
+use bench_vms::{Begin, Flavour, Setup, Vmm};
 use crate::limits::{RAM_MIB, STARTS_PER_TURN};
 
 pub(super) const NAME: &str = "vmm.start_to_first_instruction";

@@ -8,6 +8,7 @@ use mycelium_ram_core::output::{GateMode, Offered, OutputQueue};
 use mycelium_ram_core::primary::{Action, Event, Primary, PrimaryConfig};
 use mycelium_ram_core::record::{Change, Record};
 use mycelium_ram_core::settle::Request as ArbiterRequest;
+use mycelium_ram_core::shadow::Shadow;
 use mycelium_ram_core::{EpochId, Generation, IngressSeq, Member, NodeId, Time};
 
 use super::release::Releaser;
@@ -35,6 +36,7 @@ pub struct Active {
     pub(super) primary: Primary,
     pub(super) todo: Todo<Action>,
     pub(super) guest: Guest,
+    pub(super) shadow: Shadow,
     pub(super) gate: OutputQueue<Output>,
     pub(super) releaser: Releaser,
     pub(super) sessions: BTreeMap<Member, Session>,
@@ -70,6 +72,7 @@ impl Active {
             gate,
             releaser: Releaser::default(),
             sessions: BTreeMap::new(),
+            shadow: Shadow::new(limits::GUEST_PAGES, limits::SHADOW_PAGES),
             links: BTreeMap::new(),
             conns: 0,
             ingress,

@@ -1,12 +1,13 @@
 //! Ending an epoch: stop the guest, take its pages and registers, let it go on, then send.
 
-use mycelium_ram_core::EpochId;
 use mycelium_ram_core::primary::Event;
+use mycelium_ram_core::{EpochId, PageSet};
 
 use super::Cx;
 use super::active::Active;
-use super::session::Sealed;
+use super::session::{Sealed, content};
 use crate::effect::{Effect, Point, Report, Timer};
+use crate::limits;
 
 impl Active {
     pub(super) fn cut(&mut self, _: EpochId, cx: &mut Cx<'_>) {
@@ -55,11 +56,21 @@ impl Active {
             ingress: self.ingress,
             state: self.guest.state(),
             image: self.guest.pages(),
+            shadow: &self.shadow,
             gate: &self.gate,
         };
+        let mut carried = PageSet::empty(limits::GUEST_PAGES);
         for (member, session) in &mut self.sessions {
             session.owe(&dirty);
-            session.send(*member, &sealed, cx);
+            if let Some(pages) = session.send(*member, &sealed, cx) {
+                carried.union(&pages);
+            }
+        }
+        self.shadow.begin_epoch();
+        for page in carried.iter() {
+            if self.shadow.put(page, content(self.guest.pages(), page)).is_kept() {
+                self.sessions.values_mut().for_each(|session| session.shadowed(page, epoch));
+            }
         }
         cx.report(Report::Sealed(epoch));
         cx.fx.push(Effect::Point(Point::SealedUnsent));

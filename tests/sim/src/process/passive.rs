@@ -256,8 +256,8 @@ impl Passive {
 }
 
 fn apply(image: &mut Image, part: &Bytes) {
-    let done = apply_part(part, limits::GUEST_PAGES, |page, content| {
-        image[usize::try_from(page.0).expect("a small guest")] = content.copied().unwrap_or([0; PAGE_BYTES]);
+    let done = apply_part(part, limits::GUEST_PAGES, |page, change| {
+        change.apply(&mut image[usize::try_from(page.0).expect("a small guest")]);
     });
     done.expect("the active sends well-formed parts");
 }

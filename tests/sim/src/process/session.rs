@@ -6,13 +6,14 @@ use bytes::Bytes;
 use mycelium_ram_core::message::{EpochEnd, EpochPart, Message, Output};
 use mycelium_ram_core::output::OutputQueue;
 use mycelium_ram_core::page_codec::PartWriter;
+use mycelium_ram_core::shadow::Shadow;
 use mycelium_ram_core::stage::{content_hash, part_hash};
-use mycelium_ram_core::{EpochId, IngressSeq, Member, PageLedger, PageSet, Time};
+use mycelium_ram_core::{EpochId, IngressSeq, Member, PageIndex, PageLedger, PageSet, Time};
 
 use super::Cx;
 use super::active::Active;
 use crate::effect::{ConnId, Effect, Point, Timer};
-use crate::guest::Image;
+use crate::guest::{Image, Page};
 use crate::limits;
 
 /// An epoch at the end of its cut, with the guest still stopped.
@@ -24,6 +25,7 @@ pub(super) struct Sealed<'a> {
     pub(super) ingress: IngressSeq,
     pub(super) state: Bytes,
     pub(super) image: &'a Image,
+    pub(super) shadow: &'a Shadow,
     pub(super) gate: &'a OutputQueue<Output>,
 }
 
@@ -75,13 +77,13 @@ impl Session {
     }
 
     /// Queues the epoch for this replica, unless it is not connected or has enough to do: then the pages stay owed and go
-    /// with a later epoch.
-    pub(super) fn send(&mut self, member: Member, sealed: &Sealed<'_>, cx: &mut Cx<'_>) {
+    /// with a later epoch. Says which pages it carries.
+    pub(super) fn send(&mut self, member: Member, sealed: &Sealed<'_>, cx: &mut Cx<'_>) -> Option<PageSet> {
         if self.conn.is_none() || self.unacked.len() >= limits::SENT_EPOCHS {
-            return;
+            return None;
         }
         let pages = self.ledger.send_in(sealed.epoch);
-        let parts = encode(&pages, sealed.image);
+        let parts = self.encode(&pages, sealed);
         let outputs = sealed.gate.between(self.base.unwrap_or_default(), sealed.epoch).cloned().collect();
         let mut end = EpochEnd {
             epoch: sealed.epoch,
@@ -103,6 +105,27 @@ impl Session {
         self.base = Some(sealed.epoch);
         self.unacked.insert(sealed.epoch);
         self.kick(member, cx);
+        Some(pages)
+    }
+
+    /// The shadow now has what this page had at the end of `epoch`.
+    pub(super) fn shadowed(&mut self, page: PageIndex, epoch: EpochId) {
+        self.ledger.shadowed(page, epoch);
+    }
+
+    fn encode(&self, pages: &PageSet, sealed: &Sealed<'_>) -> Vec<Bytes> {
+        let (mut writer, mut parts) = (PartWriter::default(), Vec::new());
+        for page in pages.iter() {
+            let held = sealed.shadow.get(page).filter(|_| self.ledger.holds_shadow(page));
+            writer.push(page, content(sealed.image, page), held);
+            if writer.pages() == limits::PART_PAGES {
+                parts.push(writer.finish());
+            }
+        }
+        if writer.pages() > 0 {
+            parts.push(writer.finish());
+        }
+        parts
     }
 
     fn kick(&mut self, member: Member, cx: &mut Cx<'_>) {
@@ -114,19 +137,8 @@ impl Session {
     }
 }
 
-fn encode(pages: &PageSet, image: &Image) -> Vec<Bytes> {
-    let (mut writer, mut parts) = (PartWriter::default(), Vec::new());
-    for page in pages.iter() {
-        let content = &image[usize::try_from(page.0).expect("a small guest")];
-        writer.push(page, content);
-        if writer.pages() == limits::PART_PAGES {
-            parts.push(writer.finish());
-        }
-    }
-    if writer.pages() > 0 {
-        parts.push(writer.finish());
-    }
-    parts
+pub(super) fn content(image: &Image, page: PageIndex) -> &Page {
+    &image[usize::try_from(page.0).expect("a small guest")]
 }
 
 impl Active {

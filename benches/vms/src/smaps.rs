@@ -6,13 +6,13 @@ use anyhow::{Context, Result, ensure};
 
 /// Proportional share of a process in the memory it maps, bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Shares {
+pub struct Shares {
     /// Of guest RAM.
-    pub(crate) ram: u64,
+    pub ram: u64,
     /// Of everything else.
-    pub(crate) other: u64,
+    pub other: u64,
     /// Address space of guest RAM.
-    pub(crate) ram_mapped: u64,
+    pub ram_mapped: u64,
 }
 
 /// Of some processes that are one VMM, whose guest RAM is a memfd called `memfd`.
@@ -20,7 +20,7 @@ pub(crate) struct Shares {
 /// # Errors
 /// When a process cannot be read, or they map less guest RAM than `ram_bytes`: then the name is wrong, and RAM would be counted
 /// as something else.
-pub(crate) fn of_processes(pids: &[u32], memfd: &str, ram_bytes: u64) -> Result<Shares> {
+pub fn of_processes(pids: &[u32], memfd: &str, ram_bytes: u64) -> Result<Shares> {
     let mut all = Shares::default();
     for pid in pids {
         let path = format!("/proc/{pid}/smaps");

@@ -17,17 +17,17 @@ const MAC: &str = "02:00:00:00:00:63";
 const HOST_MAC: &str = "02:00:00:00:00:01";
 
 /// Moves this program into a namespace of its own. To be called once, before the first wire and before any thread.
-pub(crate) fn enter_namespace() -> Result<()> {
+pub fn enter_namespace() -> Result<()> {
     PrivateNamespace::enter().context("cannot make a network namespace for the guests")?;
     Ok(())
 }
 
 /// A tap that is there as long as this is.
 #[derive(Debug)]
-pub(crate) struct Wire(());
+pub struct Wire(());
 
 impl Wire {
-    pub(crate) fn lay() -> Result<Self> {
+    pub fn lay() -> Result<Self> {
         ip(&format!("tuntap add {TAP} mode tap"))?;
         let wire = Self(());
         ip(&format!("link set {TAP} address {HOST_MAC}"))?;
@@ -38,21 +38,21 @@ impl Wire {
         Ok(wire)
     }
 
-    pub(crate) fn tap(&self) -> &'static str {
+    pub fn tap(&self) -> &'static str {
         TAP
     }
 
-    pub(crate) fn mac(&self) -> &'static str {
+    pub fn mac(&self) -> &'static str {
         MAC
     }
 
     /// What the guest's command line says about its network.
-    pub(crate) fn guest_words(&self) -> String {
+    pub fn guest_words(&self) -> String {
         format!("ip={GUEST}/24 gw={HOST}")
     }
 
     /// Where the guest serves.
-    pub(crate) fn server(&self) -> Result<SocketAddr> {
+    pub fn server(&self) -> Result<SocketAddr> {
         Ok(SocketAddr::new(GUEST.parse()?, PORT))
     }
 }
@@ -60,12 +60,13 @@ impl Wire {
 impl Drop for Wire {
     fn drop(&mut self) {
         if let Err(error) = ip(&format!("link del {TAP}")) {
-            eprintln!("vmm-bench: {error:#}");
+            eprintln!("{error:#}");
         }
     }
 }
 
-fn ip(line: &str) -> Result<()> {
+/// Runs `ip` with a command line of its own.
+pub fn ip(line: &str) -> Result<()> {
     let output = Command::new("ip").args(line.split_whitespace()).stdin(Stdio::null()).output();
     let output = output.with_context(|| format!("cannot start `ip {line}` (package iproute2)"))?;
     if !output.status.success() {

@@ -11,7 +11,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::{Begin, Setup, Vmm};
+use crate::{Begin, Setup, Vmm};
 use crate::console::Console;
 use crate::family;
 use crate::limits::{PATIENCE, STDERR_LINES};
@@ -19,7 +19,7 @@ use crate::stop::Stop;
 
 /// One guest and the process that runs it.
 #[derive(Debug)]
-pub(crate) struct Running {
+pub struct Running {
     child: Child,
     console: Console,
     spawned: Instant,
@@ -28,7 +28,7 @@ pub(crate) struct Running {
 
 impl Running {
     /// Starts a guest; its files go to a folder of its own below `work`.
-    pub(crate) fn start(vmm: &dyn Vmm, setup: &Setup<'_>, begin: Begin<'_>, work: &Path) -> Result<Self> {
+    pub fn start(vmm: &dyn Vmm, setup: &Setup<'_>, begin: Begin<'_>, work: &Path) -> Result<Self> {
         let folder = tempfile::tempdir_in(work).context("cannot make a folder for a VM")?;
         let mut prepared = vmm.prepare(setup, begin, folder.path())?;
         prepared.inherited.iter().try_for_each(|file| inherit(file.as_fd()))?;
@@ -41,33 +41,33 @@ impl Running {
     }
 
     /// The VMM's processes.
-    pub(crate) fn processes(&self) -> Vec<u32> {
+    pub fn processes(&self) -> Vec<u32> {
         family::of(self.child.id())
     }
 
     /// Just before the process was made.
-    pub(crate) fn spawned(&self) -> Instant {
+    pub fn spawned(&self) -> Instant {
         self.spawned
     }
 
     /// The folder that only this VM uses.
-    pub(crate) fn folder(&self) -> &Path {
+    pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
     /// From the making of the process to the guest's first byte.
-    pub(crate) fn first_byte(&mut self, stop: &Stop) -> Result<Duration> {
+    pub fn first_byte(&mut self, stop: &Stop) -> Result<Duration> {
         let came = self.console.first_byte(self.spawned + PATIENCE, stop);
         Ok(self.explain(came)?.duration_since(self.spawned))
     }
 
     /// Waits until the guest says that it is up.
-    pub(crate) fn ready(&mut self, stop: &Stop) -> Result<()> {
+    pub fn ready(&mut self, stop: &Stop) -> Result<()> {
         self.find(PATIENCE, stop, |line| Ok(line.contains("native-guest: ready").then_some(())))
     }
 
     /// Waits for a line of the guest, for at most `time`.
-    pub(crate) fn find<T>(
+    pub fn find<T>(
         &mut self,
         time: Duration,
         stop: &Stop,
@@ -78,7 +78,7 @@ impl Running {
     }
 
     /// Adds the VMM's own last words to what went wrong with it.
-    pub(crate) fn explain<T>(&self, result: Result<T>) -> Result<T> {
+    pub fn explain<T>(&self, result: Result<T>) -> Result<T> {
         result.map_err(|error| {
             let told = fs::read_to_string(self.folder.path().join("stderr")).unwrap_or_default();
             match last_lines(&told) {
@@ -89,7 +89,7 @@ impl Running {
     }
 
     /// Waits for the process to end by itself.
-    pub(crate) fn wait(&mut self, stop: &Stop) -> Result<()> {
+    pub fn wait(&mut self, stop: &Stop) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while self.child.try_wait()?.is_none() && Instant::now() < deadline {
             stop.pause(Duration::from_millis(5))?;

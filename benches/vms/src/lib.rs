@@ -1,9 +1,17 @@
-//! The VMMs behind one trait: what a figure measures does not know whose it is.
+//! What benches share: guests on our VMM and on QEMU behind one trait, the network to them, a client of theirs. What a figure
+//! measures does not know whose the VMM is.
 
+mod console;
+mod family;
+pub mod limits;
 mod ours;
 mod qemu;
 mod qmp;
+pub mod resp;
 mod running;
+pub mod smaps;
+mod stop;
+pub mod wire;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -11,45 +19,45 @@ use std::process::Command;
 
 use anyhow::Result;
 
-pub(crate) use ours::Endophyte;
-pub(crate) use qemu::{Flavour, PROGRAM as QEMU_PROGRAM, Qemu, name as qemu_name, version as qemu_version};
-pub(crate) use running::Running;
-
-use crate::stop::Stop;
-use crate::wire::Wire;
+pub use ours::Endophyte;
+pub use qemu::{Flavour, PROGRAM as QEMU_PROGRAM, Qemu, name as qemu_name, version as qemu_version};
+pub use running::Running;
+pub use stop::Stop;
+pub use wire::Wire;
 
 /// A machine for the native guest: one processor, a serial console on standard output, and what is asked for here.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Setup<'a> {
-    pub(crate) ram_mib: u32,
+pub struct Setup<'a> {
+    /// Guest RAM, MiB.
+    pub ram_mib: u32,
     /// The guest's command line, without its network's words.
-    pub(crate) words: String,
+    pub words: String,
     /// A network card on this tap.
-    pub(crate) wire: Option<&'a Wire>,
+    pub wire: Option<&'a Wire>,
     /// A disk past the host's page cache, one queue.
-    pub(crate) disk: Option<PathBuf>,
+    pub disk: Option<PathBuf>,
     /// The folder it can be saved to, by order of a socket.
-    pub(crate) saves_to: Option<&'a Path>,
+    pub saves_to: Option<&'a Path>,
     /// Guest RAM must be told from the process' other memory.
-    pub(crate) named_ram: bool,
+    pub named_ram: bool,
 }
 
 impl Setup<'_> {
     /// The guest's whole command line.
-    pub(crate) fn cmdline(&self) -> String {
+    pub fn cmdline(&self) -> String {
         let net = self.wire.map_or_else(String::new, Wire::guest_words);
         format!("{net} {}", self.words).trim().to_owned()
     }
 
     /// Whether the machine needs a PCI bus.
-    pub(crate) fn has_devices(&self) -> bool {
+    pub fn has_devices(&self) -> bool {
         self.wire.is_some() || self.disk.is_some()
     }
 }
 
 /// What a guest begins with.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Begin<'a> {
+pub enum Begin<'a> {
     /// Its kernel's first instruction.
     Boot,
     /// Where it was saved to this file.
@@ -58,14 +66,15 @@ pub(crate) enum Begin<'a> {
 
 /// A command line ready to be started.
 #[derive(Debug)]
-pub(crate) struct Prepared {
-    pub(crate) command: Command,
+pub struct Prepared {
+    /// The command.
+    pub command: Command,
     /// Files the process inherits by number.
-    pub(crate) inherited: Vec<File>,
+    pub inherited: Vec<File>,
 }
 
 /// One way to run the guest.
-pub(crate) trait Vmm {
+pub trait Vmm: std::fmt::Debug {
     /// As figures name it.
     fn name(&self) -> &str;
 

@@ -20,14 +20,14 @@ const PARTS_MAX: usize = 64;
 
 /// One connection.
 #[derive(Debug)]
-pub(crate) struct Client {
+pub struct Client {
     stream: BufReader<TcpStream>,
 }
 
 impl Client {
     /// Connects to a guest that may not be up yet. A new connection is tried every few milliseconds and the first that is made
     /// is taken: the kernel would try a lost one again after a whole second.
-    pub(crate) fn knock(server: SocketAddr, stop: &Stop) -> Result<Self> {
+    pub fn knock(server: SocketAddr, stop: &Stop) -> Result<Self> {
         let deadline = Instant::now() + PATIENCE;
         let mut tried = VecDeque::new();
         while Instant::now() < deadline {
@@ -43,6 +43,19 @@ impl Client {
         bail!("the guest took no connection at {server} for {} s", PATIENCE.as_secs())
     }
 
+    /// As [`knock`](Self::knock), until a connection lives long enough to be answered: a guest that wakes may know nothing of one
+    /// that was made while it slept.
+    pub fn knock_until_answered(server: SocketAddr, words: &[&str], stop: &Stop) -> Result<(Self, Vec<String>)> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut client = Self::knock(server, stop)?;
+            match client.ask(words) {
+                Err(error) if error.root_cause().is::<io::Error>() && Instant::now() < deadline => {}
+                answered => return Ok((client, answered?)),
+            }
+        }
+    }
+
     fn over(stream: TcpStream) -> Result<Self> {
         stream.set_nonblocking(false)?;
         stream.set_nodelay(true)?;
@@ -54,20 +67,20 @@ impl Client {
     ///
     /// # Errors
     /// Also when the reply is an error.
-    pub(crate) fn ask(&mut self, words: &[&str]) -> Result<Vec<String>> {
+    pub fn ask(&mut self, words: &[&str]) -> Result<Vec<String>> {
         let request = encode(words);
         self.exchange(&request).with_context(|| format!("{} was not answered", words.join(" ")))
     }
 
     /// As [`ask`](Self::ask), of a request already encoded.
-    pub(crate) fn exchange(&mut self, request: &[u8]) -> Result<Vec<String>> {
+    pub fn exchange(&mut self, request: &[u8]) -> Result<Vec<String>> {
         self.stream.get_mut().write_all(request)?;
         read_reply(&mut self.stream)
     }
 }
 
 /// A command as the server reads it.
-pub(crate) fn encode(words: &[&str]) -> Vec<u8> {
+pub fn encode(words: &[&str]) -> Vec<u8> {
     let mut out = format!("*{}\r\n", words.len()).into_bytes();
     for word in words {
         out.extend(format!("${}\r\n{word}\r\n", word.len()).bytes());
@@ -154,7 +167,7 @@ fn first_made(tried: &mut VecDeque<TcpStream>) -> Result<Option<TcpStream>> {
     Ok(made)
 }
 
-pub(crate) fn timespec(time: Duration) -> Timespec {
+pub fn timespec(time: Duration) -> Timespec {
     Timespec {
         tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: i64::from(time.subsec_nanos()),
@@ -211,6 +224,24 @@ mod tests {
         });
         let mut client = Client::knock(server, &Stop::default()).unwrap();
         assert_eq!(client.ask(&["PING"]).unwrap(), ["PONG"]);
+        serving.join().unwrap();
+    }
+
+    #[test]
+    fn a_connection_that_breaks_is_not_the_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = listener.local_addr().unwrap();
+        let serving = std::thread::spawn(move || {
+            drop(listener.accept().unwrap());
+            // The knocker may have begun several; those given up break as well.
+            while let Ok((mut stream, _)) = listener.accept() {
+                if stream.read_exact(&mut [0; 14]).is_ok() && stream.write_all(b"+PONG\r\n").is_ok() {
+                    return;
+                }
+            }
+        });
+        let (_, reply) = Client::knock_until_answered(server, &["PING"], &Stop::default()).unwrap();
+        assert_eq!(reply, ["PONG"]);
         serving.join().unwrap();
     }
 

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use endophyte_api::SnapshotRequest;
 
-use super::{Begin, Prepared, Running, Setup, Vmm};
+use crate::{Begin, Prepared, Running, Setup, Vmm};
 use crate::limits::PATIENCE;
 use crate::stop::Stop;
 
@@ -15,9 +15,9 @@ const API: &str = "api";
 
 /// `endophyte run` with the native guest.
 #[derive(Clone, Debug)]
-pub(crate) struct Endophyte {
-    pub(crate) program: PathBuf,
-    pub(crate) guest: PathBuf,
+pub struct Endophyte {
+    pub program: PathBuf,
+    pub guest: PathBuf,
 }
 
 impl Vmm for Endophyte {

@@ -11,11 +11,11 @@ use crate::limits::NOTICE;
 
 /// Whether the operator wants the run to end.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Stop(Arc<AtomicBool>);
+pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
     /// From now on signals are noted here and nothing else.
-    pub(crate) fn on_signals() -> Result<Self> {
+    pub fn on_signals() -> Result<Self> {
         let stop = Self::default();
         for signal in [SIGHUP, SIGINT, SIGTERM] {
             signal_hook::flag::register(signal, stop.0.clone())?;
@@ -23,12 +23,12 @@ impl Stop {
         Ok(stop)
     }
 
-    pub(crate) fn wanted(&self) -> bool {
+    pub fn wanted(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
     /// An error once a signal has come.
-    pub(crate) fn check(&self) -> Result<()> {
+    pub fn check(&self) -> Result<()> {
         if self.wanted() {
             bail!("interrupted");
         }
@@ -36,7 +36,7 @@ impl Stop {
     }
 
     /// Waits, unless a signal comes.
-    pub(crate) fn pause(&self, time: Duration) -> Result<()> {
+    pub fn pause(&self, time: Duration) -> Result<()> {
         let end = Instant::now() + time;
         loop {
             self.check()?;

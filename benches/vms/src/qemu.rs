@@ -7,11 +7,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::qmp::Qmp;
-use super::{Begin, Prepared, Running, Setup, Vmm};
+use crate::qmp::Qmp;
+use crate::{Begin, Prepared, Running, Setup, Vmm};
 use crate::stop::Stop;
 
-pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
+pub const PROGRAM: &str = "qemu-system-x86_64";
 
 const QMP: &str = "qmp";
 
@@ -20,7 +20,7 @@ const RAM_MEMFD: &str = "memory-backend-memfd";
 
 /// A choice that QEMU leaves to its user, of which nobody can say beforehand which is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Flavour {
+pub enum Flavour {
     /// None of them matters.
     Plain,
     /// The kernel moves frames.
@@ -43,14 +43,14 @@ impl Flavour {
     }
 
     /// Whether this host offers what it needs.
-    pub(crate) fn possible(self) -> bool {
+    pub fn possible(self) -> bool {
         self != Self::VhostOn || Path::new("/dev/vhost-net").exists()
     }
 }
 
 /// QEMU with the native guest.
 #[derive(Clone, Debug)]
-pub(crate) struct Qemu {
+pub struct Qemu {
     guest: PathBuf,
     name: String,
     flavour: Flavour,
@@ -58,7 +58,7 @@ pub(crate) struct Qemu {
 
 impl Qemu {
     /// QEMU of a version like `7.2.22`.
-    pub(crate) fn new(guest: &Path, version: &str, flavour: Flavour) -> Self {
+    pub fn new(guest: &Path, version: &str, flavour: Flavour) -> Self {
         Self { guest: guest.to_owned(), name: name(version, flavour), flavour }
     }
 
@@ -148,7 +148,7 @@ impl Vmm for Qemu {
 }
 
 /// `qemu-7.2 microvm` and what is special about it.
-pub(crate) fn name(version: &str, flavour: Flavour) -> String {
+pub fn name(version: &str, flavour: Flavour) -> String {
     let mut parts = version.splitn(3, '.');
     let short = [parts.next(), parts.next()].into_iter().flatten().collect::<Vec<_>>().join(".");
     let dash = if short.is_empty() { "" } else { "-" };
@@ -156,7 +156,7 @@ pub(crate) fn name(version: &str, flavour: Flavour) -> String {
 }
 
 /// The version of the installed QEMU, like `7.2.22`; `None` if there is none.
-pub(crate) fn version() -> Option<String> {
+pub fn version() -> Option<String> {
     let output = Command::new(PROGRAM).arg("--version").output().ok()?;
     parse_version(&String::from_utf8_lossy(&output.stdout))
 }

@@ -1,0 +1,157 @@
+//! One run: what takes part, and whose turn it is.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Result, bail};
+use bench_figures::{Machine, Measured, Report, Style};
+use bench_vms::resp::Client;
+use bench_vms::wire::{self, ip};
+use bench_vms::{Begin, Endophyte, Flavour, Qemu, Running, Setup, Stop, Vmm, Wire};
+use indicatif::{ProgressBar, ProgressStyle};
+use tempfile::TempDir;
+
+use crate::limits::RAM_MIB;
+use crate::measure;
+use crate::options::Options;
+use crate::pair::{Pair, Programs, Protect};
+
+/// Everything a figure needs to be measured.
+#[derive(Debug)]
+pub(crate) struct Bench {
+    pub(crate) options: Options,
+    pub(crate) stop: Stop,
+    pub(crate) programs: Programs,
+    /// Of the installed QEMU.
+    qemu: Option<String>,
+    work: TempDir,
+    progress: ProgressBar,
+}
+
+impl Bench {
+    /// Finds what is needed, and moves into a network namespace.
+    pub(crate) fn prepare(options: Options) -> Result<Self> {
+        options.check()?;
+        if !Path::new("/dev/kvm").exists() {
+            bail!("no /dev/kvm: replication is measured on a host with KVM");
+        }
+        let programs = Programs {
+            endophyte: options.program("endophyte")?,
+            mycelium: options.program("mycelium")?,
+            guest: options.program("native-guest")?,
+        };
+        let stop = Stop::on_signals()?;
+        let work = tempfile::Builder::new().prefix("replication-bench-").tempdir()?;
+        let progress = ProgressBar::new_spinner();
+        progress.set_style(ProgressStyle::with_template("{elapsed:>4} {msg}")?);
+        wire::enter_namespace()?;
+        ip("link set lo up")?;
+        Ok(Self { options, stop, programs, qemu: bench_vms::qemu_version(), work, progress })
+    }
+
+    /// Measures and publishes. Whether every figure was measured and every goal met.
+    pub(crate) fn run(self) -> Result<bool> {
+        if self.qemu.is_none() {
+            self.note(&format!("no {}: some figures have no peer (apt-get install qemu-system-x86)", bench_vms::QEMU_PROGRAM));
+        }
+        let style = Style { json: self.options.json, plot: self.options.plot.clone() };
+        let mut report = Report::begin(style, run_id(), &Machine::examine(), &self.versions())?;
+        let mut complete = true;
+        for group in measure::GROUPS.iter().filter(|group| self.options.wants(group.name)) {
+            match (group.measure)(&self) {
+                Ok(figures) => self.publish(&mut report, figures)?,
+                Err(_) if self.stop.wanted() => bail!("interrupted"),
+                Err(error) => {
+                    complete = false;
+                    self.note(&format!("{} cannot be measured: {error:#}", group.name));
+                }
+            }
+        }
+        self.progress.finish_and_clear();
+        Ok(report.end()? && complete)
+    }
+
+    fn publish(&self, report: &mut Report, figures: Vec<Measured>) -> Result<()> {
+        for figure in figures.into_iter().filter(|figure| self.options.wants(&figure.name)) {
+            self.progress.suspend(|| report.tell(figure))?;
+        }
+        Ok(())
+    }
+
+    /// Says something beside the figures.
+    pub(crate) fn note(&self, line: &str) {
+        self.progress.suspend(|| eprintln!("{line}"));
+    }
+
+    /// Shows what is going on, on a terminal.
+    pub(crate) fn show(&self, what: &str) {
+        self.progress.set_message(what.to_owned());
+        self.progress.tick();
+    }
+
+    /// Length of a turn of work.
+    pub(crate) fn work_time(&self) -> Duration {
+        Duration::from_secs(self.options.work_seconds())
+    }
+
+    /// Our VMM without protection.
+    pub(crate) fn plain(&self) -> Endophyte {
+        Endophyte { program: self.programs.endophyte.clone(), guest: self.programs.guest.clone() }
+    }
+
+    /// QEMU, if it is installed.
+    pub(crate) fn qemu(&self) -> Option<Qemu> {
+        let version = self.qemu.as_ref()?;
+        Some(Qemu::new(&self.programs.guest, version, Flavour::VhostOff))
+    }
+
+    /// Runs an unprotected guest for `work`, which is given where it serves.
+    pub(crate) fn unprotected<T>(
+        &self,
+        vmm: &dyn Vmm,
+        work: impl FnOnce(SocketAddr) -> Result<T>,
+    ) -> Result<T> {
+        let wire = Wire::lay()?;
+        let setup = Setup { ram_mib: RAM_MIB, wire: Some(&wire), ..Setup::default() };
+        let mut running = Running::start(vmm, &setup, Begin::Boot, self.work.path())?;
+        running.ready(&self.stop)?;
+        let server = wire.server()?;
+        Client::knock(server, &self.stop)?;
+        let done = work(server);
+        running.explain(done)
+    }
+
+    /// Runs a protected guest for `work`.
+    pub(crate) fn protected<T>(
+        &self,
+        protect: &Protect<'_>,
+        work: impl FnOnce(&mut Pair, SocketAddr) -> Result<T>,
+    ) -> Result<T> {
+        let wire = Wire::lay()?;
+        let mut pair = Pair::start(&self.programs, &wire, protect, self.work.path(), &self.stop)?;
+        let server = wire.server()?;
+        Client::knock(server, &self.stop)?;
+        work(&mut pair, server)
+    }
+
+    fn versions(&self) -> BTreeMap<String, String> {
+        let ours = version_of(&self.programs.endophyte).unwrap_or_else(|| "unknown".to_owned());
+        let qemu = self.qemu.clone().unwrap_or_else(|| "not installed".to_owned());
+        BTreeMap::from([("endophyte".to_owned(), ours), ("qemu".to_owned(), qemu)])
+    }
+}
+
+/// The last word of what a program says about its version.
+fn version_of(program: &Path) -> Option<String> {
+    let output = Command::new(program).arg("--version").output().ok()?;
+    String::from_utf8_lossy(&output.stdout).split_whitespace().last().map(str::to_owned)
+}
+
+/// When, in seconds since 1970, and which process: nothing else of this machine has that name.
+fn run_id() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{}-{}", now.as_secs(), std::process::id())
+}

@@ -1,0 +1,112 @@
+//! The key-value store under load: `load.rs` says what the clients do.
+//!
+//! *Peak*: connections and pipeline are raised until nothing more is gained, protected, unprotected and on QEMU each for itself;
+//! the best of the steps counts. *Delay*: what protection adds to the median latency of an unprotected guest, of one client that
+//! waits for each reply, and of clients that come at half the protected peak's rate whether they are answered or not. *Wire
+//! ratio*: bytes of epochs handed to the link, state and replies among them, for each byte of the pages that have changed.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result};
+use bench_figures::Measured;
+use bench_vms::Vmm;
+
+use super::Shape;
+use crate::bench::Bench;
+use crate::limits::{RAM_MIB, WARM_UP};
+use crate::load::{self, Load};
+use crate::pair::Protect;
+
+/// Bytes of a guest page.
+const PAGE_BYTES: f64 = 4096.0;
+/// Connections and requests under way on each, more and more.
+const STEPS: [(usize, usize); 4] = [(8, 1), (32, 1), (32, 4), (32, 16)];
+/// Connections of an open load: more than are ever waiting.
+const OPEN_CONNECTIONS: usize = 32;
+
+const PROTECT: Protect<'static> = Protect { ram_mib: RAM_MIB, options: &[] };
+
+
+pub(super) fn peak(bench: &Bench) -> Result<Vec<Measured>> {
+    let qemu = bench.qemu();
+    let (mut protected, mut unprotected, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 1..=bench.options.rounds() {
+        bench.show(&format!("kv_peak: round {round}, protected"));
+        protected.push(bench.protected(&PROTECT, |_, server| best(bench, server))?);
+        bench.show(&format!("kv_peak: round {round}, unprotected"));
+        unprotected.push(bench.unprotected(&bench.plain(), |server| best(bench, server))?);
+        if let Some(qemu) = &qemu {
+            bench.show(&format!("kv_peak: round {round}, {}", qemu.name()));
+            theirs.push(bench.unprotected(qemu, |server| best(bench, server))?);
+        }
+    }
+    let name = qemu.as_ref().map_or("qemu", |qemu| qemu.name());
+    let theirs = qemu.is_some().then_some(theirs);
+    Ok(vec![
+        Shape::higher("kv_peak", "1/s", ">= 0.83")
+            .of(protected, vec![("unprotected", Some(unprotected.clone()))])?,
+        Shape::higher("kv_unprotected", "1/s", ">= 0.9").of(unprotected, vec![(name, theirs)])?,
+    ])
+}
+
+fn best(bench: &Bench, server: SocketAddr) -> Result<f64> {
+    let mut load = Load::prepare(server)?;
+    let mut best: f64 = 0.0;
+    for (connections, pipeline) in STEPS {
+        let shape = load::Shape::Closed { connections, pipeline };
+        load.run(server, shape, WARM_UP, &bench.stop)?;
+        best = best.max(load.run(server, shape, bench.work_time(), &bench.stop)?.per_second);
+    }
+    Ok(best)
+}
+
+pub(super) fn delay(bench: &Bench) -> Result<Vec<Measured>> {
+    let one = load::Shape::Closed { connections: 1, pipeline: 1 };
+    bench.show("added_delay: half of the peak");
+    let peak = bench.protected(&PROTECT, |_, server| best(bench, server))?;
+    let half = load::Shape::Open { connections: OPEN_CONNECTIONS, rate: peak / 2.0 };
+    let mut figures = Vec::new();
+    for (name, shape) in [("added_delay.one", one), ("added_delay.half", half)] {
+        let (mut protected, mut unprotected) = (Vec::new(), Vec::new());
+        for round in 1..=bench.options.rounds() {
+            bench.show(&format!("{name}: round {round}"));
+            protected.extend(bench.protected(&PROTECT, |_, server| latencies(bench, server, shape))?);
+            unprotected.extend(bench.unprotected(&bench.plain(), |server| latencies(bench, server, shape))?);
+        }
+        unprotected.sort_by(f64::total_cmp);
+        let base = *unprotected.get(unprotected.len() / 2).context("nothing was answered")?;
+        let added = protected.into_iter().map(|latency| (latency - base).max(0.0)).collect();
+        figures.push(Shape::lower(name, "us", "p50 <= 1000").of(added, Vec::new())?);
+    }
+    Ok(figures)
+}
+
+fn latencies(bench: &Bench, server: SocketAddr, shape: load::Shape) -> Result<Vec<f64>> {
+    let mut load = Load::prepare(server)?;
+    load.run(server, shape, WARM_UP, &bench.stop)?;
+    Ok(load.run(server, shape, bench.work_time(), &bench.stop)?.latencies_us)
+}
+
+pub(super) fn wire_ratio(bench: &Bench) -> Result<Vec<Measured>> {
+    let plain = Protect { options: &["--shadow-mib", "0"], ..PROTECT };
+    let (mut ours, mut whole) = (Vec::new(), Vec::new());
+    for round in 1..=bench.options.rounds() {
+        bench.show(&format!("wire_ratio: round {round}"));
+        ours.push(ratio(bench, &PROTECT)?);
+        whole.push(ratio(bench, &plain)?);
+    }
+    let shape = Shape::lower("wire_ratio", "ratio", "p50 <= 0.1");
+    Ok(vec![shape.of(ours, vec![("whole pages", Some(whole))])?])
+}
+
+fn ratio(bench: &Bench, protect: &Protect<'_>) -> Result<f64> {
+    bench.protected(protect, |pair, server| {
+        let shape = load::Shape::Closed { connections: 8, pipeline: 1 };
+        let mut load = Load::prepare(server)?;
+        load.run(server, shape, WARM_UP, &bench.stop)?;
+        let before = pair.stats(&bench.stop)?;
+        load.run(server, shape, bench.work_time(), &bench.stop)?;
+        let after = pair.stats(&bench.stop)?;
+        Ok((after.bytes - before.bytes) as f64 / ((after.pages - before.pages) as f64 * PAGE_BYTES))
+    })
+}

@@ -1,0 +1,63 @@
+//! The figures, a module for each group that is measured together.
+
+mod idle;
+mod kv;
+mod lost_time;
+mod promotion;
+
+use anyhow::{Context, Result};
+use bench_figures::{Better, Goal, Measured, Spread};
+
+use crate::bench::Bench;
+
+/// Figures measured together.
+pub(crate) struct Group {
+    /// The beginning of their names.
+    pub(crate) name: &'static str,
+    /// Measures those that are wanted.
+    pub(crate) measure: fn(&Bench) -> Result<Vec<Measured>>,
+}
+
+/// From what the guest loses to what the operator waits for.
+pub(crate) const GROUPS: [Group; 7] = [
+    Group { name: "guest_lost_time", measure: lost_time::measure },
+    Group { name: "kv_peak", measure: kv::peak },
+    Group { name: "added_delay", measure: kv::delay },
+    Group { name: "wire_ratio", measure: kv::wire_ratio },
+    Group { name: "idle", measure: idle::measure },
+    Group { name: "memory", measure: idle::memory },
+    Group { name: "promotion", measure: promotion::measure },
+];
+
+/// What a figure is called and how it is judged.
+#[derive(Clone, Debug)]
+struct Shape {
+    name: String,
+    unit: &'static str,
+    better: Better,
+    goal: &'static str,
+}
+
+impl Shape {
+    fn lower(name: &str, unit: &'static str, goal: &'static str) -> Self {
+        Self { name: format!("replication.{name}"), unit, better: Better::Lower, goal }
+    }
+
+    fn higher(name: &str, unit: &'static str, goal: &'static str) -> Self {
+        Self { better: Better::Higher, ..Self::lower(name, unit, goal) }
+    }
+
+    /// The figure from our values and those of each peer; `None` of one that is not installed.
+    fn of(self, ours: Vec<f64>, peers: Vec<(&str, Option<Vec<f64>>)>) -> Result<Measured> {
+        let ours = Spread::of(ours).with_context(|| format!("{}: nothing was measured", self.name))?;
+        let peers = peers.into_iter().map(|(name, values)| (name.to_owned(), values.and_then(Spread::of)));
+        Ok(Measured {
+            name: self.name,
+            unit: self.unit,
+            better: self.better,
+            ours,
+            peers: peers.collect(),
+            goal: Goal::parse(self.goal)?,
+        })
+    }
+}
