@@ -55,7 +55,10 @@ impl Bench {
     /// Measures and publishes. Whether every figure was measured and every goal met.
     pub(crate) fn run(self) -> Result<bool> {
         if self.qemu.is_none() {
-            self.note(&format!("no {}: some figures have no peer (apt-get install qemu-system-x86)", bench_vms::QEMU_PROGRAM));
+            self.note(&format!(
+                "no {}: some figures have no peer (apt-get install qemu-system-x86)",
+                bench_vms::QEMU_PROGRAM
+            ));
         }
         let style = Style { json: self.options.json, plot: self.options.plot.clone() };
         let mut report = Report::begin(style, run_id(), &Machine::examine(), &self.versions())?;

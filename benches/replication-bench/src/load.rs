@@ -82,18 +82,19 @@ impl Load {
             let stream = TcpStream::connect_timeout(&server, REPLY_PATIENCE)?;
             stream.set_nodelay(true)?;
             stream.set_nonblocking(true)?;
-            self.connections.push(Connection {
-                stream,
-                out: Vec::new(),
-                waiting: VecDeque::new(),
-                come: 0,
-            });
+            self.connections.push(Connection { stream, out: Vec::new(), waiting: VecDeque::new(), come: 0 });
         }
         Ok(())
     }
 
     /// Works for some time; waits for the last replies, which count.
-    pub(crate) fn run(&mut self, server: SocketAddr, shape: Shape, time: Duration, stop: &Stop) -> Result<Outcome> {
+    pub(crate) fn run(
+        &mut self,
+        server: SocketAddr,
+        shape: Shape,
+        time: Duration,
+        stop: &Stop,
+    ) -> Result<Outcome> {
         let (Shape::Closed { connections, .. } | Shape::Open { connections, .. }) = shape;
         self.connect(server, connections)?;
         let (begun, mut latencies_us, mut begun_requests) = (Instant::now(), Vec::new(), 0u32);
@@ -168,12 +169,17 @@ impl Load {
             Err(rustix::io::Errno::INTR) => return Ok(()),
             ready => ready?,
         };
-        let ready: Vec<bool> = fds.iter().map(|fd| fd.revents().intersects(PollFlags::IN | PollFlags::HUP)).collect();
+        let ready: Vec<bool> =
+            fds.iter().map(|fd| fd.revents().intersects(PollFlags::IN | PollFlags::HUP)).collect();
         drop(fds);
         for (connection, _) in self.connections.iter_mut().zip(ready).filter(|(_, ready)| *ready) {
             connection.receive(latencies_us)?;
         }
-        let silent = self.connections.iter().filter_map(|c| c.waiting.front()).any(|(since, ..)| since.elapsed() > REPLY_PATIENCE);
+        let silent = self
+            .connections
+            .iter()
+            .filter_map(|c| c.waiting.front())
+            .any(|(since, ..)| since.elapsed() > REPLY_PATIENCE);
         ensure!(!silent, "the guest left a request unanswered for {} s", REPLY_PATIENCE.as_secs());
         Ok(())
     }
@@ -206,7 +212,9 @@ impl Connection {
         };
         let (mut come, now) = (&buffer[..n], Instant::now());
         while let Some(first) = come.first() {
-            let Some((since, kind, length)) = self.waiting.front().copied() else { bail!("a reply to nothing") };
+            let Some((since, kind, length)) = self.waiting.front().copied() else {
+                bail!("a reply to nothing")
+            };
             if self.come == 0 && *first != kind {
                 bail!("the guest answered {:?}", String::from_utf8_lossy(&come[..come.len().min(80)]));
             }

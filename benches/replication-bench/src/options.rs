@@ -46,7 +46,8 @@ impl Options {
     /// Whether a figure, or any of a group of figures with this beginning, is to be measured.
     pub(crate) fn wants(&self, name: &str) -> bool {
         let name = bare(name);
-        self.only.is_empty() || self.only.iter().any(|only| begins(name, bare(only)) || begins(bare(only), name))
+        self.only.is_empty()
+            || self.only.iter().any(|only| begins(name, bare(only)) || begins(bare(only), name))
     }
 
     pub(crate) fn rounds(&self) -> u32 {

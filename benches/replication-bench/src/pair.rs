@@ -76,7 +76,13 @@ impl Drop for SpareTap {
 
 impl Pair {
     /// Starts everything and waits until the guest is protected.
-    pub(crate) fn start(programs: &Programs, wire: &Wire, protect: &Protect<'_>, work: &Path, stop: &Stop) -> Result<Self> {
+    pub(crate) fn start(
+        programs: &Programs,
+        wire: &Wire,
+        protect: &Protect<'_>,
+        work: &Path,
+        stop: &Stop,
+    ) -> Result<Self> {
         let spare = SpareTap::lay()?;
         let folder = tempfile::tempdir_in(work).context("cannot make a folder for a pair")?;
         let dir = folder.path();
@@ -101,14 +107,15 @@ impl Pair {
         };
         let (mut command, run_dir) = common("passive", "b");
         command.args(["--allow", &keys.a.to_string()]);
-        PATHS.iter().for_each(|path| drop(command.args(["--listen", path])));
+        command.args(PATHS.iter().flat_map(|path| ["--listen", path]));
         guard.0.push(spawn(command, &run_dir)?);
         let passive_dir = run_dir;
         let (mut command, run_dir) = common("active", "a");
         command.args(["--replica", &format!("{}@{}", keys.b, PATHS.join(","))]).args(protect.options);
         guard.0.push(spawn(command, &run_dir)?);
         let mut started = std::mem::take(&mut guard.0).into_iter();
-        let (Some(arbiter), Some(passive), Some(active)) = (started.next(), started.next(), started.next()) else {
+        let (Some(arbiter), Some(passive), Some(active)) = (started.next(), started.next(), started.next())
+        else {
             bail!("a pair is three processes");
         };
         let mut pair = Self {
@@ -125,7 +132,12 @@ impl Pair {
     }
 
     /// Waits for something to be found.
-    pub(crate) fn until<T>(&mut self, what: &str, stop: &Stop, found: impl Fn(&Self) -> Option<T>) -> Result<T> {
+    pub(crate) fn until<T>(
+        &mut self,
+        what: &str,
+        stop: &Stop,
+        found: impl Fn(&Self) -> Option<T>,
+    ) -> Result<T> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             stop.check()?;
@@ -185,7 +197,8 @@ impl Side {
         // After the name, which may hold anything but ends with the last parenthesis.
         let fields: Vec<&str> = text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
         let ticks = |place: usize| fields.get(place).and_then(|field| field.parse::<f64>().ok());
-        let (user, system) = ticks(11).zip(ticks(12)).with_context(|| format!("{path} is not as expected"))?;
+        let (user, system) =
+            ticks(11).zip(ticks(12)).with_context(|| format!("{path} is not as expected"))?;
         Ok((user + system) / rustix::param::clock_ticks_per_second() as f64)
     }
 

@@ -8,7 +8,10 @@ use mycelium_ram::events::{Event, Stamped, Stats};
 /// Everything noted so far; a line not yet finished is left out.
 pub(crate) fn read(run_dir: &Path) -> Vec<Stamped> {
     let text = fs::read_to_string(run_dir.join("events.jsonl")).unwrap_or_default();
-    text.split_inclusive('\n').filter(|line| line.ends_with('\n')).filter_map(|l| serde_json::from_str(l).ok()).collect()
+    text.split_inclusive('\n')
+        .filter(|line| line.ends_with('\n'))
+        .filter_map(|l| serde_json::from_str(l).ok())
+        .collect()
 }
 
 /// Whether the last word on protection was that there is some.
@@ -22,7 +25,10 @@ pub(crate) fn is_protected(events: &[Stamped]) -> bool {
 
 /// The newest figures, and when they were noted.
 pub(crate) fn newest_stats(events: &[Stamped]) -> Option<(u64, Stats)> {
-    events.iter().rev().find_map(|e| if let Event::Stats(stats) = &e.event { Some((e.t_ns, *stats)) } else { None })
+    events
+        .iter()
+        .rev()
+        .find_map(|e| if let Event::Stats(stats) = &e.event { Some((e.t_ns, *stats)) } else { None })
 }
 
 /// Microseconds between the arbiter's word and the guest's first instruction here.

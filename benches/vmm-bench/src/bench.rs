@@ -10,11 +10,11 @@ use bench_figures::{Machine, Report, Style};
 use indicatif::{ProgressBar, ProgressStyle};
 use tempfile::TempDir;
 
-use bench_vms::{Begin, Endophyte, Flavour, Qemu, Running, Setup, Vmm};
 use crate::measure;
 use crate::options::Options;
 use bench_vms::Stop;
 use bench_vms::wire;
+use bench_vms::{Begin, Endophyte, Flavour, Qemu, Running, Setup, Vmm};
 
 /// Everything a figure needs to be measured.
 #[derive(Debug)]
@@ -51,7 +51,10 @@ impl Bench {
     /// Measures and publishes. Whether every figure was measured and every goal met.
     pub(crate) fn run(self) -> Result<bool> {
         if self.qemu.is_none() {
-            eprintln!("no {}: figures have no peer (apt-get install qemu-system-x86)", bench_vms::QEMU_PROGRAM);
+            eprintln!(
+                "no {}: figures have no peer (apt-get install qemu-system-x86)",
+                bench_vms::QEMU_PROGRAM
+            );
         }
         let style = Style { json: self.options.json, plot: self.options.plot.clone() };
         let mut report = Report::begin(style, run_id(), &Machine::examine(), &self.versions())?;
@@ -106,7 +109,9 @@ impl Bench {
     /// Names of the flavours that cannot be measured here.
     pub(crate) fn absent(&self, flavours: &[Flavour]) -> Vec<String> {
         let absent = flavours.iter().filter(|flavour| self.qemu.is_none() || !flavour.possible());
-        absent.map(|flavour| bench_vms::qemu_name(self.qemu.as_deref().unwrap_or_default(), *flavour)).collect()
+        absent
+            .map(|flavour| bench_vms::qemu_name(self.qemu.as_deref().unwrap_or_default(), *flavour))
+            .collect()
     }
 
     /// Gives every VMM its turn, round after round, so that what changes with time hits all of them. Returns what the turns

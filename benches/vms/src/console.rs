@@ -13,19 +13,19 @@ use crate::stop::Stop;
 
 /// What the guest has said, and how it said it.
 #[derive(Debug)]
-pub struct Console {
+pub(crate) struct Console {
     pipe: ChildStdout,
     /// Not yet looked at.
     rest: Vec<u8>,
 }
 
 impl Console {
-    pub fn new(pipe: ChildStdout) -> Self {
+    pub(crate) fn new(pipe: ChildStdout) -> Self {
         Self { pipe, rest: Vec::new() }
     }
 
     /// Waits for the guest's first byte; when it was here.
-    pub fn first_byte(&mut self, deadline: Instant, stop: &Stop) -> Result<Instant> {
+    pub(crate) fn first_byte(&mut self, deadline: Instant, stop: &Stop) -> Result<Instant> {
         self.wait(deadline, stop)?;
         let came = Instant::now();
         self.take()?;
@@ -33,7 +33,7 @@ impl Console {
     }
 
     /// Waits for a line in which `wanted` finds something.
-    pub fn find<T>(
+    pub(crate) fn find<T>(
         &mut self,
         deadline: Instant,
         stop: &Stop,

@@ -5,7 +5,7 @@ use std::fs;
 use crate::limits::FAMILY_MAX;
 
 /// The process itself, its children, theirs, and so on. Who ends meanwhile may be missing.
-pub fn of(pid: u32) -> Vec<u32> {
+pub(crate) fn of(pid: u32) -> Vec<u32> {
     let mut family = vec![pid];
     let mut next = 0;
     while let Some(pid) = family.get(next).copied().filter(|_| family.len() < FAMILY_MAX) {

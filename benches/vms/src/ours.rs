@@ -7,16 +7,18 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use endophyte_api::SnapshotRequest;
 
-use crate::{Begin, Prepared, Running, Setup, Vmm};
 use crate::limits::PATIENCE;
 use crate::stop::Stop;
+use crate::{Begin, Prepared, Running, Setup, Vmm};
 
 const API: &str = "api";
 
 /// `endophyte run` with the native guest.
 #[derive(Clone, Debug)]
 pub struct Endophyte {
+    /// The program.
     pub program: PathBuf,
+    /// The native guest.
     pub guest: PathBuf,
 }
 

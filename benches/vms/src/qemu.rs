@@ -8,9 +8,10 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::qmp::Qmp;
-use crate::{Begin, Prepared, Running, Setup, Vmm};
 use crate::stop::Stop;
+use crate::{Begin, Prepared, Running, Setup, Vmm};
 
+/// What is started.
 pub const PROGRAM: &str = "qemu-system-x86_64";
 
 const QMP: &str = "qmp";

@@ -45,7 +45,11 @@ impl Client {
 
     /// As [`knock`](Self::knock), until a connection lives long enough to be answered: a guest that wakes may know nothing of one
     /// that was made while it slept.
-    pub fn knock_until_answered(server: SocketAddr, words: &[&str], stop: &Stop) -> Result<(Self, Vec<String>)> {
+    pub fn knock_until_answered(
+        server: SocketAddr,
+        words: &[&str],
+        stop: &Stop,
+    ) -> Result<(Self, Vec<String>)> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let mut client = Self::knock(server, stop)?;
@@ -167,6 +171,7 @@ fn first_made(tried: &mut VecDeque<TcpStream>) -> Result<Option<TcpStream>> {
     Ok(made)
 }
 
+/// A time as the kernel takes it.
 pub fn timespec(time: Duration) -> Timespec {
     Timespec {
         tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),

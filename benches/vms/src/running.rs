@@ -11,11 +11,11 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::{Begin, Setup, Vmm};
 use crate::console::Console;
 use crate::family;
 use crate::limits::{PATIENCE, STDERR_LINES};
 use crate::stop::Stop;
+use crate::{Begin, Setup, Vmm};
 
 /// One guest and the process that runs it.
 #[derive(Debug)]

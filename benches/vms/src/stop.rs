@@ -23,6 +23,7 @@ impl Stop {
         Ok(stop)
     }
 
+    /// Whether a signal has come.
     pub fn wanted(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }

@@ -27,6 +27,7 @@ pub fn enter_namespace() -> Result<()> {
 pub struct Wire(());
 
 impl Wire {
+    /// Makes the tap, with this host at its other end.
     pub fn lay() -> Result<Self> {
         ip(&format!("tuntap add {TAP} mode tap"))?;
         let wire = Self(());
@@ -38,10 +39,12 @@ impl Wire {
         Ok(wire)
     }
 
+    /// The tap's name.
     pub fn tap(&self) -> &'static str {
         TAP
     }
 
+    /// The guest's address on it.
     pub fn mac(&self) -> &'static str {
         MAC
     }

@@ -39,7 +39,9 @@ impl HotPages {
     /// A page was reported as written in `epoch`, and its content has changed since the epoch before or not.
     pub fn seen(&mut self, page: PageIndex, epoch: EpochId, changed: bool) {
         let this = epoch.0.to_le_bytes()[0];
-        let Some(last) = usize::try_from(page.0).ok().and_then(|page| self.changed_in.get_mut(page)) else { return };
+        let Some(last) = usize::try_from(page.0).ok().and_then(|page| self.changed_in.get_mut(page)) else {
+            return;
+        };
         let since = this.wrapping_sub(*last);
         if changed {
             if since == 1 {

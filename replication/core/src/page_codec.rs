@@ -154,11 +154,7 @@ pub fn apply_part(
     walk(part, pages, &mut apply)
 }
 
-fn walk(
-    part: &Bytes,
-    pages: u64,
-    mut visit: impl FnMut(PageIndex, Change<'_>),
-) -> Result<(), DecodeError> {
+fn walk(part: &Bytes, pages: u64, mut visit: impl FnMut(PageIndex, Change<'_>)) -> Result<(), DecodeError> {
     let mut rest = &part[..];
     while !rest.is_empty() {
         let head = get_head(&mut rest)?;
@@ -185,9 +181,14 @@ fn get_change<'a>(kind: u64, rest: &mut &'a [u8]) -> Result<Change<'a>, DecodeEr
             }
             let length = usize::from(rest.get_u16_le());
             if length > RUNS_BYTES_MAX {
-                return Err(DecodeError::TooLong { what: "runs of a page", got: length, max: RUNS_BYTES_MAX });
+                return Err(DecodeError::TooLong {
+                    what: "runs of a page",
+                    got: length,
+                    max: RUNS_BYTES_MAX,
+                });
             }
-            let (body, tail) = rest.split_at_checked(length).ok_or(DecodeError::Truncated { what: "runs of a page" })?;
+            let (body, tail) =
+                rest.split_at_checked(length).ok_or(DecodeError::Truncated { what: "runs of a page" })?;
             *rest = tail;
             Ok(Change::Runs(Runs::parse(body)?))
         }

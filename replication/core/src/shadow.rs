@@ -70,7 +70,14 @@ impl Shadow {
     pub fn new(pages: u64, capacity: usize) -> Self {
         let pages = usize::try_from(pages).expect("a guest's page count fits the address space");
         let capacity = capacity.min(pages).min(NONE as usize);
-        Self { slot_of: vec![NONE; pages], slots: Vec::new(), contents: Vec::new(), capacity, hand: 0, newcomers: 0 }
+        Self {
+            slot_of: vec![NONE; pages],
+            slots: Vec::new(),
+            contents: Vec::new(),
+            capacity,
+            hand: 0,
+            newcomers: 0,
+        }
     }
 
     /// The content last kept of a page.

@@ -189,8 +189,7 @@ fn start_epoch_thread<M: ActiveMachine>(
 ) -> std::io::Result<(Sender<Order>, JoinHandle<M>)> {
     let (orders, from_protocol) = channel();
     let EpochThread { machine, gate, ingress, shadow_pages } = parts;
-    let epoch_loop =
-        EpochLoop::new(machine, (gate, ingress), shared.clone(), events.clone(), shadow_pages);
+    let epoch_loop = EpochLoop::new(machine, (gate, ingress), shared.clone(), events.clone(), shadow_pages);
     let reports = to_inbox.clone();
     let run = move || epoch_loop.run(&from_protocol, |r| drop(reports.send(Inbox::Epoch(r))));
     let thread = std::thread::Builder::new().name("epoch".into()).spawn(run)?;

@@ -21,7 +21,15 @@ impl Built {
 
 /// Builds the programs and the native guest, and puts the guest beside the programs.
 pub(crate) fn programs() -> Result<Built> {
-    programs_with(&["--exclude", "slice-tests", "--exclude", "vmm-bench", "--exclude", "replication-bench", "--bins"])
+    programs_with(&[
+        "--exclude",
+        "slice-tests",
+        "--exclude",
+        "vmm-bench",
+        "--exclude",
+        "replication-bench",
+        "--bins",
+    ])
 }
 
 /// As [`programs`], with all tests: the same selection every time, because cargo builds a dependency anew for every other set of

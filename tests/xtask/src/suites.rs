@@ -120,7 +120,9 @@ fn nextest(built: &Built, size: Size, filter: &str) -> Result<Command> {
         tools::ensure_cargo_tool("cargo-nextest", "runs every test in a process of its own")?;
     }
     let mut command = cargo();
-    command.args(["nextest", "run", "--workspace", "--lib", "--bins", "--tests", "-E", filter]).env("MYCELIUM_PROGRAMS", &built.folder);
+    command
+        .args(["nextest", "run", "--workspace", "--lib", "--bins", "--tests", "-E", filter])
+        .env("MYCELIUM_PROGRAMS", &built.folder);
     // Shown only for tests that fail: what their daemons and containerds said last.
     command.env("SLICE_LOG", "1");
     if size == Size::Whole {

@@ -18,12 +18,15 @@ pub(super) fn measure(bench: &Bench) -> Result<Vec<Measured>> {
     bench.show("idle");
     let (rate, cpu) = bench.protected(&PROTECT, |pair, _| {
         bench.stop.pause(WARM_UP)?;
-        let cpu = |pair: &crate::pair::Pair| Ok::<_, anyhow::Error>([pair.active.cpu_seconds()?, pair.passive.cpu_seconds()?]);
+        let cpu = |pair: &crate::pair::Pair| {
+            Ok::<_, anyhow::Error>([pair.active.cpu_seconds()?, pair.passive.cpu_seconds()?])
+        };
         let (before, cpu_before) = (pair.stats(&bench.stop)?, cpu(pair)?);
         bench.stop.pause(std::time::Duration::from_secs(IDLE_SECONDS))?;
         let (after, cpu_after) = (pair.stats(&bench.stop)?, cpu(pair)?);
         let seconds = IDLE_SECONDS as f64;
-        let shares = cpu_before.iter().zip(cpu_after).map(|(before, after)| (after - before) / seconds * 100.0);
+        let shares =
+            cpu_before.iter().zip(cpu_after).map(|(before, after)| (after - before) / seconds * 100.0);
         Ok(((after.bytes - before.bytes) as f64 / seconds, shares.collect::<Vec<f64>>()))
     })?;
     Ok(vec![
@@ -42,5 +45,8 @@ pub(super) fn memory(bench: &Bench) -> Result<Vec<Measured>> {
         let beyond = |pid| smaps::of_processes(&[pid], RAM_MEMFD, ram).map(|shares| shares.other as f64);
         Ok([("memory.active", beyond(pair.active.pid())?), ("memory.passive", beyond(pair.passive.pid())?)])
     })?;
-    sides.into_iter().map(|(name, bytes)| Shape::lower(name, "bytes", "printed").of(vec![bytes], Vec::new())).collect()
+    sides
+        .into_iter()
+        .map(|(name, bytes)| Shape::lower(name, "bytes", "printed").of(vec![bytes], Vec::new()))
+        .collect()
 }

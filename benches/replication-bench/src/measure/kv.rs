@@ -26,7 +26,6 @@ const OPEN_CONNECTIONS: usize = 32;
 
 const PROTECT: Protect<'static> = Protect { ram_mib: RAM_MIB, options: &[] };
 
-
 pub(super) fn peak(bench: &Bench) -> Result<Vec<Measured>> {
     let qemu = bench.qemu();
     let (mut protected, mut unprotected, mut theirs) = (Vec::new(), Vec::new(), Vec::new());

@@ -83,7 +83,10 @@ fn turn(bench: &Bench, protect: &Protect<'_>, pattern: &str, pages: u32, free: f
         let epochs = (after.epochs - before.epochs) as f64;
         ensure!(epochs > 0.0, "no epoch ended");
         // The figures are a little younger than the guest's counters at both ends: epochs per second, not epochs, compare.
-        Ok(Turn { lost_us: (1.0 - rate / free).max(0.0) * seconds * 1e6 / epochs, pause_us: after.pause_us.p50 as f64 })
+        Ok(Turn {
+            lost_us: (1.0 - rate / free).max(0.0) * seconds * 1e6 / epochs,
+            pause_us: after.pause_us.p50 as f64,
+        })
     })
 }
 

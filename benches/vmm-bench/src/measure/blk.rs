@@ -10,9 +10,9 @@ use serde::Deserialize;
 use super::Shape;
 use crate::bench::Bench;
 use crate::disk;
-use bench_vms::{Begin, Flavour, Setup, Vmm};
-use bench_vms::limits::PATIENCE;
 use crate::limits::RAM_MIB;
+use bench_vms::limits::PATIENCE;
+use bench_vms::{Begin, Flavour, Setup, Vmm};
 
 /// One kind of work.
 #[derive(Clone, Copy, Debug)]

@@ -8,10 +8,10 @@ use bench_figures::{Better, Measured};
 
 use super::Shape;
 use crate::bench::Bench;
-use bench_vms::{Begin, Flavour, Setup, Vmm};
 use crate::limits::{IDLE, RAM_MIB};
-use bench_vms::smaps;
 use bench_vms::Wire;
+use bench_vms::smaps;
+use bench_vms::{Begin, Flavour, Setup, Vmm};
 
 pub(super) const NAME: &str = "vmm.memory_beyond_guest_ram";
 pub(super) const SHAPE: Shape =

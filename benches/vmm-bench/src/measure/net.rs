@@ -8,10 +8,10 @@ use bench_figures::{Better, Measured};
 
 use super::Shape;
 use crate::bench::Bench;
-use bench_vms::{Begin, Flavour, Setup, Vmm};
 use crate::limits::{RAM_MIB, WARM_UP};
-use bench_vms::resp::{Client, encode};
 use bench_vms::Wire;
+use bench_vms::resp::{Client, encode};
+use bench_vms::{Begin, Flavour, Setup, Vmm};
 
 pub(super) const NAME: &str = "vmm.net_request_response";
 pub(super) const SHAPE: Shape = Shape { name: NAME, unit: "1/s", better: Better::Higher, goal: ">= 1.0" };

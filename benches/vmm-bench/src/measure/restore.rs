@@ -12,11 +12,11 @@ use bench_figures::{Better, Measured};
 
 use super::Shape;
 use crate::bench::Bench;
-use bench_vms::{Begin, Flavour, Setup, Vmm};
-use bench_vms::limits::PATIENCE;
 use crate::limits::{RESTORED_DIRTY_PAGES, RESTORED_RAM_MIB, RESTORES_PER_TURN};
-use bench_vms::resp::Client;
 use bench_vms::Wire;
+use bench_vms::limits::PATIENCE;
+use bench_vms::resp::Client;
+use bench_vms::{Begin, Flavour, Setup, Vmm};
 
 pub(super) const NAME: &str = "vmm.restore_512m_to_running";
 pub(super) const SHAPE: Shape = Shape { name: NAME, unit: "us", better: Better::Lower, goal: "<= 0.3" };

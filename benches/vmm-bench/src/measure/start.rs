@@ -9,8 +9,8 @@ use bench_figures::{Better, Measured};
 
 use super::Shape;
 use crate::bench::Bench;
-use bench_vms::{Begin, Flavour, Setup, Vmm};
 use crate::limits::{RAM_MIB, STARTS_PER_TURN};
+use bench_vms::{Begin, Flavour, Setup, Vmm};
 
 pub(super) const NAME: &str = "vmm.start_to_first_instruction";
 pub(super) const SHAPE: Shape = Shape { name: NAME, unit: "us", better: Better::Lower, goal: "<= 0.5" };
