@@ -29,6 +29,7 @@ pub mod sabotage;
 pub mod settle;
 pub mod shadow;
 pub mod stage;
+pub mod state_codec;
 pub mod time;
 
 pub use ids::{EpochId, Generation, Incarnation, IngressSeq, Member, NodeId, OpId, PageIndex, VmId};

@@ -336,7 +336,7 @@ fn get_end(r: &mut Reader) -> Result<EpochEnd, DecodeError> {
         cut_at: Time(r.u64("cut stamp")?),
         released: EpochId(r.u64("released epoch")?),
         ingress: get_ingress_seq(r)?,
-        state: r.bytes("state", limits::STATE_BYTES)?,
+        state: r.bytes("state", limits::STATE_BYTES + 1)?,
         outputs: Vec::new(),
     };
     if end.parts > limits::EPOCH_PARTS {

@@ -37,10 +37,15 @@ pub struct PrimaryConfig {
     /// Output is released only on word from a replica that has heard from us within this time. Below a replica's
     /// detector floor, so that a primary that was stopped and continued finds every acknowledgement too old.
     pub fresh: Duration,
-    /// Longest epoch.
+    /// Longest epoch of a guest that works.
     pub epoch_max: Duration,
+    /// Longest epoch of a guest that does next to nothing: nobody has heard of what it would lose.
+    pub epoch_quiet: Duration,
     /// Shortest epoch, when output waits.
     pub epoch_min: Duration,
+    /// Thousandths of the guest's time that cuts for the sake of waiting output may take from it: what a cut costs decides how
+    /// soon the next one may follow.
+    pub cut_share_pm: u32,
     /// Sealed epochs that may be unacknowledged before the next cut waits.
     pub epochs_in_flight: u64,
     /// An unanswered swap is sent again after this long.
@@ -57,7 +62,9 @@ impl Default for PrimaryConfig {
             detector: patient,
             fresh: Duration::from_millis(50),
             epoch_max: Duration::from_millis(25),
-            epoch_min: Duration::from_millis(2),
+            epoch_quiet: Duration::from_secs(1),
+            epoch_min: Duration::from_micros(500),
+            cut_share_pm: 100,
             epochs_in_flight: 2,
             arbiter_retry: Duration::from_millis(100),
             record_poll: Duration::from_millis(100),
@@ -81,6 +88,10 @@ pub enum Event {
     Deposed(Generation),
     /// The ordered cut is done: the epoch's content is fixed and on its way.
     Sealed(EpochId),
+    /// How the ordered cut went; comes before `Sealed`.
+    CutDone(CutDone),
+    /// The open epoch has more pages than an epoch should.
+    PagesPending,
     /// The ordered cut failed; its pages were returned and the epoch goes on.
     CutFailed,
     /// The counter of the epoch loop.
@@ -95,6 +106,15 @@ pub enum Event {
     Retire,
     /// Time has passed. Hand in everything that has arrived first.
     Tick,
+}
+
+/// How a cut went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CutDone {
+    /// What it took from the guest.
+    pub cost: Duration,
+    /// The guest did next to nothing in the epoch, and said nothing.
+    pub quiet: bool,
 }
 
 /// What the active side wants done, in this order.
@@ -252,6 +272,10 @@ pub struct Primary {
     output_pending: bool,
     cutting: bool,
     last_cut: Time,
+    /// What a cut takes from the guest, about.
+    cut_cost: Duration,
+    /// Longest epoch while no output waits.
+    longest: Duration,
     paused: bool,
     stopped: bool,
     retiring: bool,
@@ -288,6 +312,8 @@ impl Primary {
             output_pending: false,
             cutting: false,
             last_cut: now,
+            cut_cost: Duration::ZERO,
+            longest: cfg.epoch_max,
             paused: false,
             stopped: false,
             retiring: false,
@@ -341,6 +367,12 @@ impl Primary {
             Event::Heartbeat(hb) => self.heard(now, &hb, out),
             Event::Deposed(generation) => self.doubt |= generation > self.record.generation,
             Event::Sealed(epoch) => self.sealed(epoch),
+            Event::CutDone(CutDone { cost, quiet }) => {
+                self.cut_cost = (self.cut_cost * 3 + cost) / 4;
+                let stretched = (self.longest * 2).min(self.cfg.epoch_quiet.max(self.cfg.epoch_max));
+                self.longest = if quiet { stretched } else { self.cfg.epoch_max };
+            }
+            Event::PagesPending => self.longest = self.cfg.epoch_max,
             Event::CutFailed => self.cutting = false,
             Event::Progress(count) => self.progress = count,
             Event::OutputPending(pending) => self.output_pending = pending,
@@ -355,6 +387,7 @@ impl Primary {
     }
 
     fn joined(&mut self, now: Time, member: Member, staged: Option<EpochId>, out: &mut Vec<Action>) {
+        self.longest = self.cfg.epoch_max;
         let fresh_peer = self.new_peer(now, member);
         let room = self.peers.len() < limits::PEERS;
         let known = self.peers.iter_mut().find(|p| p.member == member);
@@ -718,16 +751,25 @@ impl Primary {
     }
 
     fn cut_if_due(&mut self, now: Time, out: &mut Vec<Action>) {
-        let Some(oldest) = self.oldest_awaited() else { return };
-        let in_flight = self.open.prev().0.saturating_sub(oldest.0);
-        let age = now.since(self.last_cut);
-        let due = age >= self.cfg.epoch_max || self.output_pending && age >= self.cfg.epoch_min;
-        if due && !self.cutting && in_flight < self.cfg.epochs_in_flight {
+        if self.next_cut().is_some_and(|at| now >= at) {
             self.cutting = true;
             self.output_pending = false;
             self.last_cut = now;
             out.push(Action::Cut(self.open));
         }
+    }
+
+    /// When the open epoch is to end if nothing happens before; none while nobody waits for it, or something has to happen
+    /// first. Hand in a `Tick` then.
+    #[must_use]
+    pub fn next_cut(&self) -> Option<Time> {
+        let in_flight = self.open.prev().0.saturating_sub(self.oldest_awaited()?.0);
+        if self.stopped || self.retiring || self.cutting || in_flight >= self.cfg.epochs_in_flight {
+            return None;
+        }
+        let shortest = self.cfg.epoch_min.max(self.cut_cost * 1000 / self.cfg.cut_share_pm.max(1));
+        let length = if self.output_pending { shortest.min(self.cfg.epoch_max) } else { self.longest };
+        Some(self.last_cut + length)
     }
 
     /// The newest epoch that nobody still has on its way to him whom the pace must follow: the replicas output waits for,

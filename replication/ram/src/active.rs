@@ -14,6 +14,7 @@ use mycelium_ram_core::record::Record;
 use mycelium_ram_core::settle::Reply;
 use mycelium_ram_core::{EpochId, Member, Time};
 
+use crate::delays::Delays;
 use crate::clock;
 use crate::epoch_loop::{EpochLoop, Hold, Order, Report, Shared};
 use crate::events::{Event, EventLog, Stats};
@@ -113,6 +114,7 @@ struct Active {
     events: EventLog,
     actions: Vec<Action>,
     next_stats: Time,
+    delays: Delays,
     told_first_output: bool,
     /// Who is in sync, as last told.
     told_in_sync: Vec<Member>,
@@ -158,6 +160,7 @@ pub fn run<M: ActiveMachine>(
         events: parts.events,
         actions: Vec::new(),
         next_stats: now,
+        delays: Delays::new(),
         told_first_output: false,
         told_in_sync: Vec::new(),
         retire_by: None,
@@ -200,7 +203,8 @@ impl Active {
     /// Everything that has arrived is handed to the core before time is judged.
     fn serve(&mut self, inbox: &Receiver<Inbox>) -> Ended {
         loop {
-            match inbox.recv_timeout(TICK) {
+            let patience = self.core.next_cut().map_or(TICK, |at| at.since(clock::now()).min(TICK));
+            match inbox.recv_timeout(patience) {
                 Ok(first) => {
                     self.take(first);
                     while let Ok(next) = inbox.try_recv() {
@@ -236,9 +240,17 @@ impl Active {
             }
             Inbox::Frame(frame) => self.take_frame(&frame),
             Inbox::Arbiter(reply) => self.feed(Input::Arbiter(reply)),
-            Inbox::Epoch(Report::Sealed(epoch)) => self.feed(Input::Sealed(epoch)),
+            Inbox::Epoch(Report::Sealed(epoch, done)) => {
+                self.delays.sealed(epoch, clock::now());
+                self.feed(Input::CutDone(done));
+                self.feed(Input::Sealed(epoch));
+            }
+            Inbox::Epoch(Report::PagesPending) => self.feed(Input::PagesPending),
             Inbox::Epoch(Report::CutFailed) => self.feed(Input::CutFailed),
-            Inbox::OutputPending => self.feed(Input::OutputPending(true)),
+            Inbox::OutputPending => {
+                self.delays.pending(clock::now());
+                self.feed(Input::OutputPending(true));
+            }
             Inbox::ResetGuest => self.order(Order::Reset),
             Inbox::PauseGuest => self.order(Order::Pause(Hold::Operator)),
             // A VM that is ending must not say another word.
@@ -279,7 +291,10 @@ impl Active {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Cut(epoch) => self.order(Order::Cut(epoch)),
+            Action::Cut(epoch) => {
+                self.delays.ordered(clock::now());
+                self.order(Order::Cut(epoch));
+            }
             Action::Heartbeat(to, hb) => self.beat(to, hb),
             Action::TellDeposed(to, generation, epoch) => {
                 self.datagram(to, &Message::Deposed { generation, epoch });
@@ -287,6 +302,7 @@ impl Active {
             Action::Release(through) => {
                 self.shared.released.store(through.0, Ordering::Relaxed);
                 self.gate.release(through);
+                self.delays.released(through, clock::now());
             }
             Action::Gate(mode) => self.gate.set_mode(mode),
             Action::Arbiter(request) => self.arbiter.ask(request),
@@ -368,6 +384,7 @@ impl Active {
 
     fn note_stats(&self) {
         let figures = self.shared.figures.lock().map(|f| *f).unwrap_or_default();
+        let delays = self.delays.figures();
         let (sealed, released) = (self.core.open_epoch().prev(), self.core.released());
         self.events.note(Event::Stats(Stats {
             epochs: figures.epochs,
@@ -376,6 +393,9 @@ impl Active {
             bytes: figures.bytes,
             pause_us: figures.pause_us,
             output_delay_us: self.gate.delay_us(),
+            wait_us: delays.wait,
+            cut_us: delays.cut,
+            commit_us: delays.commit,
             gate_bytes: self.gate.bytes() as u64,
             lag: sealed.0.saturating_sub(released.0),
         }));

@@ -19,9 +19,10 @@ use hdrhistogram::Histogram;
 use mycelium_ram_core::hot::HotPages;
 use mycelium_ram_core::message::{EpochEnd, EpochPart, Message, Output};
 use mycelium_ram_core::page_codec::{PAGE_BYTES, Page, PartWriter};
+use mycelium_ram_core::primary::CutDone;
 use mycelium_ram_core::shadow::{Put, Shadow};
 use mycelium_ram_core::stage::{content_hash, part_hash};
-use mycelium_ram_core::{EpochId, IngressSeq, Member, PageIndex, PageLedger, PageSet, Time};
+use mycelium_ram_core::{EpochId, IngressSeq, Member, PageIndex, PageLedger, PageSet, Time, state_codec};
 
 use crate::clock;
 use crate::events::{Event, EventLog, Spread};
@@ -35,6 +36,11 @@ const IDLE_BEAT: Duration = Duration::from_millis(20);
 const SEED_ROUNDS: usize = 6;
 /// A seed's cut happens once this few pages are left to copy with the guest stopped.
 const SEED_CUT_PAGES: u64 = 2048;
+
+/// Pages that end an epoch which was to be long.
+const PAGES_PENDING: u64 = 1024;
+/// Pages that a guest which does nothing still writes: its clock's, its timers'.
+const QUIET_PAGES: u64 = 16;
 
 /// What the protocol thread orders.
 #[derive(Debug)]
@@ -72,7 +78,9 @@ pub enum Hold {
 #[derive(Clone, Debug)]
 pub enum Report {
     /// The epoch is sealed and on its way.
-    Sealed(EpochId),
+    Sealed(EpochId, CutDone),
+    /// The open epoch has more pages than an epoch should.
+    PagesPending,
     /// The cut failed; nothing is lost.
     CutFailed,
 }
@@ -138,6 +146,22 @@ impl Sealed {
     }
 }
 
+/// How busy the guest is: a pause takes nothing from one that waits.
+#[derive(Debug, Default)]
+struct Load {
+    before: Option<(Duration, Time)>,
+}
+
+impl Load {
+    /// Share of the time since the last call that the guest has used, 0 to 1, given the processor time its vCPUs have used in all.
+    fn share(&mut self, busy: Duration, now: Time) -> f64 {
+        let Some((busy_before, at)) = self.before.replace((busy, now)) else { return 1.0 };
+        let used = busy.saturating_sub(busy_before).as_secs_f64();
+        let passed = now.since(at).as_secs_f64();
+        if passed > 0.0 { (used / passed).min(1.0) } else { 1.0 }
+    }
+}
+
 /// The thread's state.
 #[derive(Debug)]
 pub struct EpochLoop<M> {
@@ -149,6 +173,8 @@ pub struct EpochLoop<M> {
     tracking: bool,
     holds: BTreeSet<Hold>,
     state: Vec<u8>,
+    /// The epoch before, and its state.
+    last_state: Option<(EpochId, Vec<u8>)>,
     cut_at: Time,
     ingress_at_cut: IngressSeq,
     shadow: Shadow,
@@ -156,6 +182,8 @@ pub struct EpochLoop<M> {
     /// Copy buffers, kept between epochs so that a cut does not fault in fresh memory.
     spare: Vec<Vec<u8>>,
     pause_us: Histogram<u64>,
+    load: Load,
+    cut_done: CutDone,
     figures: EpochFigures,
     shared: Arc<Shared>,
     events: EventLog,
@@ -183,12 +211,15 @@ impl<M: ActiveMachine> EpochLoop<M> {
             tracking: false,
             holds: BTreeSet::new(),
             state: Vec::new(),
+            last_state: None,
             cut_at: Time(0),
             ingress_at_cut: IngressSeq(0),
             shadow: Shadow::new(pages, shadow_pages),
             hot: HotPages::none(pages),
             spare: Vec::new(),
             pause_us: Histogram::new_with_bounds(1, 60_000_000, 3).expect("valid bounds"),
+            load: Load::default(),
+            cut_done: CutDone { cost: Duration::ZERO, quiet: false },
             figures: EpochFigures::default(),
             shared,
             events,
@@ -203,7 +234,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
             match orders.recv_timeout(IDLE_BEAT) {
                 Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => break,
                 Ok(order) => self.obey(order, &mut report),
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => self.look_at_pages(&mut report),
             }
         }
         if self.holds.is_empty()
@@ -218,7 +249,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
         match order {
             Order::Cut(epoch) => match self.cut(epoch) {
                 Ok(sealed) => {
-                    report(Report::Sealed(epoch));
+                    report(Report::Sealed(epoch, self.cut_done));
                     self.send_all(epoch, sealed);
                 }
                 Err(e) => {
@@ -234,6 +265,18 @@ impl<M: ActiveMachine> EpochLoop<M> {
             Order::Run(why) => self.unhalt(why),
             Order::Reset => self.reset(),
             Order::Stop => {}
+        }
+    }
+
+    /// A guest that has been quiet may begin to write while its long epoch is open.
+    fn look_at_pages(&mut self, report: &mut impl FnMut(Report)) {
+        if !self.tracking {
+            return;
+        }
+        match self.machine.dirty_pages() {
+            Ok(pages) if pages > PAGES_PENDING => report(Report::PagesPending),
+            Ok(_) => {}
+            Err(e) => self.trouble(&e),
         }
     }
 
@@ -308,11 +351,14 @@ impl<M: ActiveMachine> EpochLoop<M> {
         self.copy_seeds_early(epoch)?;
         let start = clock::now();
         self.stop_guest()?;
+        let busy = self.machine.busy();
         let sealed = self.take_epoch(epoch);
         self.continue_guest();
-        let paused = clock::now().since(start);
+        let now = clock::now();
+        let paused = now.since(start);
         if sealed.is_ok() {
             self.pause_us.saturating_record(micros(paused).max(1));
+            self.cut_done.cost = paused.mul_f64(self.load.share(busy, now));
         }
         sealed
     }
@@ -331,7 +377,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
     fn take_epoch(&mut self, epoch: EpochId) -> Result<Vec<Sealed>, PortError> {
         self.cut_at = clock::now();
         self.ingress_at_cut = self.ingress.delivered();
-        self.harvest()?;
+        let written = self.harvest()?;
         self.state.clear();
         self.machine.save_state(&mut self.state)?;
         let mut taken = Vec::new();
@@ -343,18 +389,22 @@ impl<M: ActiveMachine> EpochLoop<M> {
         for sealed in &mut taken {
             sealed.outputs = self.gate.between(sealed.base.unwrap_or(epoch.prev()), epoch);
         }
+        let silent = taken.iter().all(|sealed| sealed.outputs.is_empty());
+        self.cut_done.quiet = silent && self.tracking && written <= QUIET_PAGES;
         Ok(taken)
     }
 
-    fn harvest(&mut self) -> Result<(), PortError> {
+    /// How many pages were written.
+    fn harvest(&mut self) -> Result<u64, PortError> {
         if !self.tracking {
-            return Ok(());
+            return Ok(0);
         }
         let harvested = self.machine.harvest(&mut self.dirty, self.hot.open());
         // Even a failed harvest may have cleared part of the log: what it gave is owed.
         self.streams.values_mut().for_each(|s| s.ledger.owe(&self.dirty));
+        let written = self.dirty.len();
         self.dirty.clear();
-        harvested
+        harvested.map(|()| written)
     }
 
     fn take_for(&mut self, member: Member, epoch: EpochId) -> Sealed {
@@ -436,6 +486,9 @@ impl<M: ActiveMachine> EpochLoop<M> {
             }
         }
         self.remember(epoch, &sealed);
+        // The buffer of the epoch before is the next one's.
+        let spare = self.last_state.take().map(|(_, state)| state).unwrap_or_default();
+        self.last_state = Some((epoch, std::mem::replace(&mut self.state, spare)));
         self.spare.extend(sealed.into_iter().map(|part| part.content));
         self.figures.epochs += 1;
         self.figures.pause_us = Spread::of(&self.pause_us);
@@ -504,6 +557,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
         let Some(stream) = self.streams.get_mut(&member) else { return Err(SendFailed::Closed) };
         let hashes = std::mem::take(&mut stream.part_hashes);
         let wire = stream.wire.clone();
+        let known = self.last_state.as_ref().filter(|(epoch, _)| Some(*epoch) == base);
         let mut end = EpochEnd {
             epoch,
             base,
@@ -512,7 +566,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
             cut_at: self.cut_at,
             released: EpochId(self.shared.released.load(Ordering::Relaxed)),
             ingress: self.ingress_at_cut,
-            state: Bytes::copy_from_slice(&self.state),
+            state: state_codec::encode(known.map(|(_, state)| &state[..]), &self.state),
             outputs,
         };
         end.content_hash = content_hash(hashes, &end);

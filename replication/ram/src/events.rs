@@ -46,6 +46,15 @@ pub struct Stats {
     pub pause_us: Spread,
     /// Output held back, in microseconds.
     pub output_delay_us: Spread,
+    /// Of it: until the end of its epoch is ordered, in microseconds, per epoch with output.
+    #[serde(default)]
+    pub wait_us: Spread,
+    /// From the order to the sealed epoch, in microseconds, per epoch.
+    #[serde(default)]
+    pub cut_us: Spread,
+    /// From the sealed epoch to the release of its output, in microseconds, per epoch.
+    #[serde(default)]
+    pub commit_us: Spread,
     /// Bytes waiting at the gate.
     pub gate_bytes: u64,
     /// Epochs sealed and not acknowledged.

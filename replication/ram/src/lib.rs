@@ -21,6 +21,7 @@
 
 pub mod active;
 pub mod clock;
+mod delays;
 pub mod epoch_loop;
 pub mod events;
 pub mod gate;

@@ -50,6 +50,9 @@ pub trait ActiveMachine: Debug + Send + 'static {
     /// When a vCPU does not stop; the guest then runs.
     fn pause(&mut self) -> Result<(), PortError>;
 
+    /// Processor time that the vCPUs have used so far, all together. Paused.
+    fn busy(&self) -> Duration;
+
     /// Lets the guest go on after [`ActiveMachine::pause`].
     fn resume(&mut self);
 
@@ -60,6 +63,13 @@ pub trait ActiveMachine: Debug + Send + 'static {
     /// # Errors
     /// When the log cannot be read; what was not added to `into` will be in the next harvest.
     fn harvest(&mut self, into: &mut PageSet, open: &PageSet) -> Result<(), PortError>;
+
+    /// How many pages the next harvest would add, devices' writes not counted; 0 where that cannot be told without harvesting.
+    /// The guest may run.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    fn dirty_pages(&mut self) -> Result<u64, PortError>;
 
     /// Copies a page out. During seeding the guest runs and the copy may be torn; the page is then in the next harvest.
     fn read_page(&self, page: PageIndex, into: &mut Page);

@@ -16,7 +16,7 @@ use mycelium_ram_core::message::{EpochEnd, Message, Output};
 use mycelium_ram_core::page_codec::apply_part;
 use mycelium_ram_core::sabotage::{Sabotage, sabotaged};
 use mycelium_ram_core::stage::{StageError, StagedEpoch, Stager};
-use mycelium_ram_core::{EpochId, IngressSeq};
+use mycelium_ram_core::{EpochId, IngressSeq, state_codec};
 
 use crate::ports::PassiveMachine;
 
@@ -73,6 +73,8 @@ pub struct Inheritance<M> {
 pub struct Staging<M> {
     machine: M,
     stager: Stager,
+    /// Of the newest whole epoch.
+    state: Option<Bytes>,
     /// Whole, not yet applied.
     whole: VecDeque<StagedEpoch>,
     last: Option<EpochEnd>,
@@ -88,6 +90,7 @@ impl<M: PassiveMachine> Staging<M> {
         Self {
             machine,
             stager: Stager::new(bytes_max),
+            state: None,
             whole: VecDeque::new(),
             last: None,
             unreleased: VecDeque::new(),
@@ -131,8 +134,10 @@ impl<M: PassiveMachine> Staging<M> {
             }
             other => tracing::debug!(?other, "not a message for staging"),
         }
-        while let Some(epoch) = self.stager.next_whole()? {
+        while let Some(mut epoch) = self.stager.next_whole()? {
             self.check(&epoch)?;
+            epoch.end.state = state_codec::decode(self.state.as_deref(), &epoch.end.state)?;
+            self.state = Some(epoch.end.state.clone());
             let id = epoch.end.epoch;
             self.whole.push_back(epoch);
             report(Report::Whole(id));

@@ -209,6 +209,7 @@ pub(crate) fn staging() -> Vec<Vec<u8>> {
     use mycelium_ram_core::IngressSeq;
     use mycelium_ram_core::message::{EpochEnd, EpochPart, Ingress};
     use mycelium_ram_core::stage::content_hash;
+    use mycelium_ram_core::state_codec;
     let step = |message: &Message| {
         let frame = message.encode();
         let length = u16::try_from(frame.len()).unwrap_or(u16::MAX).to_le_bytes();
@@ -227,7 +228,7 @@ pub(crate) fn staging() -> Vec<Vec<u8>> {
             cut_at: Time(number),
             released: EpochId(number - 1),
             ingress: IngressSeq(1),
-            state: vec![1; 20].into(),
+            state: state_codec::encode(None, &[1; 20]),
             outputs: Vec::new(),
         };
         end.content_hash = content_hash([xxhash_rust::xxh3::xxh3_64(&part.payload)], &end);

@@ -6,6 +6,8 @@ pub const GUEST_PAGES: u64 = 24;
 pub const PART_PAGES: usize = 2;
 /// Pages an active process keeps the sent content of: enough for the hot ones, few enough that cold ones push each other out.
 pub const SHADOW_PAGES: usize = 9;
+/// Pages that a guest which does next to nothing writes in an epoch.
+pub const QUIET_PAGES: u64 = 3;
 /// Clients of one guest; each has a page of its own in it.
 pub const CLIENTS: u8 = 4;
 /// Bytes a replica may stage.

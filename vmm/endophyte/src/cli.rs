@@ -197,9 +197,13 @@ pub(crate) struct TimingArgs {
     /// Longest epoch.
     #[arg(long, value_name = "MS", default_value_t = 25, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub(crate) epoch_ms: u64,
-    /// Shortest epoch, when output waits. More gives the guest more of a slow processor; replies wait longer.
-    #[arg(long, value_name = "MS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(0..=10_000))]
+    /// Shortest epoch, when output waits; beyond that, --cut-share decides.
+    #[arg(long, value_name = "MS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=10_000))]
     pub(crate) epoch_min_ms: u64,
+    /// Share of a busy guest's time that may be spent on ending epochs because output waits. More shortens the wait, less gives
+    /// the guest more of its processor; a guest that is not busy loses nothing either way.
+    #[arg(long, value_name = "PERCENT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) cut_share: u32,
     /// Interval of heartbeats.
     #[arg(long, value_name = "MS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub(crate) heartbeat_ms: u64,

@@ -147,6 +147,10 @@ impl ActiveMachine for MachinePort {
         self.machine.pause().map(drop).map_err(port_error("cannot pause the guest"))
     }
 
+    fn busy(&self) -> Duration {
+        self.machine.vcpu_time()
+    }
+
     fn resume(&mut self) {
         if let Err(error) = self.machine.resume() {
             tracing::error!(%error, "the guest cannot be resumed");
@@ -155,6 +159,10 @@ impl ActiveMachine for MachinePort {
 
     fn harvest(&mut self, into: &mut PageSet, open: &PageSet) -> Result<(), PortError> {
         self.machine.take_dirty_but_leave_open(into, open).map_err(port_error("cannot read the dirty log"))
+    }
+
+    fn dirty_pages(&mut self) -> Result<u64, PortError> {
+        self.machine.dirty_pages().map_err(port_error("cannot read the dirty log"))
     }
 
     fn read_page(&self, page: PageIndex, into: &mut [u8; 4096]) {

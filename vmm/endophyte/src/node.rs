@@ -179,6 +179,7 @@ pub(crate) fn primary_config(timing: TimingArgs) -> PrimaryConfig {
         heartbeat_every: timing.heartbeat(),
         epoch_max: Duration::from_millis(timing.epoch_ms),
         epoch_min: Duration::from_millis(timing.epoch_min_ms.min(timing.epoch_ms)),
+        cut_share_pm: timing.cut_share * 10,
         // Word from a replica must be younger than the silence after which it may suspect us.
         fresh: timing.detect().mul_f64(0.8),
         detector: DetectorConfig {

@@ -85,6 +85,16 @@ impl DirtyLog {
         }
         Ok(())
     }
+
+    /// Pages in the log; 0 without manual protection, where looking would empty it.
+    pub(crate) fn count(&mut self, vm: &VmFd) -> Result<u64, KvmError> {
+        let mut pages = 0;
+        for (number, bitmap) in (0..).zip(&mut self.bitmaps).filter(|_| self.manual) {
+            read(vm, number, bitmap).map_err(refused("read the dirty log"))?;
+            pages += bitmap.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
+        }
+        Ok(pages)
+    }
 }
 
 /// Takes the pages of `open` out of what is to be cleared.

@@ -51,6 +51,16 @@ impl Machine {
         self.take(into, Some(open))
     }
 
+    /// How many pages vCPUs have written since the last call of [`Machine::take_dirty`], or 0 where KVM cannot tell without
+    /// forgetting them.
+    ///
+    /// # Errors
+    /// [`MachineError::Kvm`].
+    pub fn dirty_pages(&self) -> Result<u64, MachineError> {
+        let mut log = self.dirty();
+        if log.is_enabled() { Ok(log.count(&self.vm)?) } else { Ok(0) }
+    }
+
     fn take(&self, into: &mut PageSet, open: Option<&PageSet>) -> Result<(), MachineError> {
         let mut log = self.dirty();
         if !log.is_enabled() {

@@ -7,6 +7,7 @@ use super::platform::lock;
 use super::{Machine, MachineError, bootable};
 use crate::arch::boot;
 use crate::devices::hotplug::Hotplug;
+use crate::vcpu::Vcpu;
 
 /// Where the machine is in its life.
 #[derive(Debug, Default)]
@@ -44,6 +45,11 @@ impl Machine {
     pub(super) fn parked(&self, action: &'static str) -> Result<MutexGuard<'_, Lifecycle>, MachineError> {
         let lifecycle = self.lifecycle();
         if lifecycle.running { Err(MachineError::Running { action }) } else { Ok(lifecycle) }
+    }
+
+    /// Processor time the vCPUs had used, all together, when each of them last left the guest for a pause.
+    pub fn vcpu_time(&self) -> Duration {
+        self.vcpus.iter().map(Vcpu::used).sum()
     }
 
     /// Whether the machine is paused.

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
@@ -40,6 +41,7 @@ pub(crate) enum Exit {
 pub(crate) struct Vcpu {
     fd: Arc<Mutex<VcpuFd>>,
     exits: Arc<AtomicU64>,
+    used_ns: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -51,10 +53,18 @@ impl Vcpu {
     pub(crate) fn start(number: u8, fd: VcpuFd, gate: Arc<Gate>, bus: Arc<dyn Bus>) -> io::Result<Vcpu> {
         let fd = Arc::new(Mutex::new(fd));
         let exits = Arc::new(AtomicU64::new(0));
-        let runner = Runner { number, fd: Arc::clone(&fd), exits: Arc::clone(&exits), gate, bus };
+        let used_ns = Arc::new(AtomicU64::new(0));
+        let runner = Runner {
+            number,
+            fd: Arc::clone(&fd),
+            exits: Arc::clone(&exits),
+            used_ns: Arc::clone(&used_ns),
+            gate,
+            bus,
+        };
         let thread =
             std::thread::Builder::new().name(format!("vcpu{number}")).spawn(move || runner.main())?;
-        Ok(Vcpu { fd, exits, thread: Some(thread) })
+        Ok(Vcpu { fd, exits, used_ns, thread: Some(thread) })
     }
 
     /// The KVM object. Blocks while the guest runs.
@@ -67,6 +77,11 @@ impl Vcpu {
         self.exits.load(Ordering::Relaxed)
     }
 
+    /// Processor time the thread had used when it last parked.
+    pub(crate) fn used(&self) -> Duration {
+        Duration::from_nanos(self.used_ns.load(Ordering::Relaxed))
+    }
+
     /// Waits for the thread's end; the gate must have been stopped.
     pub(crate) fn wait(&mut self) {
         if let Some(thread) = self.thread.take() {
@@ -76,10 +91,18 @@ impl Vcpu {
     }
 }
 
+/// Processor time this thread has used.
+fn thread_time_ns() -> u64 {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    let ns = used.tv_sec.saturating_mul(1_000_000_000).saturating_add(used.tv_nsec);
+    u64::try_from(ns).unwrap_or(0)
+}
+
 struct Runner {
     number: u8,
     fd: Arc<Mutex<VcpuFd>>,
     exits: Arc<AtomicU64>,
+    used_ns: Arc<AtomicU64>,
     gate: Arc<Gate>,
     bus: Arc<dyn Bus>,
 }
@@ -104,6 +127,7 @@ impl Runner {
             if accessing {
                 self.complete(&mut fd);
             }
+            self.used_ns.store(thread_time_ns(), Ordering::Relaxed);
         }
     }
 

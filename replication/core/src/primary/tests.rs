@@ -586,3 +586,45 @@ fn while_the_arbiter_is_away_output_goes_on_with_the_word_of_a_dismissed_replica
     desk.pass(400, &[]);
     assert!(!desk.did(&Action::Cut(EpochId(newest + 8))));
 }
+
+#[test]
+fn waiting_output_ends_an_epoch_as_soon_as_the_last_cut_is_paid_for() {
+    let (mut desk, _) = Desk::protected(LossPolicy::Degrade);
+    desk.primary.cfg =
+        PrimaryConfig { epoch_max: MS * 100, epoch_min: MS, cut_share_pm: 100, ..PrimaryConfig::default() };
+    let last_cut = desk.primary.last_cut;
+    let next = |desk: &Desk| desk.primary.next_cut().map(|at| at.since(last_cut));
+    assert_eq!(next(&desk), Some(MS * 100), "nothing waits");
+    desk.tell(Event::OutputPending(true));
+    assert_eq!(next(&desk), Some(MS));
+    let cut = |desk: &mut Desk, cost| (0..40).for_each(|_| desk.tell(Event::CutDone(CutDone { cost, quiet: false })));
+    cut(&mut desk, MS * 2);
+    let interval = next(&desk).expect("a cut falls due");
+    assert!(interval > MS * 19 && interval <= MS * 20, "{interval:?}: a tenth of the time for cuts of 2 ms");
+    cut(&mut desk, MS * 1000);
+    assert_eq!(next(&desk), Some(MS * 100), "never longer than the longest epoch");
+    cut(&mut desk, Duration::ZERO);
+    assert_eq!(next(&desk), Some(MS));
+    desk.primary.cutting = true;
+    assert_eq!(next(&desk), None, "the end of a cut comes first");
+}
+
+#[test]
+fn epochs_of_a_guest_that_does_nothing_grow_long_until_it_does_something() {
+    let (mut desk, _) = Desk::protected(LossPolicy::Degrade);
+    desk.primary.cfg = PrimaryConfig { epoch_max: MS * 25, epoch_min: MS, ..PrimaryConfig::default() };
+    let last_cut = desk.primary.last_cut;
+    let next = |desk: &Desk| desk.primary.next_cut().map(|at| at.since(last_cut));
+    let cut = |desk: &mut Desk, quiet| desk.tell(Event::CutDone(CutDone { cost: MS, quiet }));
+    cut(&mut desk, false);
+    assert_eq!(next(&desk), Some(MS * 25));
+    cut(&mut desk, true);
+    assert_eq!(next(&desk), Some(MS * 50));
+    (0..10).for_each(|_| cut(&mut desk, true));
+    assert_eq!(next(&desk), Some(MS * 1000));
+    desk.tell(Event::PagesPending);
+    assert_eq!(next(&desk), Some(MS * 25));
+    (0..10).for_each(|_| cut(&mut desk, true));
+    desk.tell(Event::OutputPending(true));
+    assert!(next(&desk) < Some(MS * 25), "output does not wait for a long epoch");
+}

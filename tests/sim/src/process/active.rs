@@ -37,6 +37,8 @@ pub struct Active {
     pub(super) todo: Todo<Action>,
     pub(super) guest: Guest,
     pub(super) shadow: Shadow,
+    /// The epoch before, and its state.
+    pub(super) state_before: Option<(EpochId, Bytes)>,
     pub(super) gate: OutputQueue<Output>,
     pub(super) releaser: Releaser,
     pub(super) sessions: BTreeMap<Member, Session>,
@@ -73,6 +75,7 @@ impl Active {
             releaser: Releaser::default(),
             sessions: BTreeMap::new(),
             shadow: Shadow::new(limits::GUEST_PAGES, limits::SHADOW_PAGES),
+            state_before: None,
             links: BTreeMap::new(),
             conns: 0,
             ingress,

@@ -1,6 +1,8 @@
 //! Ending an epoch: stop the guest, take its pages and registers, let it go on, then send.
 
-use mycelium_ram_core::primary::Event;
+use std::time::Duration;
+
+use mycelium_ram_core::primary::{CutDone, Event};
 use mycelium_ram_core::{EpochId, PageSet};
 
 use super::Cx;
@@ -57,6 +59,7 @@ impl Active {
             state: self.guest.state(),
             image: self.guest.pages(),
             shadow: &self.shadow,
+            before: self.state_before.as_ref(),
             gate: &self.gate,
         };
         let mut carried = PageSet::empty(limits::GUEST_PAGES);
@@ -66,6 +69,7 @@ impl Active {
                 carried.union(&pages);
             }
         }
+        self.state_before = Some((epoch, self.guest.state()));
         self.shadow.begin_epoch();
         for page in carried.iter() {
             if self.shadow.put(page, content(self.guest.pages(), page)).is_kept() {
@@ -74,6 +78,9 @@ impl Active {
         }
         cx.report(Report::Sealed(epoch));
         cx.fx.push(Effect::Point(Point::SealedUnsent));
+        let silent = self.gate.between(epoch.prev(), epoch).next().is_none();
+        let quiet = silent && dirty.len() <= limits::QUIET_PAGES;
+        self.tell(Event::CutDone(CutDone { cost: Duration::ZERO, quiet }), cx);
         self.tell(Event::Sealed(epoch), cx);
     }
 }

@@ -9,8 +9,8 @@ use mycelium_ram_core::page_codec::{PAGE_BYTES, apply_part};
 use mycelium_ram_core::record::{Change, Record};
 use mycelium_ram_core::replica::{Action, Event, Replica, ReplicaConfig};
 use mycelium_ram_core::settle::Request as ArbiterRequest;
-use mycelium_ram_core::stage::{StageError, StagedEpoch, Stager};
-use mycelium_ram_core::{EpochId, Member, VmId};
+use mycelium_ram_core::stage::{StagedEpoch, Stager};
+use mycelium_ram_core::{EpochId, Member, VmId, state_codec};
 
 use super::{Cx, Todo};
 use crate::effect::{ConnId, Effect, Input, Point, Report, Timer};
@@ -27,6 +27,8 @@ pub struct Passive {
     stager: Stager,
     pub(super) image: Image,
     pub(super) state: Bytes,
+    /// Of the newest whole epoch.
+    newest_state: Option<Bytes>,
     backlog: VecDeque<StagedEpoch>,
     applying: bool,
     pub(super) gated: Vec<(EpochId, Output)>,
@@ -56,6 +58,7 @@ impl Passive {
             stager: Stager::new(limits::STAGE_BYTES),
             image: vec![[0; PAGE_BYTES]; usize::try_from(limits::GUEST_PAGES).expect("a small guest")],
             state: Bytes::new(),
+            newest_state: None,
             backlog: VecDeque::new(),
             applying: false,
             gated: Vec::new(),
@@ -182,7 +185,7 @@ impl Passive {
         }
     }
 
-    fn hang_up(&mut self, error: &StageError, cx: &mut Cx<'_>) {
+    fn hang_up(&mut self, error: &dyn std::error::Error, cx: &mut Cx<'_>) {
         cx.report(Report::Remark(error.to_string()));
         if let Some(conn) = self.conn.take() {
             cx.fx.push(Effect::Close(conn));
@@ -192,11 +195,16 @@ impl Passive {
     /// Acknowledges every epoch that is whole. Parts that arrive while the takeover epoch is fixed stay where they are.
     fn stage_whole(&mut self, cx: &mut Cx<'_>) {
         while !cx.hung && self.replica.may_stage() {
-            let staged = match self.stager.next_whole() {
+            let mut staged = match self.stager.next_whole() {
                 Ok(Some(staged)) => staged,
                 Ok(None) => return,
                 Err(error) => return self.hang_up(&error, cx),
             };
+            match state_codec::decode(self.newest_state.as_deref(), &staged.end.state) {
+                Ok(state) => staged.end.state = state,
+                Err(error) => return self.hang_up(&error, cx),
+            }
+            self.newest_state = Some(staged.end.state.clone());
             let end = &staged.end;
             self.ingress.seen(end.ingress);
             self.released = self.released.max(end.released);

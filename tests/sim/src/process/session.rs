@@ -8,7 +8,7 @@ use mycelium_ram_core::output::OutputQueue;
 use mycelium_ram_core::page_codec::PartWriter;
 use mycelium_ram_core::shadow::Shadow;
 use mycelium_ram_core::stage::{content_hash, part_hash};
-use mycelium_ram_core::{EpochId, IngressSeq, Member, PageIndex, PageLedger, PageSet, Time};
+use mycelium_ram_core::{EpochId, IngressSeq, Member, PageIndex, PageLedger, PageSet, Time, state_codec};
 
 use super::Cx;
 use super::active::Active;
@@ -26,6 +26,8 @@ pub(super) struct Sealed<'a> {
     pub(super) state: Bytes,
     pub(super) image: &'a Image,
     pub(super) shadow: &'a Shadow,
+    /// The epoch before, and its state.
+    pub(super) before: Option<&'a (EpochId, Bytes)>,
     pub(super) gate: &'a OutputQueue<Output>,
 }
 
@@ -93,7 +95,7 @@ impl Session {
             cut_at: sealed.cut_at,
             released: sealed.released,
             ingress: sealed.ingress,
-            state: sealed.state.clone(),
+            state: state_codec::encode(self.state_before(sealed), &sealed.state),
             outputs,
         };
         end.content_hash = content_hash(parts.iter().map(|p| part_hash(p)), &end);
@@ -111,6 +113,10 @@ impl Session {
     /// The shadow now has what this page had at the end of `epoch`.
     pub(super) fn shadowed(&mut self, page: PageIndex, epoch: EpochId) {
         self.ledger.shadowed(page, epoch);
+    }
+
+    fn state_before<'a>(&self, sealed: &Sealed<'a>) -> Option<&'a [u8]> {
+        sealed.before.filter(|(epoch, _)| Some(*epoch) == self.base).map(|(_, state)| &state[..])
     }
 
     fn encode(&self, pages: &PageSet, sealed: &Sealed<'_>) -> Vec<Bytes> {
