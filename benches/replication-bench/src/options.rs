@@ -35,7 +35,7 @@ pub(crate) struct Options {
 impl Options {
     /// Refuses figures that do not exist.
     pub(crate) fn check(&self) -> Result<()> {
-        let groups: Vec<&str> = measure::GROUPS.iter().map(|group| group.name).collect();
+        let groups: Vec<&str> = measure::GROUPS.iter().flat_map(|group| group.names).copied().collect();
         let known = |only: &str| groups.iter().any(|group| begins(group, only) || begins(only, group));
         if let Some(only) = self.only.iter().find(|only| !known(bare(only))) {
             bail!("--only {only}: there is no such figure; there are {}", groups.join(", "));

@@ -15,7 +15,6 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hdrhistogram::Histogram;
 use mycelium_ram_core::hot::HotPages;
 use mycelium_ram_core::message::{EpochEnd, EpochPart, Message, Output};
 use mycelium_ram_core::page_codec::{PAGE_BYTES, Page, PartWriter};
@@ -25,9 +24,10 @@ use mycelium_ram_core::stage::{content_hash, part_hash};
 use mycelium_ram_core::{EpochId, IngressSeq, Member, PageIndex, PageLedger, PageSet, Time, state_codec};
 
 use crate::clock;
-use crate::events::{Event, EventLog, Spread};
-use crate::gate::{Gate, micros};
+use crate::events::{Event, EventLog};
+use crate::gate::Gate;
 use crate::ingress::IngressTap;
+use crate::pause::{PauseFigures, Pauses, Steps};
 use crate::ports::{ActiveMachine, PortError, SendFailed, Wire};
 
 /// An idle loop still shows that it is alive this often.
@@ -41,6 +41,9 @@ const SEED_CUT_PAGES: u64 = 2048;
 const PAGES_PENDING: u64 = 1024;
 /// Pages that a guest which does nothing still writes: its clock's, its timers'.
 const QUIET_PAGES: u64 = 16;
+
+/// Percentiles take longer to read off than a short epoch takes.
+const FIGURES_EVERY: Duration = Duration::from_millis(100);
 
 /// What the protocol thread orders.
 #[derive(Debug)]
@@ -96,8 +99,8 @@ pub struct EpochFigures {
     pub bytes: u64,
     /// Bytes handed to links for first copies.
     pub seed_bytes: u64,
-    /// Guest stopped, in microseconds, per epoch.
-    pub pause_us: Spread,
+    /// Guest stopped, per epoch.
+    pub pause: PauseFigures,
 }
 
 /// What both threads see.
@@ -181,7 +184,8 @@ pub struct EpochLoop<M> {
     hot: HotPages,
     /// Copy buffers, kept between epochs so that a cut does not fault in fresh memory.
     spare: Vec<Vec<u8>>,
-    pause_us: Histogram<u64>,
+    pauses: Pauses,
+    next_figures: Time,
     load: Load,
     cut_done: CutDone,
     figures: EpochFigures,
@@ -217,7 +221,8 @@ impl<M: ActiveMachine> EpochLoop<M> {
             shadow: Shadow::new(pages, shadow_pages),
             hot: HotPages::none(pages),
             spare: Vec::new(),
-            pause_us: Histogram::new_with_bounds(1, 60_000_000, 3).expect("valid bounds"),
+            pauses: Pauses::new(),
+            next_figures: Time(0),
             load: Load::default(),
             cut_done: CutDone { cost: Duration::ZERO, quiet: false },
             figures: EpochFigures::default(),
@@ -349,18 +354,16 @@ impl<M: ActiveMachine> EpochLoop<M> {
     /// Seals an epoch. On failure the guest goes on in the same epoch and no page is lost.
     fn cut(&mut self, epoch: EpochId) -> Result<Vec<Sealed>, PortError> {
         self.copy_seeds_early(epoch)?;
-        let start = clock::now();
+        let begun = clock::now();
         self.stop_guest()?;
         let busy = self.machine.busy();
-        let sealed = self.take_epoch(epoch);
+        let taken = self.take_epoch(epoch);
         self.continue_guest();
-        let now = clock::now();
-        let paused = now.since(start);
-        if sealed.is_ok() {
-            self.pause_us.saturating_record(micros(paused).max(1));
-            self.cut_done.cost = paused.mul_f64(self.load.share(busy, now));
-        }
-        sealed
+        let resumed = clock::now();
+        let (sealed, [logged, saved, copied]) = taken?;
+        self.pauses.add(Steps { begun, stopped: self.cut_at, logged, saved, copied, resumed });
+        self.cut_done.cost = resumed.since(begun).mul_f64(self.load.share(busy, resumed));
+        Ok(sealed)
     }
 
     fn stop_guest(&mut self) -> Result<(), PortError> {
@@ -373,25 +376,28 @@ impl<M: ActiveMachine> EpochLoop<M> {
         }
     }
 
-    /// With the guest stopped: everything that must be of one moment.
-    fn take_epoch(&mut self, epoch: EpochId) -> Result<Vec<Sealed>, PortError> {
+    /// With the guest stopped: everything that must be of one moment. Also says when log, state and pages had been read.
+    fn take_epoch(&mut self, epoch: EpochId) -> Result<(Vec<Sealed>, [Time; 3]), PortError> {
         self.cut_at = clock::now();
         self.ingress_at_cut = self.ingress.delivered();
         let written = self.harvest()?;
+        let logged = clock::now();
         self.state.clear();
         self.machine.save_state(&mut self.state)?;
+        let saved = clock::now();
         let mut taken = Vec::new();
         let ready: Vec<Member> = self.streams.iter().filter(|(_, s)| s.is_ready()).map(|(m, _)| *m).collect();
         for member in ready {
             taken.push(self.take_for(member, epoch));
         }
+        let copied = clock::now();
         self.gate.seal();
         for sealed in &mut taken {
             sealed.outputs = self.gate.between(sealed.base.unwrap_or(epoch.prev()), epoch);
         }
         let silent = taken.iter().all(|sealed| sealed.outputs.is_empty());
         self.cut_done.quiet = silent && self.tracking && written <= QUIET_PAGES;
-        Ok(taken)
+        Ok((taken, [logged, saved, copied]))
     }
 
     /// How many pages were written.
@@ -491,7 +497,11 @@ impl<M: ActiveMachine> EpochLoop<M> {
         self.last_state = Some((epoch, std::mem::replace(&mut self.state, spare)));
         self.spare.extend(sealed.into_iter().map(|part| part.content));
         self.figures.epochs += 1;
-        self.figures.pause_us = Spread::of(&self.pause_us);
+        let now = clock::now();
+        if now >= self.next_figures {
+            self.next_figures = now + FIGURES_EVERY;
+            self.figures.pause = self.pauses.figures();
+        }
         if let Ok(mut shared) = self.shared.figures.lock() {
             *shared = self.figures;
         }

@@ -9,6 +9,7 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
+use crate::pause::PauseFigures;
 
 /// Percentiles of a series.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +45,9 @@ pub struct Stats {
     pub bytes: u64,
     /// Guest stopped per epoch, in microseconds.
     pub pause_us: Spread,
+    /// The same in its parts.
+    #[serde(default)]
+    pub pause: PauseFigures,
     /// Output held back, in microseconds.
     pub output_delay_us: Spread,
     /// Of it: until the end of its epoch is ordered, in microseconds, per epoch with output.

@@ -27,6 +27,7 @@ pub mod events;
 pub mod gate;
 pub mod ingress;
 pub mod passive;
+pub mod pause;
 pub mod ports;
 pub mod priority;
 pub mod staging;

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use anyhow::{Context, Result};
 use bench_figures::Measured;
 use bench_vms::Vmm;
+use mycelium_ram::events::{Spread, Stats};
 
 use super::Shape;
 use crate::bench::Bench;
@@ -23,6 +24,18 @@ const PAGE_BYTES: f64 = 4096.0;
 const STEPS: [(usize, usize); 4] = [(8, 1), (32, 1), (32, 4), (32, 16)];
 /// Connections of an open load: more than are ever waiting.
 const OPEN_CONNECTIONS: usize = 32;
+
+/// Where the delay goes: medians of the active's own figures, over the rounds.
+const PARTS: [(&str, fn(&Stats) -> Spread); 8] = [
+    ("wait", |stats| stats.wait_us),
+    ("cut", |stats| stats.cut_us),
+    ("commit", |stats| stats.commit_us),
+    ("pause", |stats| stats.pause.whole),
+    ("pause_stop", |stats| stats.pause.stop),
+    ("pause_log", |stats| stats.pause.log),
+    ("pause_state", |stats| stats.pause.state),
+    ("pause_copy", |stats| stats.pause.copy),
+];
 
 const PROTECT: Protect<'static> = Protect { ram_mib: RAM_MIB, options: &[] };
 
@@ -66,16 +79,25 @@ pub(super) fn delay(bench: &Bench) -> Result<Vec<Measured>> {
     let half = load::Shape::Open { connections: OPEN_CONNECTIONS, rate: peak / 2.0 };
     let mut figures = Vec::new();
     for (name, shape) in [("added_delay.one", one), ("added_delay.half", half)] {
-        let (mut protected, mut unprotected) = (Vec::new(), Vec::new());
+        let (mut protected, mut unprotected, mut parts) = (Vec::new(), Vec::new(), Vec::new());
         for round in 1..=bench.options.rounds() {
             bench.show(&format!("{name}: round {round}"));
-            protected.extend(bench.protected(&PROTECT, |_, server| latencies(bench, server, shape))?);
+            let (latencies_us, stats) = bench.protected(&PROTECT, |pair, server| {
+                let latencies_us = latencies(bench, server, shape)?;
+                Ok((latencies_us, pair.stats(&bench.stop)?))
+            })?;
+            protected.extend(latencies_us);
+            parts.push(stats);
             unprotected.extend(bench.unprotected(&bench.plain(), |server| latencies(bench, server, shape))?);
         }
         unprotected.sort_by(f64::total_cmp);
         let base = *unprotected.get(unprotected.len() / 2).context("nothing was answered")?;
         let added = protected.into_iter().map(|latency| (latency - base).max(0.0)).collect();
         figures.push(Shape::lower(name, "us", "p50 <= 1000").of(added, Vec::new())?);
+        for (part, spread) in PARTS {
+            let p50s = parts.iter().map(|stats| spread(stats).p50 as f64).collect();
+            figures.push(Shape::lower(&format!("{name}.{part}"), "us", "printed").of(p50s, Vec::new())?);
+        }
     }
     Ok(figures)
 }
