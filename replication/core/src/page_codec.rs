@@ -48,6 +48,15 @@ const ZERO: u64 = 0;
 const WHOLE: u64 = 1;
 const RUNS: u64 = 2;
 
+/// What a page differs from what the replica holds of it.
+enum Difference {
+    None,
+    /// Its runs are written.
+    Small,
+    /// Or unknown.
+    Large,
+}
+
 /// Gathers pages into one part.
 #[derive(Debug, Default)]
 pub struct PartWriter {
@@ -59,36 +68,40 @@ impl PartWriter {
     /// Adds a page; `held` is what the replica holds of it, where that is known. Adds nothing, and says so, when the replica
     /// holds just that.
     pub fn push(&mut self, page: PageIndex, content: &Page, held: Option<&Page>) -> bool {
-        if held == Some(content) {
-            return false;
-        }
         if self.out.capacity() - self.out.len() < HEAD_BYTES + PAGE_BYTES {
             self.out.reserve(PAGE_BYTES * 64);
         }
-        self.pages += 1;
-        if is_zero(content) {
-            put_head(&mut self.out, page, ZERO);
-        } else if !held.is_some_and(|held| self.push_runs(page, held, content)) {
-            put_head(&mut self.out, page, WHOLE);
-            self.out.put_slice(content);
+        let start = self.out.len();
+        match held.map_or(Difference::Large, |held| self.push_runs(page, held, content)) {
+            Difference::None => {
+                self.out.truncate(start);
+                return false;
+            }
+            Difference::Small => {}
+            Difference::Large => {
+                self.out.truncate(start);
+                let zero = is_zero(content);
+                put_head(&mut self.out, page, if zero { ZERO } else { WHOLE });
+                if !zero {
+                    self.out.put_slice(content);
+                }
+            }
         }
+        self.pages += 1;
         true
     }
 
-    fn push_runs(&mut self, page: PageIndex, held: &Page, content: &Page) -> bool {
-        let start = self.out.len();
+    fn push_runs(&mut self, page: PageIndex, held: &Page, content: &Page) -> Difference {
         put_head(&mut self.out, page, RUNS);
         let length_at = self.out.len();
         self.out.put_u16_le(0);
-        let fits = put_runs(held, content, &mut self.out);
-        if fits {
-            let length = self.out.len() - length_at - 2;
-            let length = u16::try_from(length).expect("RUNS_BYTES_MAX fits");
-            self.out[length_at..length_at + 2].copy_from_slice(&length.to_le_bytes());
-        } else {
-            self.out.truncate(start);
+        if !put_runs(held, content, &mut self.out) {
+            return Difference::Large;
         }
-        fits
+        let length = self.out.len() - length_at - 2;
+        let length = u16::try_from(length).expect("RUNS_BYTES_MAX fits");
+        self.out[length_at..length_at + 2].copy_from_slice(&length.to_le_bytes());
+        if length == 0 { Difference::None } else { Difference::Small }
     }
 
     /// Pages gathered.

@@ -10,6 +10,9 @@ use crate::page_codec::{PAGE_BYTES, Page};
 
 const WORD: usize = 8;
 const WORDS: usize = PAGE_BYTES / WORD;
+/// Bytes compared at once.
+const BLOCK: usize = 128;
+const BLOCK_WORDS: usize = BLOCK / WORD;
 /// Longest gap and longest run that a head can say.
 const STEP: usize = u8::MAX as usize;
 
@@ -20,11 +23,12 @@ pub const RUNS_BYTES_MAX: usize = PAGE_BYTES / 2;
 /// [`RUNS_BYTES_MAX`].
 pub fn put_runs(old: &Page, new: &Page, out: &mut BytesMut) -> bool {
     let start = out.len();
+    let blocks = (old.as_chunks::<BLOCK>().0, new.as_chunks::<BLOCK>().0);
     let (old, new) = (old.as_chunks::<WORD>().0, new.as_chunks::<WORD>().0);
     let mut written_to = 0;
     let mut at = 0;
-    while let Some(changed) = next(at, |n| old[n] != new[n]) {
-        let end = next(changed, |n| old[n] == new[n]).unwrap_or(WORDS);
+    while let Some(changed) = next_changed(at, blocks, (old, new)) {
+        let end = (changed..WORDS).find(|n| old[*n] == new[*n]).unwrap_or(WORDS);
         if out.len() - start + (end - changed) * WORD > RUNS_BYTES_MAX {
             out.truncate(start);
             return false;
@@ -39,8 +43,23 @@ pub fn put_runs(old: &Page, new: &Page, out: &mut BytesMut) -> bool {
     fits
 }
 
-fn next(from: usize, wanted: impl Fn(usize) -> bool) -> Option<usize> {
-    (from..WORDS).find(|n| wanted(*n))
+/// The next word from `at` on that has changed. Most blocks have not, and are compared at once.
+fn next_changed(
+    mut at: usize,
+    (old_blocks, new_blocks): (&[[u8; BLOCK]], &[[u8; BLOCK]]),
+    (old, new): (&[[u8; WORD]], &[[u8; WORD]]),
+) -> Option<usize> {
+    while at < WORDS {
+        let block = at / BLOCK_WORDS;
+        let end = (block + 1) * BLOCK_WORDS;
+        if old_blocks[block] != new_blocks[block]
+            && let Some(changed) = (at..end).find(|n| old[*n] != new[*n])
+        {
+            return Some(changed);
+        }
+        at = end;
+    }
+    None
 }
 
 fn put_run(mut gap: usize, words: &[[u8; WORD]], out: &mut BytesMut) {

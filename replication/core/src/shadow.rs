@@ -91,11 +91,12 @@ impl Shadow {
         self.newcomers = 0;
     }
 
-    /// Keeps the content of a page, if there is room for it in this epoch.
-    pub fn put(&mut self, page: PageIndex, content: &Page) -> Put {
+    /// Keeps the content of a page, if there is room for it in this epoch. `differs` says whether it is another than the one
+    /// kept, where that is known.
+    pub fn put(&mut self, page: PageIndex, content: &Page, differs: Option<bool>) -> Put {
         if let Some(slot) = self.slot(page) {
             self.slots[slot].used = true;
-            let changed = self.contents[slot] != *content;
+            let changed = differs.unwrap_or_else(|| self.contents[slot] != *content);
             if changed {
                 self.contents[slot] = *content;
             }
@@ -161,12 +162,12 @@ mod tests {
     #[test]
     fn a_page_that_is_sent_again_outlives_one_that_is_not() {
         let mut shadow = Shadow::new(10, 2);
-        shadow.put(PageIndex(1), &[1; PAGE_BYTES]);
+        shadow.put(PageIndex(1), &[1; PAGE_BYTES], None);
         shadow.begin_epoch();
-        shadow.put(PageIndex(2), &[2; PAGE_BYTES]);
-        assert_eq!(shadow.put(PageIndex(1), &[3; PAGE_BYTES]), Put::Again { changed: true });
+        shadow.put(PageIndex(2), &[2; PAGE_BYTES], None);
+        assert_eq!(shadow.put(PageIndex(1), &[3; PAGE_BYTES], None), Put::Again { changed: true });
         shadow.begin_epoch();
-        assert_eq!(shadow.put(PageIndex(4), &[4; PAGE_BYTES]), Put::New { displaced: Some(PageIndex(2)) });
+        assert_eq!(shadow.put(PageIndex(4), &[4; PAGE_BYTES], None), Put::New { displaced: Some(PageIndex(2)) });
         assert_eq!(shadow.get(PageIndex(1)), Some(&[3; PAGE_BYTES]));
         assert_eq!(shadow.get(PageIndex(2)), None);
         assert_eq!(shadow.get(PageIndex(4)), Some(&[4; PAGE_BYTES]));
@@ -175,14 +176,14 @@ mod tests {
     #[test]
     fn a_shadow_without_room_keeps_nothing() {
         let mut shadow = Shadow::new(4, 0);
-        assert_eq!(shadow.put(PageIndex(1), &[1; PAGE_BYTES]), Put::NoRoom);
+        assert_eq!(shadow.put(PageIndex(1), &[1; PAGE_BYTES], None), Put::NoRoom);
         assert_eq!(shadow.get(PageIndex(1)), None);
     }
 
     #[test]
     fn a_flood_of_new_pages_displaces_a_quarter_in_an_epoch() {
         let mut shadow = Shadow::new(1000, 8);
-        let put = |shadow: &mut Shadow, page| shadow.put(PageIndex(page), &[1; PAGE_BYTES]);
+        let put = |shadow: &mut Shadow, page| shadow.put(PageIndex(page), &[1; PAGE_BYTES], None);
         for page in 0..8 {
             shadow.begin_epoch();
             assert!(put(&mut shadow, page).is_kept());
@@ -198,7 +199,7 @@ mod tests {
             let (mut shadow, mut last) = (Shadow::new(12, capacity), HashMap::new());
             for (page, fill) in puts {
                 shadow.begin_epoch();
-                shadow.put(PageIndex(page), &[fill; PAGE_BYTES]);
+                shadow.put(PageIndex(page), &[fill; PAGE_BYTES], None);
                 last.insert(page, fill);
                 prop_assert!(shadow.bytes() <= capacity * PAGE_BYTES);
                 prop_assert_eq!(shadow.get(PageIndex(page)).is_some(), capacity > 0);

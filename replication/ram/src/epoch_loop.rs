@@ -140,6 +140,8 @@ struct Sealed {
     base: Option<EpochId>,
     pages: Vec<PageIndex>,
     content: Vec<u8>,
+    /// Of each page that was compared with the shadow, in order: whether it differs from it.
+    differs: Vec<Option<bool>>,
     outputs: Vec<Output>,
 }
 
@@ -423,7 +425,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
         for (page, room) in pages.iter().zip(content.as_chunks_mut().0) {
             self.machine.read_page(*page, room);
         }
-        Sealed { member, base, pages, content, outputs: Vec::new() }
+        Sealed { member, base, pages, content, differs: Vec::new(), outputs: Vec::new() }
     }
 
     /// Sends what a new replica lacks while the guest runs, so that its cut has only the remainder to copy.
@@ -510,11 +512,13 @@ impl<M: ActiveMachine> EpochLoop<M> {
     fn send_epoch(&mut self, epoch: EpochId, sealed: &mut Sealed) -> Result<(), SendFailed> {
         let Sealed { member, base, .. } = *sealed;
         let mut writer = PartWriter::default();
-        let mut changed = 0;
+        let (mut changed, mut differs) = (0, Vec::with_capacity(sealed.pages.len()));
         for (page, content) in sealed.contents() {
             let Some(stream) = self.streams.get(&member) else { return Err(SendFailed::Closed) };
             let held = self.shadow.get(page).filter(|_| stream.ledger.holds_shadow(page));
-            changed += u64::from(writer.push(page, content, held));
+            let pushed = writer.push(page, content, held);
+            changed += u64::from(pushed);
+            differs.push(held.map(|_| pushed));
             if writer.is_full() {
                 let payload = writer.finish();
                 self.send_part(member, epoch, base, payload)?;
@@ -524,6 +528,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
             let payload = writer.finish();
             self.send_part(member, epoch, base, payload)?;
         }
+        sealed.differs = differs;
         if base.is_some() {
             self.figures.pages += changed;
         }
@@ -535,13 +540,14 @@ impl<M: ActiveMachine> EpochLoop<M> {
     fn remember(&mut self, epoch: EpochId, sealed: &[Sealed]) {
         self.shadow.begin_epoch();
         for (n, part) in sealed.iter().enumerate() {
-            for (page, content) in part.contents() {
+            let differs = part.differs.iter().copied().chain(std::iter::repeat(None));
+            for ((page, content), differs) in part.contents().zip(differs) {
                 // Replicas that are sent the same page are sent the same content.
                 let known = sealed[..n].iter().any(|earlier| earlier.pages.binary_search(&page).is_ok());
                 if known {
                     continue;
                 }
-                let put = self.shadow.put(page, content);
+                let put = self.shadow.put(page, content, differs);
                 match put {
                     Put::Again { changed } => self.hot.seen(page, epoch, changed),
                     Put::New { displaced } => {

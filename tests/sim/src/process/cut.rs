@@ -72,7 +72,7 @@ impl Active {
         self.state_before = Some((epoch, self.guest.state()));
         self.shadow.begin_epoch();
         for page in carried.iter() {
-            if self.shadow.put(page, content(self.guest.pages(), page)).is_kept() {
+            if self.shadow.put(page, content(self.guest.pages(), page), None).is_kept() {
                 self.sessions.values_mut().for_each(|session| session.shadowed(page, epoch));
             }
         }
