@@ -12,6 +12,7 @@
 //! (acknowledgement and takeover), [`detector`] (what silence means), then the parts they use.
 
 pub mod codec;
+pub mod compress;
 pub mod detector;
 pub mod hot;
 pub mod ids;

@@ -1,10 +1,11 @@
 //! Pages on the wire: a sequence of records, each a head (`page << 2 | kind`, LEB128) and what its kind asks for: nothing (a
-//! page of zeros), the page's 4096 bytes, or a length (`u16`) and [runs](crate::runs) of what differs from what the replica
-//! holds.
+//! page of zeros), the page's 4096 bytes, a length (`u16`) and [runs](crate::runs) of what differs from what the replica
+//! holds, or a length and the page [packed](crate::compress).
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::codec::DecodeError;
+use crate::compress::{PACKED_BYTES_MAX, Packer, put_packed, unpack};
 use crate::ids::PageIndex;
 use crate::runs::{RUNS_BYTES_MAX, Runs, put_runs};
 
@@ -47,6 +48,7 @@ impl Change<'_> {
 const ZERO: u64 = 0;
 const WHOLE: u64 = 1;
 const RUNS: u64 = 2;
+const PACKED: u64 = 3;
 
 /// What a page differs from what the replica holds of it.
 enum Difference {
@@ -62,9 +64,17 @@ enum Difference {
 pub struct PartWriter {
     out: BytesMut,
     pages: usize,
+    packer: Option<Packer>,
 }
 
 impl PartWriter {
+    /// Packs pages from now on, or does not.
+    pub fn set_packing(&mut self, packing: bool) {
+        if packing != self.packer.is_some() {
+            self.packer = packing.then(Packer::default);
+        }
+    }
+
     /// Adds a page; `held` is what the replica holds of it, where that is known. Adds nothing, and says so, when the replica
     /// holds just that.
     pub fn push(&mut self, page: PageIndex, content: &Page, held: Option<&Page>) -> bool {
@@ -80,15 +90,23 @@ impl PartWriter {
             Difference::Small => {}
             Difference::Large => {
                 self.out.truncate(start);
-                let zero = is_zero(content);
-                put_head(&mut self.out, page, if zero { ZERO } else { WHOLE });
-                if !zero {
-                    self.out.put_slice(content);
-                }
+                self.push_whole(page, content);
             }
         }
         self.pages += 1;
         true
+    }
+
+    fn push_whole(&mut self, page: PageIndex, content: &Page) {
+        if is_zero(content) {
+            put_head(&mut self.out, page, ZERO);
+        } else if let Some(packed) = self.packer.as_mut().and_then(|packer| packer.pack(content)) {
+            put_head(&mut self.out, page, PACKED);
+            put_packed(packed, &mut self.out);
+        } else {
+            put_head(&mut self.out, page, WHOLE);
+            self.out.put_slice(content);
+        }
     }
 
     fn push_runs(&mut self, page: PageIndex, held: &Page, content: &Page) -> Difference {
@@ -154,65 +172,80 @@ fn get_head(rest: &mut &[u8]) -> Result<u64, DecodeError> {
     Err(DecodeError::TooLong { what: "page head", got: HEAD_BYTES + 1, max: HEAD_BYTES })
 }
 
-/// Hands each page of a part to `apply`. Nothing is applied unless the whole part is well formed.
-///
-/// # Errors
-/// [`DecodeError`] when it is malformed or names a page the guest (of `pages` pages) does not have.
-pub fn apply_part(
-    part: &Bytes,
+/// A part that is well formed.
+#[derive(Debug)]
+pub struct CheckedPart {
+    part: Bytes,
     pages: u64,
-    mut apply: impl FnMut(PageIndex, Change<'_>),
-) -> Result<(), DecodeError> {
-    walk(part, pages, |_, _| {})?;
-    walk(part, pages, &mut apply)
+}
+
+impl CheckedPart {
+    /// Checks a part for a guest of `pages` pages.
+    ///
+    /// # Errors
+    /// [`DecodeError`] when it is malformed or names a page the guest does not have.
+    pub fn check(part: Bytes, pages: u64) -> Result<Self, DecodeError> {
+        walk(&part, pages, |_, _| {})?;
+        Ok(Self { part, pages })
+    }
+
+    /// Hands each page to `apply`, in order.
+    ///
+    /// # Panics
+    /// Never: the part was checked.
+    pub fn apply(&self, apply: impl FnMut(PageIndex, Change<'_>)) {
+        walk(&self.part, self.pages, apply).expect("the part was checked");
+    }
 }
 
 fn walk(part: &Bytes, pages: u64, mut visit: impl FnMut(PageIndex, Change<'_>)) -> Result<(), DecodeError> {
-    let mut rest = &part[..];
+    let (mut rest, mut unpacked) = (&part[..], [0; PAGE_BYTES]);
     while !rest.is_empty() {
         let head = get_head(&mut rest)?;
         let page = PageIndex(head >> 2);
         if page.0 >= pages {
             return Err(DecodeError::Value { what: "page index", got: page.0 });
         }
-        visit(page, get_change(head & 3, &mut rest)?);
+        let change = match head & 3 {
+            WHOLE => {
+                let (content, tail) = rest.split_first_chunk().ok_or(DecodeError::Truncated { what: "page" })?;
+                rest = tail;
+                Change::Whole(content)
+            }
+            RUNS => Change::Runs(Runs::parse(get_body(&mut rest, "runs of a page", RUNS_BYTES_MAX)?)?),
+            PACKED => {
+                unpack(get_body(&mut rest, "packed page", PACKED_BYTES_MAX)?, &mut unpacked)?;
+                Change::Whole(&unpacked)
+            }
+            _ => Change::Zero,
+        };
+        visit(page, change);
     }
     Ok(())
 }
 
-fn get_change<'a>(kind: u64, rest: &mut &'a [u8]) -> Result<Change<'a>, DecodeError> {
-    match kind {
-        ZERO => Ok(Change::Zero),
-        WHOLE => {
-            let (content, tail) = rest.split_first_chunk().ok_or(DecodeError::Truncated { what: "page" })?;
-            *rest = tail;
-            Ok(Change::Whole(content))
-        }
-        RUNS => {
-            if rest.len() < 2 {
-                return Err(DecodeError::Truncated { what: "length of runs" });
-            }
-            let length = usize::from(rest.get_u16_le());
-            if length > RUNS_BYTES_MAX {
-                return Err(DecodeError::TooLong {
-                    what: "runs of a page",
-                    got: length,
-                    max: RUNS_BYTES_MAX,
-                });
-            }
-            let (body, tail) =
-                rest.split_at_checked(length).ok_or(DecodeError::Truncated { what: "runs of a page" })?;
-            *rest = tail;
-            Ok(Change::Runs(Runs::parse(body)?))
-        }
-        other => Err(DecodeError::Value { what: "kind of page", got: other }),
+fn get_body<'a>(rest: &mut &'a [u8], what: &'static str, max: usize) -> Result<&'a [u8], DecodeError> {
+    if rest.len() < 2 {
+        return Err(DecodeError::Truncated { what });
     }
+    let got = usize::from(rest.get_u16_le());
+    if got > max {
+        return Err(DecodeError::TooLong { what, got, max });
+    }
+    let (body, tail) = rest.split_at_checked(got).ok_or(DecodeError::Truncated { what })?;
+    *rest = tail;
+    Ok(body)
 }
 
 /// Entry point for fuzzing.
 #[cfg(feature = "fuzzing")]
 pub fn fuzz_part(data: &[u8]) {
-    let _ = apply_part(&Bytes::copy_from_slice(data), 1 << 20, |page, _| assert!(page.0 < 1 << 20));
+    if let Ok(part) = CheckedPart::check(Bytes::copy_from_slice(data), 1 << 20) {
+        part.apply(|page, change| {
+            assert!(page.0 < 1 << 20);
+            change.apply(&mut [0; PAGE_BYTES]);
+        });
+    }
 }
 
 #[cfg(test)]
@@ -226,14 +259,15 @@ mod tests {
         w.push(PageIndex(1), &[7; PAGE_BYTES], None);
         w.push(PageIndex(9), &[0; PAGE_BYTES], None);
         let part = w.finish();
-        let err = apply_part(&part, 9, |_, _| panic!("applied")).unwrap_err();
+        let err = CheckedPart::check(part, 9).unwrap_err();
         assert_eq!(err, DecodeError::Value { what: "page index", got: 9 });
     }
 
     proptest! {
         #[test]
-        fn pages_survive_the_wire(pages in proptest::collection::vec((0u64..100, 0u8..3, 0..PAGE_BYTES, any::<bool>()), 0..40)) {
+        fn pages_survive_the_wire(packing in any::<bool>(), pages in proptest::collection::vec((0u64..100, 0u8..3, 0..PAGE_BYTES, any::<bool>()), 0..40)) {
             let mut w = PartWriter::default();
+            w.set_packing(packing);
             let (mut sent, mut held) = (vec![[0; PAGE_BYTES]; 100], vec![[0; PAGE_BYTES]; 100]);
             for (page, fill, from, known) in &pages {
                 let content = &mut sent[usize::try_from(*page).unwrap()];
@@ -244,13 +278,16 @@ mod tests {
             prop_assert!(w.pages() <= pages.len());
             let part = w.finish();
             prop_assert!(part.len() <= pages.len() * (PAGE_BYTES + HEAD_BYTES));
-            apply_part(&part, 100, |page, change| change.apply(&mut held[usize::try_from(page.0).unwrap()])).unwrap();
+            let part = CheckedPart::check(part, 100).unwrap();
+            part.apply(|page, change| change.apply(&mut held[usize::try_from(page.0).unwrap()]));
             prop_assert_eq!(held, sent);
         }
 
         #[test]
         fn garbage_never_panics(data in proptest::collection::vec(any::<u8>(), 0..5000)) {
-            let _ = apply_part(&Bytes::from(data), 64, |_, _| {});
+            if let Ok(part) = CheckedPart::check(Bytes::from(data), 64) {
+                part.apply(|_, _| {});
+            }
         }
     }
 }

@@ -36,7 +36,7 @@ pub(crate) struct Delays {
 
 impl Delays {
     pub(crate) fn new() -> Self {
-        let empty = || Histogram::new_with_bounds(1, 60_000_000, 2).expect("valid bounds");
+        let empty = || Histogram::new_with_bounds(1, 60_000_000, 3).expect("valid bounds");
         Self { pending: None, ordered: None, sealed: VecDeque::new(), wait: empty(), cut: empty(), commit: empty() }
     }
 

@@ -26,6 +26,7 @@ use mycelium_ram_core::{EpochId, IngressSeq, Member, PageIndex, PageLedger, Page
 use crate::clock;
 use crate::events::{Event, EventLog};
 use crate::gate::Gate;
+use crate::gauges::{Bottleneck, Load};
 use crate::ingress::IngressTap;
 use crate::pause::{PauseFigures, Pauses, Steps};
 use crate::ports::{ActiveMachine, PortError, SendFailed, Wire};
@@ -151,22 +152,6 @@ impl Sealed {
     }
 }
 
-/// How busy the guest is: a pause takes nothing from one that waits.
-#[derive(Debug, Default)]
-struct Load {
-    before: Option<(Duration, Time)>,
-}
-
-impl Load {
-    /// Share of the time since the last call that the guest has used, 0 to 1, given the processor time its vCPUs have used in all.
-    fn share(&mut self, busy: Duration, now: Time) -> f64 {
-        let Some((busy_before, at)) = self.before.replace((busy, now)) else { return 1.0 };
-        let used = busy.saturating_sub(busy_before).as_secs_f64();
-        let passed = now.since(at).as_secs_f64();
-        if passed > 0.0 { (used / passed).min(1.0) } else { 1.0 }
-    }
-}
-
 /// The thread's state.
 #[derive(Debug)]
 pub struct EpochLoop<M> {
@@ -182,6 +167,8 @@ pub struct EpochLoop<M> {
     last_state: Option<(EpochId, Vec<u8>)>,
     cut_at: Time,
     ingress_at_cut: IngressSeq,
+    writer: PartWriter,
+    bottleneck: Bottleneck,
     shadow: Shadow,
     hot: HotPages,
     /// Copy buffers, kept between epochs so that a cut does not fault in fresh memory.
@@ -220,6 +207,8 @@ impl<M: ActiveMachine> EpochLoop<M> {
             last_state: None,
             cut_at: Time(0),
             ingress_at_cut: IngressSeq(0),
+            writer: PartWriter::default(),
+            bottleneck: Bottleneck::default(),
             shadow: Shadow::new(pages, shadow_pages),
             hot: HotPages::none(pages),
             spare: Vec::new(),
@@ -457,7 +446,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
     }
 
     fn send_early(&mut self, member: Member, epoch: EpochId, batch: &PageSet) -> Result<(), SendFailed> {
-        let mut writer = PartWriter::default();
+        let mut writer = self.begin_parts();
         let mut page_content = [0; PAGE_BYTES];
         let mut pages = batch.iter().peekable();
         while let Some(page) = pages.next() {
@@ -466,9 +455,18 @@ impl<M: ActiveMachine> EpochLoop<M> {
             if writer.is_full() || pages.peek().is_none() {
                 let payload = writer.finish();
                 self.send_part(member, epoch, None, payload)?;
+                writer.set_packing(self.bottleneck.is_link());
             }
         }
+        self.writer = writer;
         Ok(())
+    }
+
+    /// A writer for parts that go out now.
+    fn begin_parts(&mut self) -> PartWriter {
+        let mut writer = std::mem::take(&mut self.writer);
+        writer.set_packing(self.bottleneck.is_link());
+        writer
     }
 
     /// Sends one part; its index follows from the hashes kept so far.
@@ -511,7 +509,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
 
     fn send_epoch(&mut self, epoch: EpochId, sealed: &mut Sealed) -> Result<(), SendFailed> {
         let Sealed { member, base, .. } = *sealed;
-        let mut writer = PartWriter::default();
+        let mut writer = self.begin_parts();
         let (mut changed, mut differs) = (0, Vec::with_capacity(sealed.pages.len()));
         for (page, content) in sealed.contents() {
             let Some(stream) = self.streams.get(&member) else { return Err(SendFailed::Closed) };
@@ -528,6 +526,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
             let payload = writer.finish();
             self.send_part(member, epoch, base, payload)?;
         }
+        self.writer = writer;
         sealed.differs = differs;
         if base.is_some() {
             self.figures.pages += changed;
@@ -592,12 +591,16 @@ impl<M: ActiveMachine> EpochLoop<M> {
     fn push(&mut self, wire: &dyn Wire, base: Option<EpochId>, mut frame: Bytes) -> Result<(), SendFailed> {
         let count = if base.is_some() { &mut self.figures.bytes } else { &mut self.figures.seed_bytes };
         *count += frame.len() as u64;
+        let begun = clock::now();
         loop {
             // Waiting for a slow link is not hanging.
             self.beat();
             match wire.bundle(false, frame, IDLE_BEAT) {
                 Err(SendFailed::Full(back)) => frame = back,
-                done => return done,
+                done => {
+                    self.bottleneck.sent(begun, clock::now());
+                    return done;
+                }
             }
         }
     }

@@ -25,6 +25,7 @@ mod delays;
 pub mod epoch_loop;
 pub mod events;
 pub mod gate;
+mod gauges;
 pub mod ingress;
 pub mod passive;
 pub mod pause;

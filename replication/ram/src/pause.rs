@@ -43,7 +43,7 @@ pub(crate) struct Pauses {
 
 impl Pauses {
     pub(crate) fn new() -> Self {
-        let empty = |_| Histogram::new_with_bounds(1, 60_000_000, 2).expect("valid bounds");
+        let empty = |_| Histogram::new_with_bounds(1, 60_000_000, 3).expect("valid bounds");
         Self { parts: std::array::from_fn(empty) }
     }
 

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use mycelium_ram_core::codec::DecodeError;
 use mycelium_ram_core::ingress::IngressLog;
 use mycelium_ram_core::message::{EpochEnd, Message, Output};
-use mycelium_ram_core::page_codec::apply_part;
+use mycelium_ram_core::page_codec::CheckedPart;
 use mycelium_ram_core::sabotage::{Sabotage, sabotaged};
 use mycelium_ram_core::stage::{StageError, StagedEpoch, Stager};
 use mycelium_ram_core::{EpochId, IngressSeq, state_codec};
@@ -76,7 +76,7 @@ pub struct Staging<M> {
     /// Of the newest whole epoch.
     state: Option<Bytes>,
     /// Whole, not yet applied.
-    whole: VecDeque<StagedEpoch>,
+    whole: VecDeque<(EpochEnd, Vec<CheckedPart>)>,
     last: Option<EpochEnd>,
     /// Outputs of applied epochs that the active had not released when it sealed a later one.
     unreleased: VecDeque<(EpochId, Vec<Output>)>,
@@ -123,7 +123,7 @@ impl<M: PassiveMachine> Staging<M> {
         match Message::decode(frame)? {
             Message::Part(part) => {
                 for seed in self.stager.part(part)? {
-                    self.write(&seed)?;
+                    self.write(&CheckedPart::check(seed, self.machine.pages())?);
                 }
             }
             Message::End(end) => self.stager.end(end)?,
@@ -134,29 +134,24 @@ impl<M: PassiveMachine> Staging<M> {
             }
             other => tracing::debug!(?other, "not a message for staging"),
         }
-        while let Some(mut epoch) = self.stager.next_whole()? {
-            self.check(&epoch)?;
-            epoch.end.state = state_codec::decode(self.state.as_deref(), &epoch.end.state)?;
-            self.state = Some(epoch.end.state.clone());
-            let id = epoch.end.epoch;
-            self.whole.push_back(epoch);
+        while let Some(StagedEpoch { mut end, parts }) = self.stager.next_whole()? {
+            // What is malformed must be found before the epoch is acknowledged, not when it is applied.
+            let pages = self.machine.pages();
+            let check = |part| CheckedPart::check(part, pages);
+            let parts = parts.into_iter().map(check).collect::<Result<_, _>>()?;
+            end.state = state_codec::decode(self.state.as_deref(), &end.state)?;
+            self.state = Some(end.state.clone());
+            let id = end.epoch;
+            self.whole.push_back((end, parts));
             report(Report::Whole(id));
         }
         Ok(())
     }
 
-    /// A malformed part must be found before the epoch is acknowledged, not when it is applied.
-    fn check(&self, epoch: &StagedEpoch) -> Result<(), DecodeError> {
-        let pages = self.machine.pages();
-        epoch.parts.iter().try_for_each(|part| apply_part(part, pages, |_, _| {}))
-    }
-
     fn apply(&mut self, through: EpochId) {
-        while let Some(epoch) = self.whole.pop_front_if(|e| e.end.epoch <= through) {
-            for part in &epoch.parts {
-                self.write(part).expect("checked before it was acknowledged");
-            }
-            self.inherit(epoch.end);
+        while let Some((end, parts)) = self.whole.pop_front_if(|(end, _)| end.epoch <= through) {
+            parts.iter().for_each(|part| self.write(part));
+            self.inherit(end);
         }
     }
 
@@ -168,10 +163,9 @@ impl<M: PassiveMachine> Staging<M> {
         self.last = Some(end);
     }
 
-    fn write(&mut self, part: &Bytes) -> Result<(), DecodeError> {
+    fn write(&mut self, part: &CheckedPart) {
         self.progress.fetch_add(1, Ordering::Relaxed);
-        let pages = self.machine.pages();
-        apply_part(part, pages, |page, change| self.machine.change_page(page, change))
+        part.apply(|page, change| self.machine.change_page(page, change));
     }
 
     fn finish(mut self, epoch: EpochId) -> Result<Inheritance<M>, M> {

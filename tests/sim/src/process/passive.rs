@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use mycelium_ram_core::ingress::IngressLog;
 use mycelium_ram_core::message::{Accept, Message, Offer, Output};
-use mycelium_ram_core::page_codec::{PAGE_BYTES, apply_part};
+use mycelium_ram_core::page_codec::{CheckedPart, PAGE_BYTES};
 use mycelium_ram_core::record::{Change, Record};
 use mycelium_ram_core::replica::{Action, Event, Replica, ReplicaConfig};
 use mycelium_ram_core::settle::Request as ArbiterRequest;
@@ -264,8 +264,6 @@ impl Passive {
 }
 
 fn apply(image: &mut Image, part: &Bytes) {
-    let done = apply_part(part, limits::GUEST_PAGES, |page, change| {
-        change.apply(&mut image[usize::try_from(page.0).expect("a small guest")]);
-    });
-    done.expect("the active sends well-formed parts");
+    let part = CheckedPart::check(part.clone(), limits::GUEST_PAGES).expect("the active sends well-formed parts");
+    part.apply(|page, change| change.apply(&mut image[usize::try_from(page.0).expect("a small guest")]));
 }
