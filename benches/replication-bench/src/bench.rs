@@ -63,7 +63,9 @@ impl Bench {
         let style = Style { json: self.options.json, plot: self.options.plot.clone() };
         let mut report = Report::begin(style, run_id(), &Machine::examine(), &self.versions())?;
         let mut complete = true;
-        for group in measure::GROUPS.iter().filter(|group| group.names.iter().any(|name| self.options.wants(name))) {
+        for group in
+            measure::GROUPS.iter().filter(|group| group.names.iter().any(|name| self.options.wants(name)))
+        {
             match (group.measure)(&self) {
                 Ok(figures) => self.publish(&mut report, figures)?,
                 Err(_) if self.stop.wanted() => bail!("interrupted"),

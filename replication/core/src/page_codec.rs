@@ -208,7 +208,8 @@ fn walk(part: &Bytes, pages: u64, mut visit: impl FnMut(PageIndex, Change<'_>)) 
         }
         let change = match head & 3 {
             WHOLE => {
-                let (content, tail) = rest.split_first_chunk().ok_or(DecodeError::Truncated { what: "page" })?;
+                let (content, tail) =
+                    rest.split_first_chunk().ok_or(DecodeError::Truncated { what: "page" })?;
                 rest = tail;
                 Change::Whole(content)
             }

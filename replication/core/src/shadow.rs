@@ -167,7 +167,10 @@ mod tests {
         shadow.put(PageIndex(2), &[2; PAGE_BYTES], None);
         assert_eq!(shadow.put(PageIndex(1), &[3; PAGE_BYTES], None), Put::Again { changed: true });
         shadow.begin_epoch();
-        assert_eq!(shadow.put(PageIndex(4), &[4; PAGE_BYTES], None), Put::New { displaced: Some(PageIndex(2)) });
+        assert_eq!(
+            shadow.put(PageIndex(4), &[4; PAGE_BYTES], None),
+            Put::New { displaced: Some(PageIndex(2)) }
+        );
         assert_eq!(shadow.get(PageIndex(1)), Some(&[3; PAGE_BYTES]));
         assert_eq!(shadow.get(PageIndex(2)), None);
         assert_eq!(shadow.get(PageIndex(4)), Some(&[4; PAGE_BYTES]));

@@ -21,7 +21,9 @@ pub fn encode(base: Option<&[u8]>, state: &[u8]) -> Bytes {
     match base.filter(|base| base.len() == state.len()) {
         Some(base) => {
             out.put_u8(DIFFERENCE);
-            base.chunks(PAGE_BYTES).zip(state.chunks(PAGE_BYTES)).for_each(|(old, new)| put_piece(old, new, &mut out));
+            base.chunks(PAGE_BYTES)
+                .zip(state.chunks(PAGE_BYTES))
+                .for_each(|(old, new)| put_piece(old, new, &mut out));
         }
         None => {
             out.put_u8(WHOLE);

@@ -14,8 +14,8 @@ use mycelium_ram_core::record::Record;
 use mycelium_ram_core::settle::Reply;
 use mycelium_ram_core::{EpochId, Member, Time};
 
-use crate::delays::Delays;
 use crate::clock;
+use crate::delays::Delays;
 use crate::epoch_loop::{EpochLoop, Hold, Order, Report, Shared};
 use crate::events::{Event, EventLog, Stats};
 use crate::gate::Gate;

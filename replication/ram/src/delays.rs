@@ -37,7 +37,14 @@ pub(crate) struct Delays {
 impl Delays {
     pub(crate) fn new() -> Self {
         let empty = || Histogram::new_with_bounds(1, 60_000_000, 3).expect("valid bounds");
-        Self { pending: None, ordered: None, sealed: VecDeque::new(), wait: empty(), cut: empty(), commit: empty() }
+        Self {
+            pending: None,
+            ordered: None,
+            sealed: VecDeque::new(),
+            wait: empty(),
+            cut: empty(),
+            commit: empty(),
+        }
     }
 
     /// The first output of the open epoch waits.
@@ -72,7 +79,11 @@ impl Delays {
     }
 
     pub(crate) fn figures(&self) -> DelayFigures {
-        DelayFigures { wait: Spread::of(&self.wait), cut: Spread::of(&self.cut), commit: Spread::of(&self.commit) }
+        DelayFigures {
+            wait: Spread::of(&self.wait),
+            cut: Spread::of(&self.cut),
+            commit: Spread::of(&self.commit),
+        }
     }
 }
 

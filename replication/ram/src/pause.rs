@@ -70,7 +70,14 @@ mod tests {
     fn the_parts_sum_to_the_pause() {
         let mut pauses = Pauses::new();
         let at = |us: u64| Time(us * 1000);
-        pauses.add(Steps { begun: at(0), stopped: at(10), logged: at(30), saved: at(60), copied: at(100), resumed: at(105) });
+        pauses.add(Steps {
+            begun: at(0),
+            stopped: at(10),
+            logged: at(30),
+            saved: at(60),
+            copied: at(100),
+            resumed: at(105),
+        });
         let f = pauses.figures();
         let parts = [f.stop, f.log, f.state, f.copy, f.resume].map(|part| part.max);
         assert_eq!(parts, [10, 20, 30, 40, 5]);

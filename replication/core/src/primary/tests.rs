@@ -597,7 +597,9 @@ fn waiting_output_ends_an_epoch_as_soon_as_the_last_cut_is_paid_for() {
     assert_eq!(next(&desk), Some(MS * 100), "nothing waits");
     desk.tell(Event::OutputPending(true));
     assert_eq!(next(&desk), Some(MS));
-    let cut = |desk: &mut Desk, cost| (0..40).for_each(|_| desk.tell(Event::CutDone(CutDone { cost, quiet: false })));
+    let cut = |desk: &mut Desk, cost| {
+        (0..40).for_each(|_| desk.tell(Event::CutDone(CutDone { cost, quiet: false })))
+    };
     cut(&mut desk, MS * 2);
     let interval = next(&desk).expect("a cut falls due");
     assert!(interval > MS * 19 && interval <= MS * 20, "{interval:?}: a tenth of the time for cuts of 2 ms");

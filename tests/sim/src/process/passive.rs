@@ -264,6 +264,7 @@ impl Passive {
 }
 
 fn apply(image: &mut Image, part: &Bytes) {
-    let part = CheckedPart::check(part.clone(), limits::GUEST_PAGES).expect("the active sends well-formed parts");
+    let part =
+        CheckedPart::check(part.clone(), limits::GUEST_PAGES).expect("the active sends well-formed parts");
     part.apply(|page, change| change.apply(&mut image[usize::try_from(page.0).expect("a small guest")]));
 }
