@@ -12,7 +12,7 @@ use crate::native::{Native, Running};
 const DISK_BYTES: u64 = 128 << 20;
 
 /// Ticks of the guest between two moves.
-const TICKS_PER_MOVE: u32 = 25;
+const TICKS_PER_MOVE: u32 = 8;
 
 /// Pauses without waiting for the guest in between.
 const PAUSES_AT_ONCE: u32 = 10;
@@ -82,7 +82,7 @@ fn pauses_lose_and_mix_up_no_request() {
 #[test]
 fn a_guest_goes_on_with_its_disk_elsewhere() {
     let Some(native) = Native::new() else { return };
-    let cmdline = "blk=verify:67108864 heartbeat=10";
+    let cmdline = "blk=verify:134217728 heartbeat=10";
     for lines in kinds(&native) {
         let mut running = native.boot(cmdline, &lines);
         running.console.wait_text(0, "blk: verify bytes=");

@@ -592,6 +592,7 @@ fn waiting_output_ends_an_epoch_as_soon_as_the_last_cut_is_paid_for() {
     let (mut desk, _) = Desk::protected(LossPolicy::Degrade);
     desk.primary.cfg =
         PrimaryConfig { epoch_max: MS * 100, epoch_min: MS, cut_share_pm: 100, ..PrimaryConfig::default() };
+    desk.primary.longest = MS * 100;
     let last_cut = desk.primary.last_cut;
     let next = |desk: &Desk| desk.primary.next_cut().map(|at| at.since(last_cut));
     assert_eq!(next(&desk), Some(MS * 100), "nothing waits");
