@@ -54,7 +54,8 @@ fn unpack_lz4_legacy(payload: &[u8]) -> Result<Vec<u8>, String> {
     let Some(mut blocks) = body.strip_prefix(&LZ4_LEGACY_MAGIC) else {
         return Err("not in LZ4's legacy format".to_owned());
     };
-    let mut out = Vec::with_capacity(size);
+    // The size is a claim: memory is taken for what is really there.
+    let mut out = Vec::new();
     while !blocks.is_empty() {
         let len = word_at(blocks, 0).ok_or("block length cut short")?;
         let block = blocks.get(4..4_usize.saturating_add(len)).ok_or("block cut short")?;

@@ -324,25 +324,28 @@ fn open_qcow2(path: &Path, write: bool, direct: bool) -> Result<FormatAccess<Ima
     let image = Qcow2::<ImagoFile>::builder_path(path)
         .storage_open_options(StorageOpenOptions::new().direct(direct))
         .write(write)
-        .open(SameFolder { folder, layers: DISK_LAYERS_MAX })
+        .open(SameFolder { folder, above: vec![path.canonicalize().map_err(damaged)?] })
         .map_err(damaged)?;
     Ok(FormatAccess::new(image))
 }
 
 /// Lets an image be based on files of its own folder only. An image from elsewhere could otherwise name any file of
-/// the host, and its guest would read it. And of not too many: one that is based on itself would have no end.
+/// the host, and its guest would read it. And of not too many, each of them once: one that is based on itself would have no
+/// end, and each time around takes the memory of its tables again.
 #[derive(Clone, Debug)]
 struct SameFolder {
     folder: PathBuf,
-    /// How many may still follow.
-    layers: usize,
+    /// The image and what it is based on so far.
+    above: Vec<PathBuf>,
 }
 
 impl SameFolder {
-    fn check(&self, path: Option<&Path>) -> io::Result<()> {
+    /// Returns the file, without links.
+    fn check(&self, path: Option<&Path>) -> io::Result<PathBuf> {
         let named = path.ok_or_else(|| io::Error::other("names a file it is based on, but no path"))?;
-        if named.canonicalize()?.parent() == Some(&self.folder) {
-            return Ok(());
+        let file = named.canonicalize()?;
+        if file.parent() == Some(&self.folder) {
+            return Ok(file);
         }
         let said =
             format!("is based on {}, outside its own folder; put both into one folder", named.display());
@@ -355,14 +358,19 @@ impl ImplicitOpenGate<ImagoFile> for SameFolder {
         &mut self,
         builder: F,
     ) -> io::Result<FormatAccess<ImagoFile>> {
-        self.check(builder.get_image_path().as_deref())?;
-        let Some(layers) = self.layers.checked_sub(1) else {
+        let file = self.check(builder.get_image_path().as_deref())?;
+        if self.above.contains(&file) {
+            return Err(io::Error::other(format!("is based on itself, by {}", file.display())));
+        }
+        if self.above.len() > DISK_LAYERS_MAX {
             let said = format!(
-                "is based on itself, or on a row of more than {DISK_LAYERS_MAX} images; make one of them: qemu-img convert"
+                "is based on a row of more than {DISK_LAYERS_MAX} images; make one of them: qemu-img convert"
             );
             return Err(io::Error::other(said));
-        };
-        Ok(FormatAccess::new(builder.open(SameFolder { layers, ..self.clone() })?))
+        }
+        let mut below = self.clone();
+        below.above.push(file);
+        Ok(FormatAccess::new(builder.open(below)?))
     }
 
     fn open_storage(&mut self, options: StorageOpenOptions) -> io::Result<ImagoFile> {
