@@ -62,7 +62,7 @@ impl Default for PrimaryConfig {
             detector: patient,
             fresh: Duration::from_millis(50),
             epoch_max: Duration::from_millis(25),
-            epoch_quiet: Duration::from_secs(1),
+            epoch_quiet: Duration::from_secs(2),
             epoch_min: Duration::from_micros(500),
             cut_share_pm: 100,
             epochs_in_flight: 2,

@@ -69,6 +69,10 @@ pub struct Stats {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[expect(missing_docs, reason = "fields say what they are; DESIGN words are used")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one is made ten times a second, and boxed on its way"
+)]
 pub enum Event {
     /// The process is up.
     Started { role: String, vm: String, node: String, incarnation: String },

@@ -21,12 +21,15 @@ use crate::pair::Protect;
 /// Bytes of a guest page.
 const PAGE_BYTES: f64 = 4096.0;
 /// Connections and requests under way on each, more and more.
-const STEPS: [(usize, usize); 4] = [(8, 1), (32, 1), (32, 4), (32, 16)];
+const STEPS: [(usize, usize); 6] = [(8, 1), (32, 1), (32, 4), (32, 16), (100, 16), (100, 64)];
 /// Connections of an open load: more than are ever waiting.
 const OPEN_CONNECTIONS: usize = 32;
 
+/// A part's name, and where it stands.
+type Part = (&'static str, fn(&Stats) -> Spread);
+
 /// Where the delay goes: medians of the active's own figures, over the rounds.
-const PARTS: [(&str, fn(&Stats) -> Spread); 8] = [
+const PARTS: [Part; 8] = [
     ("wait", |stats| stats.wait_us),
     ("cut", |stats| stats.cut_us),
     ("commit", |stats| stats.commit_us),

@@ -599,7 +599,7 @@ fn waiting_output_ends_an_epoch_as_soon_as_the_last_cut_is_paid_for() {
     desk.tell(Event::OutputPending(true));
     assert_eq!(next(&desk), Some(MS));
     let cut = |desk: &mut Desk, cost| {
-        (0..40).for_each(|_| desk.tell(Event::CutDone(CutDone { cost, quiet: false })))
+        (0..40).for_each(|_| desk.tell(Event::CutDone(CutDone { cost, quiet: false })));
     };
     cut(&mut desk, MS * 2);
     let interval = next(&desk).expect("a cut falls due");
@@ -624,7 +624,7 @@ fn epochs_of_a_guest_that_does_nothing_grow_long_until_it_does_something() {
     cut(&mut desk, true);
     assert_eq!(next(&desk), Some(MS * 50));
     (0..10).for_each(|_| cut(&mut desk, true));
-    assert_eq!(next(&desk), Some(MS * 1000));
+    assert_eq!(next(&desk), Some(MS * 2000));
     desk.tell(Event::PagesPending);
     assert_eq!(next(&desk), Some(MS * 25));
     (0..10).for_each(|_| cut(&mut desk, true));

@@ -5,7 +5,7 @@
 //!        ^                                              │
 //!        └──── status byte, used ring <── Finished <────┘
 //! ```
-//! A raw image is worked on by io_uring straight from and into guest memory ([`engine`]); other formats go through
+//! A raw image is worked on by io_uring straight from and into guest memory (`engine/`); other formats go through
 //! `imago`, one request at a time. Each disk has a thread of its own, so that a slow one holds up nobody else.
 //!
 //! A pause waits for what is in flight: then no request is half done in any saved state, and a restored guest
