@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use bench_figures::{Machine, Measured, Report, Style};
 use bench_vms::resp::Client;
 use bench_vms::wire::{self, ip};
-use bench_vms::{Begin, Endophyte, Flavour, Qemu, Running, Setup, Stop, Vmm, Wire};
+use bench_vms::{Begin, Endophyte, Flavour, Qemu, Running, Setup, Stop, Vmm, Wire, programs};
 use indicatif::{ProgressBar, ProgressStyle};
 use tempfile::TempDir;
 
@@ -61,7 +60,7 @@ impl Bench {
             ));
         }
         let style = Style { json: self.options.json, plot: self.options.plot.clone() };
-        let mut report = Report::begin(style, run_id(), &Machine::examine(), &self.versions())?;
+        let mut report = Report::begin(style, programs::run_id(), &Machine::examine(), &self.versions())?;
         let mut complete = true;
         for group in
             measure::GROUPS.iter().filter(|group| group.names.iter().any(|name| self.options.wants(name)))
@@ -143,20 +142,8 @@ impl Bench {
     }
 
     fn versions(&self) -> BTreeMap<String, String> {
-        let ours = version_of(&self.programs.endophyte).unwrap_or_else(|| "unknown".to_owned());
+        let ours = programs::version_of(&self.programs.endophyte);
         let qemu = self.qemu.clone().unwrap_or_else(|| "not installed".to_owned());
         BTreeMap::from([("endophyte".to_owned(), ours), ("qemu".to_owned(), qemu)])
     }
-}
-
-/// The last word of what a program says about its version.
-fn version_of(program: &Path) -> Option<String> {
-    let output = Command::new(program).arg("--version").output().ok()?;
-    String::from_utf8_lossy(&output.stdout).split_whitespace().last().map(str::to_owned)
-}
-
-/// When, in seconds since 1970, and which process: nothing else of this machine has that name.
-fn run_id() -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    format!("{}-{}", now.as_secs(), std::process::id())
 }

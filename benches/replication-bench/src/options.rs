@@ -1,8 +1,9 @@
 //! The command line.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
+use bench_vms::programs;
 use clap::Parser;
 
 use crate::{limits, measure};
@@ -61,16 +62,7 @@ impl Options {
 
     /// One of our own files.
     pub(crate) fn program(&self, name: &str) -> Result<PathBuf> {
-        let this = std::env::current_exe().context("cannot tell where this program is")?;
-        let folder = self.programs.as_deref().or(this.parent()).unwrap_or(Path::new("."));
-        let file = folder.join(name);
-        if !file.is_file() {
-            bail!(
-                "{} is missing; `cargo xtask bench replication` builds it, or name its folder with --programs",
-                file.display()
-            );
-        }
-        Ok(file)
+        programs::find(name, self.programs.as_deref(), "replication")
     }
 }
 

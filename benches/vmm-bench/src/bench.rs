@@ -2,19 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use bench_figures::{Machine, Report, Style};
+use bench_vms::{Begin, Endophyte, Flavour, Qemu, Running, Setup, Stop, Vmm, programs, wire};
 use indicatif::{ProgressBar, ProgressStyle};
 use tempfile::TempDir;
 
 use crate::measure;
 use crate::options::Options;
-use bench_vms::Stop;
-use bench_vms::wire;
-use bench_vms::{Begin, Endophyte, Flavour, Qemu, Running, Setup, Vmm};
 
 /// Everything a figure needs to be measured.
 #[derive(Debug)]
@@ -57,7 +53,7 @@ impl Bench {
             );
         }
         let style = Style { json: self.options.json, plot: self.options.plot.clone() };
-        let mut report = Report::begin(style, run_id(), &Machine::examine(), &self.versions())?;
+        let mut report = Report::begin(style, programs::run_id(), &Machine::examine(), &self.versions())?;
         let mut complete = true;
         for group in measure::GROUPS {
             if !group.names.iter().any(|name| self.options.wants(name)) {
@@ -145,20 +141,8 @@ impl Bench {
     }
 
     fn versions(&self) -> BTreeMap<String, String> {
-        let ours = version_of(&self.endophyte.program).unwrap_or_else(|| "unknown".to_owned());
+        let ours = programs::version_of(&self.endophyte.program);
         let qemu = self.qemu.clone().unwrap_or_else(|| "not installed".to_owned());
         BTreeMap::from([("endophyte".to_owned(), ours), ("qemu".to_owned(), qemu)])
     }
-}
-
-/// The last word of what a program says about its version.
-fn version_of(program: &Path) -> Option<String> {
-    let output = Command::new(program).arg("--version").output().ok()?;
-    String::from_utf8_lossy(&output.stdout).split_whitespace().last().map(str::to_owned)
-}
-
-/// When, in seconds since 1970, and which process: nothing else of this machine has that name.
-fn run_id() -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    format!("{}-{}", now.as_secs(), std::process::id())
 }

@@ -5,6 +5,7 @@ mod console;
 mod family;
 pub mod limits;
 mod ours;
+pub mod programs;
 mod qemu;
 mod qmp;
 pub mod resp;
