@@ -6,6 +6,7 @@ mod emulator;
 mod line_log;
 mod process;
 mod qemu;
+mod tsc;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -6,6 +6,7 @@ use std::process::Command;
 use lab_agent::plan::CONTROL_PORT;
 
 use super::config::{HostConfig, NicBackend};
+use super::tsc;
 use crate::{LabError, requirements};
 
 /// AMD-V with nested paging in software; what Debian's kernel needs to load kvm_amd. Without the last flag the emulator
@@ -56,9 +57,27 @@ fn network_args(config: &HostConfig) -> Vec<String> {
     config.nics.iter().enumerate().flat_map(nic).collect()
 }
 
+/// A kernel measures its time stamp counter against a timer while it starts. In an emulator on a busy machine it gets that
+/// wrong, once by a factor of three, and then all its clocks are wrong: it is told instead.
 fn kernel_command_line(config: &HostConfig) -> String {
-    std::iter::once(KERNEL_ARGS)
+    let counter = format!("tsc_early_khz={}", tsc::khz());
+    [KERNEL_ARGS, &counter]
+        .into_iter()
         .chain(config.kernel_args.iter().map(String::as_str))
         .collect::<Vec<_>>()
         .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_started_on_a_busy_machine_knows_its_counter() {
+        let config = HostConfig::new("h0", Path::new("/run"));
+        let line = kernel_command_line(&config);
+        let told = line.split(' ').find_map(|word| word.strip_prefix("tsc_early_khz="));
+        let told: u32 = told.expect("the counter's frequency").parse().unwrap();
+        assert!((100_000..10_000_000).contains(&told), "{told} kHz");
+    }
 }
