@@ -25,8 +25,8 @@ pub struct DetectorConfig {
     pub ceiling: Duration,
     /// An epoch loop that makes no progress for this long has hung.
     pub hung_after: Duration,
-    /// Ticks come at least this often while the process runs; a longer gap means it did not.
-    pub tick_gap: Duration,
+    /// A tick that comes later than this after it was due shows that the process did not run.
+    pub late: Duration,
 }
 
 impl Default for DetectorConfig {
@@ -35,7 +35,7 @@ impl Default for DetectorConfig {
             floor: Duration::from_millis(60),
             ceiling: Duration::from_millis(1000),
             hung_after: Duration::from_millis(500),
-            tick_gap: Duration::from_millis(15),
+            late: Duration::from_millis(5),
         }
     }
 }
@@ -78,6 +78,8 @@ impl Spread {
 pub struct Detector {
     cfg: DetectorConfig,
     last_tick: Time,
+    /// When the next tick comes at the latest while the process runs.
+    due: Time,
     heard_at: Time,
     echo_at: Time,
     progress_at: Time,
@@ -94,6 +96,7 @@ impl Detector {
         Self {
             cfg,
             last_tick: now,
+            due: now,
             heard_at: now,
             echo_at: now,
             progress_at: now,
@@ -103,20 +106,27 @@ impl Detector {
         }
     }
 
-    /// Must be called regularly, after everything that has arrived has been handed to [`Detector::heard`].
+    /// Must be called when due ([`Detector::expect_tick`]) or earlier, after everything that has arrived has been handed to
+    /// [`Detector::heard`].
     pub fn tick(&mut self, now: Time) {
-        let skipped = now.since(self.last_tick).saturating_sub(self.cfg.tick_gap);
+        let skipped = now.since(self.due + self.cfg.late);
         // What was heard after the stop and before this tick is not older than now.
         self.heard_at = (self.heard_at + skipped).min(now);
         self.echo_at = (self.echo_at + skipped).min(now);
         self.progress_at = (self.progress_at + skipped).min(now);
         self.last_tick = now;
+        self.due = now;
+    }
+
+    /// The next tick will come at this time at the latest. Without this word it is due at once.
+    pub fn expect_tick(&mut self, at: Time) {
+        self.due = at.max(self.last_tick);
     }
 
     /// Whether this process has been running up to now, as far as its ticks tell.
     #[must_use]
     pub fn is_running(&self, now: Time) -> bool {
-        now.since(self.last_tick) <= self.cfg.tick_gap
+        now <= self.due + self.cfg.late
     }
 
     /// A heartbeat arrived, carrying the newest of my own stamps that the peer has seen, and its progress counter.
@@ -154,6 +164,18 @@ impl Detector {
         }
     }
 
+    /// When, without another word from the peer, it will be suspect; a tick is to follow then. None once it is.
+    #[must_use]
+    pub fn suspect_at(&self) -> Option<Time> {
+        if self.suspicion().is_some() {
+            return None;
+        }
+        let silent = self.heard_at + self.silence_limit();
+        let one_way = self.echo_at + self.echo_limit();
+        let hung = self.progress_at + self.cfg.hung_after;
+        Some(silent.min(one_way).min(hung) + Duration::from_nanos(1))
+    }
+
     /// Silence so far, at the time of the last tick.
     #[must_use]
     pub fn silence(&self) -> Duration {
@@ -176,6 +198,18 @@ mod tests {
     use super::*;
 
     const BEAT: Duration = Duration::from_millis(10);
+
+    #[test]
+    fn the_time_of_suspicion_is_known_before() {
+        let (mut d, now) = watched(4);
+        let at = d.suspect_at().expect("a peer that was just heard");
+        assert!(at > now);
+        d.expect_tick(at - Duration::from_nanos(1));
+        d.tick(at - Duration::from_nanos(1));
+        assert_eq!((d.suspicion(), d.suspect_at()), (None, Some(at)));
+        d.tick(at);
+        assert_eq!((d.suspicion(), d.suspect_at()), (Some(Suspicion::Silent), None));
+    }
 
     fn watched(jitter_ms: u64) -> (Detector, Time) {
         let mut d = Detector::new(DetectorConfig::default(), BEAT, Time(0));

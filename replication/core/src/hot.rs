@@ -2,7 +2,7 @@
 //! reporting them, and comparing with the [shadow](crate::shadow) tells whether they have changed.
 //!
 //! A fault costs several times what copying and comparing a page does, so a page is opened once it has changed in two epochs in
-//! a row, and closed once it has not for [`COLD_AFTER`] epochs.
+//! a row, and closed once it has not for `COLD_AFTER` epochs.
 
 use crate::ids::{EpochId, PageIndex};
 use crate::pages::PageSet;

@@ -46,6 +46,11 @@ impl<T> OutputQueue<T> {
         if self.mode == GateMode::Open && self.held.is_empty() {
             return Offered::Pass(item);
         }
+        self.hold(item, bytes)
+    }
+
+    /// As [`OutputQueue::offer`], but for as long as earlier output is still on its way out: it waits behind that.
+    pub fn hold(&mut self, item: T, bytes: usize) -> Offered<T> {
         if self.bytes + bytes > limits::GATE_BYTES || self.held.len() >= limits::OUTPUTS {
             return Offered::Full(item);
         }
@@ -78,6 +83,12 @@ impl<T> OutputQueue<T> {
         let out: Vec<_> = self.held.drain(..end).collect();
         self.bytes -= out.iter().map(|(_, bytes, _)| bytes).sum::<usize>();
         out.into_iter().map(|(_, _, item)| item).collect()
+    }
+
+    /// Whether output waits.
+    #[must_use]
+    pub fn mode(&self) -> GateMode {
+        self.mode
     }
 
     /// Switches the gate. Opening it does not let out what waits: release that first.

@@ -406,6 +406,7 @@ impl Primary {
             (Some(_), _) => {}
             (None, None) if room => {
                 self.peers.push(fresh_peer);
+                self.next_heartbeat = now;
                 out.push(Action::Seed(member));
             }
             // It was dropped: what it holds is a past nobody goes on from, and a seed cannot follow it.
@@ -537,10 +538,14 @@ impl Primary {
         self.peers.iter_mut().for_each(|p| p.detector.tick(now));
         self.judge_silence(out);
         if now >= self.next_heartbeat {
-            self.next_heartbeat = now + self.cfg.heartbeat_every;
+            // Nobody listens: only the record is looked at.
+            let alone = self.peers.is_empty();
+            self.next_heartbeat = now + if alone { self.cfg.record_poll } else { self.cfg.heartbeat_every };
             self.send_heartbeats(now, out);
         }
         self.keep_asking(now, out);
+        let due = self.next_tick();
+        self.peers.iter_mut().for_each(|p| p.detector.expect_tick(due));
     }
 
     fn judge_silence(&mut self, out: &mut Vec<Action>) {
@@ -757,6 +762,13 @@ impl Primary {
             self.last_cut = now;
             out.push(Action::Cut(self.open));
         }
+    }
+
+    /// When a `Tick` is due if nothing happens before.
+    #[must_use]
+    pub fn next_tick(&self) -> Time {
+        let suspect = self.peers.iter().filter_map(|p| p.detector.suspect_at());
+        suspect.chain(self.next_cut()).fold(self.next_heartbeat, Time::min)
     }
 
     /// When the open epoch is to end if nothing happens before; none while nobody waits for it, or something has to happen

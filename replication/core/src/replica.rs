@@ -198,13 +198,19 @@ impl Replica {
         &self.detector
     }
 
+    /// When a `Tick` is due if nothing happens before.
+    #[must_use]
+    pub fn next_tick(&self) -> Time {
+        self.detector.suspect_at().map_or(self.next_heartbeat, |at| at.min(self.next_heartbeat))
+    }
+
     /// Takes an event and appends what is to be done.
     pub fn handle(&mut self, now: Time, event: Event, out: &mut Vec<Action>) {
         if matches!(self.phase, Phase::Promoted | Phase::Expelled) {
             return;
         }
         match event {
-            Event::Heartbeat(hb) => self.heard(now, &hb),
+            Event::Heartbeat(hb) => self.heard(now, &hb, out),
             Event::Staged(epoch) => self.acknowledge(now, epoch, out),
             Event::Progress(count) => self.progress = count,
             Event::Arbiter(reply) => self.answered(now, &reply, out),
@@ -212,10 +218,17 @@ impl Replica {
         }
     }
 
-    fn heard(&mut self, now: Time, hb: &Heartbeat) {
+    /// The beat is answered when the next one of ours is nearly due: the echo in it is then as young as can be, and one
+    /// waking serves both. Ours by the clock is the exception.
+    fn heard(&mut self, now: Time, hb: &Heartbeat, out: &mut Vec<Action>) {
         if hb.from == self.active && hb.generation == self.generation {
             self.detector.heard(now, hb.echo, hb.progress);
             self.stamp = self.stamp.max(Some(hb.sent_at));
+            let every = self.cfg.heartbeat_every;
+            if now + every / 2 >= self.next_heartbeat {
+                self.next_heartbeat = now + every + every / 4;
+                self.speak(now, out);
+            }
         }
     }
 
@@ -304,6 +317,7 @@ impl Replica {
         if self.suspected && self.phase == Phase::Following {
             self.try_takeover(now, out);
         }
+        self.detector.expect_tick(self.next_tick());
     }
 
     fn keep_asking(&mut self, now: Time, out: &mut Vec<Action>) {

@@ -1,7 +1,7 @@
 //! A machine's saved state on the wire: whole, or what differs from the state at the end of the epoch before.
 //!
 //! A byte says which. Of a difference, each 4096 bytes of the state follow as a length (`u16`) and [runs](crate::runs), or as the
-//! bytes themselves where the length is [`WHOLE_PIECE`].
+//! bytes themselves where the length is `WHOLE_PIECE`.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 

@@ -22,9 +22,8 @@ use crate::gate::Gate;
 use crate::ingress::IngressTap;
 use crate::ports::{ActiveMachine, Arbiter, Wire};
 use crate::priority;
+use crate::release::Releaser;
 
-/// The protocol thread looks at the clock at least this often; well below the detector's `tick_gap`.
-const TICK: Duration = Duration::from_millis(4);
 /// Figures are written to the timeline this often.
 const STATS_EVERY: Duration = Duration::from_millis(100);
 
@@ -108,6 +107,7 @@ struct Active {
     /// Handshakes the core has not yet judged.
     arrivals: BTreeMap<Member, Arc<dyn Wire>>,
     gate: Arc<Gate>,
+    releaser: Releaser,
     ingress: Arc<IngressTap>,
     arbiter: Arc<dyn Arbiter>,
     shared: Arc<Shared>,
@@ -116,6 +116,8 @@ struct Active {
     next_stats: Time,
     delays: Delays,
     told_first_output: bool,
+    /// The newest epoch of each replica that the epoch thread knows to be held there.
+    told_acked: BTreeMap<Member, EpochId>,
     /// Who is in sync, as last told.
     told_in_sync: Vec<Member>,
     retire_by: Option<Time>,
@@ -153,6 +155,7 @@ pub fn run<M: ActiveMachine>(
         orders,
         wires: BTreeMap::new(),
         arrivals: BTreeMap::new(),
+        releaser: Releaser::start(parts.gate.clone(), shared.clone(), parts.cfg.fresh)?,
         gate: parts.gate,
         ingress: parts.ingress,
         arbiter: parts.arbiter,
@@ -162,6 +165,7 @@ pub fn run<M: ActiveMachine>(
         next_stats: now,
         delays: Delays::new(),
         told_first_output: false,
+        told_acked: BTreeMap::new(),
         told_in_sync: Vec::new(),
         retire_by: None,
         ended: None,
@@ -203,7 +207,7 @@ impl Active {
     /// Everything that has arrived is handed to the core before time is judged.
     fn serve(&mut self, inbox: &Receiver<Inbox>) -> Ended {
         loop {
-            let patience = self.core.next_cut().map_or(TICK, |at| at.since(clock::now()).min(TICK));
+            let patience = self.core.next_tick().since(clock::now());
             match inbox.recv_timeout(patience) {
                 Ok(first) => {
                     self.take(first);
@@ -269,7 +273,10 @@ impl Active {
     fn take_frame(&mut self, frame: &Bytes) {
         match Message::decode(frame) {
             Ok(Message::Heartbeat(hb)) => {
-                if let Some(epoch) = hb.epoch {
+                // Every heartbeat repeats the newest one.
+                let told = self.told_acked.get(&hb.from).copied();
+                if let Some(epoch) = hb.epoch.filter(|epoch| told < Some(*epoch)) {
+                    self.told_acked.insert(hb.from, epoch);
                     self.order(Order::Acked(hb.from, epoch));
                 }
                 self.feed(Input::Heartbeat(hb));
@@ -300,8 +307,7 @@ impl Active {
                 self.datagram(to, &Message::Deposed { generation, epoch });
             }
             Action::Release(through) => {
-                self.shared.released.store(through.0, Ordering::Relaxed);
-                self.gate.release(through);
+                self.releaser.release(through);
                 self.delays.released(through, clock::now());
             }
             Action::Gate(mode) => self.gate.set_mode(mode),
@@ -329,6 +335,7 @@ impl Active {
     fn connect(&mut self, member: Member, order: impl FnOnce(Arc<dyn Wire>) -> Order) {
         let Some(wire) = self.arrivals.remove(&member) else { return };
         self.events.note(Event::Joined { replica: member.to_string() });
+        self.told_acked.remove(&member);
         if let Some(old) = self.wires.insert(member, wire.clone()) {
             old.close();
         }
@@ -338,6 +345,7 @@ impl Active {
 
     fn disconnect(&mut self, member: Member) {
         self.events.note(Event::Dropped { replica: member.to_string() });
+        self.told_acked.remove(&member);
         if let Some(wire) = self.wires.remove(&member) {
             wire.close();
         }

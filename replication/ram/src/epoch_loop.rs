@@ -32,7 +32,7 @@ use crate::pause::{PauseFigures, Pauses, Steps};
 use crate::ports::{ActiveMachine, PortError, SendFailed, Wire};
 
 /// An idle loop still shows that it is alive this often.
-const IDLE_BEAT: Duration = Duration::from_millis(20);
+const IDLE_BEAT: Duration = Duration::from_millis(50);
 /// Rounds of copying the running guest before a seed's cut, at most.
 const SEED_ROUNDS: usize = 6;
 /// A seed's cut happens once this few pages are left to copy with the guest stopped.
@@ -184,9 +184,6 @@ pub struct EpochLoop<M> {
 
 impl<M: ActiveMachine> EpochLoop<M> {
     /// A loop around a machine that runs, or will by the first order.
-    ///
-    /// # Panics
-    /// Never: the histogram's bounds are constants that fit.
     pub fn new(
         machine: M,
         (gate, ingress): (Arc<Gate>, Arc<IngressTap>),

@@ -44,15 +44,21 @@ impl std::fmt::Debug for Held {
 #[derive(Debug)]
 struct Inner {
     queue: OutputQueue<Held>,
+    /// Output is leaving, without the lock: what is offered meanwhile must not overtake it.
+    emitting: bool,
     refused: bool,
+    /// Nothing leaves any more.
+    shut: bool,
     delay_us: Histogram<u64>,
     first_emitted: Option<Time>,
 }
 
-/// The gate. Device threads offer, the epoch thread seals, the protocol thread releases.
+/// The gate. Device threads offer, the epoch thread seals, the protocol thread releases, through a thread of its own.
 #[derive(Debug)]
 pub struct Gate {
     inner: Mutex<Inner>,
+    /// Held by whoever lets output out or switches the gate, so that output keeps its order.
+    door: Mutex<()>,
     port: Arc<dyn OutputPort>,
 }
 
@@ -65,11 +71,13 @@ impl Gate {
     pub fn new(port: Arc<dyn OutputPort>, open: EpochId) -> Self {
         let inner = Inner {
             queue: OutputQueue::new(GateMode::Open, open),
+            emitting: false,
             refused: false,
+            shut: false,
             delay_us: Histogram::new_with_bounds(1, 60_000_000, 3).expect("valid bounds"),
             first_emitted: None,
         };
-        Self { inner: Mutex::new(inner), port }
+        Self { inner: Mutex::new(inner), door: Mutex::new(()), port }
     }
 
     /// Offers an output. The second value says that it is the first one to wait in the open epoch.
@@ -87,9 +95,14 @@ impl Gate {
         let mut inner = self.lock();
         let was_waiting = inner.queue.open_epoch_has_output();
         let at = clock::now();
-        match inner.queue.offer(Held { word, at }, bytes) {
+        let held = Held { word, at };
+        let offered =
+            if inner.emitting { inner.queue.hold(held, bytes) } else { inner.queue.offer(held, bytes) };
+        match offered {
             Offered::Pass(held) => {
-                inner.emit(&*self.port, held, at);
+                inner.count(at, at);
+                drop(inner);
+                self.emit(held);
                 (Offer::Taken, false)
             }
             Offered::Held => (Offer::Taken, !was_waiting),
@@ -102,7 +115,9 @@ impl Gate {
 
     /// Starts anew, open, for a guest that goes on in epoch `open` (a takeover).
     pub fn begin(&self, open: EpochId) {
-        self.lock().queue = OutputQueue::new(GateMode::Open, open);
+        let mut inner = self.lock();
+        inner.queue = OutputQueue::new(GateMode::Open, open);
+        inner.shut = false;
     }
 
     /// Ends the open epoch. Paused guest only.
@@ -122,10 +137,41 @@ impl Gate {
 
     /// Lets out what waits of the epochs up to `through`.
     pub fn release(&self, through: EpochId) {
+        self.release_by(through, Time(u64::MAX));
+    }
+
+    /// As [`Gate::release`]; frames that have not left `by` then are dropped, as a cable would.
+    ///
+    /// Devices can offer meanwhile: a frame takes the kernel longer to send than it takes them to make the next one.
+    pub fn release_by(&self, through: EpochId, by: Time) {
+        let _door = self.enter();
+        self.let_out(through, by);
+    }
+
+    /// With the door held.
+    fn let_out(&self, through: EpochId, by: Time) {
         let mut inner = self.lock();
-        let now = clock::now();
-        for held in inner.queue.release(through) {
-            inner.emit(&*self.port, held, now);
+        loop {
+            // What has been offered to an open gate meanwhile waits only behind what is leaving.
+            let through = if inner.queue.mode() == GateMode::Open { EpochId(u64::MAX) } else { through };
+            let leaving = inner.queue.release(through);
+            inner.emitting = !leaving.is_empty();
+            if leaving.is_empty() {
+                break;
+            }
+            for chunk in chunks(leaving) {
+                if inner.shut {
+                    break;
+                }
+                let now = clock::now();
+                chunk.iter().for_each(|held| inner.count(held.at, now));
+                drop(inner);
+                chunk
+                    .into_iter()
+                    .filter(|held| now <= by || !held.is_frame())
+                    .for_each(|held| self.emit(held));
+                inner = self.lock();
+            }
         }
         let room = std::mem::take(&mut inner.refused);
         drop(inner);
@@ -134,9 +180,13 @@ impl Gate {
         }
     }
 
-    /// Switches the gate for output made from now on.
+    /// Switches the gate for output made from now on. Opening it lets out what waits.
     pub fn set_mode(&self, mode: GateMode) {
+        let _door = self.enter();
         self.lock().queue.set_mode(mode);
+        if mode == GateMode::Open {
+            self.let_out(EpochId(u64::MAX), Time(u64::MAX));
+        }
     }
 
     /// Drops everything that waits and lets nothing out any more.
@@ -144,6 +194,7 @@ impl Gate {
         let mut inner = self.lock();
         inner.queue.set_mode(GateMode::Hold);
         inner.queue.discard();
+        inner.shut = true;
     }
 
     /// Bytes that wait.
@@ -164,20 +215,45 @@ impl Gate {
         self.lock().first_emitted
     }
 
+    fn enter(&self) -> MutexGuard<'_, ()> {
+        self.door.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn emit(&self, held: Held) {
+        match held.word {
+            Word::Output(output) => self.port.emit(&output),
+            Word::Deed(deed) => deed(),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // A panic elsewhere while the lock was held cannot have left the queue torn: its methods do not panic midway.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+impl Held {
+    fn is_frame(&self) -> bool {
+        matches!(&self.word, Word::Output(Output { port: Port::Net(_), .. }))
+    }
+}
+
+/// Outputs that leave between two looks at whether they still may.
+const CHUNK: usize = 16;
+
+fn chunks(leaving: Vec<Held>) -> impl Iterator<Item = Vec<Held>> {
+    let mut leaving = leaving.into_iter();
+    std::iter::from_fn(move || {
+        let chunk: Vec<Held> = leaving.by_ref().take(CHUNK).collect();
+        (!chunk.is_empty()).then_some(chunk)
+    })
+}
+
 impl Inner {
-    fn emit(&mut self, port: &dyn OutputPort, held: Held, now: Time) {
-        match held.word {
-            Word::Output(output) => port.emit(&output),
-            Word::Deed(deed) => deed(),
-        }
+    /// An output that was offered at `at` leaves.
+    fn count(&mut self, at: Time, now: Time) {
         self.first_emitted.get_or_insert(now);
-        self.delay_us.saturating_record(micros(now.since(held.at)).max(1));
+        self.delay_us.saturating_record(micros(now.since(at)).max(1));
     }
 }
 
@@ -246,6 +322,86 @@ mod tests {
         gate.shut();
         gate.release(EpochId(2));
         assert_eq!(*world.said.lock().unwrap(), b"abc");
+    }
+
+    #[test]
+    fn output_offered_between_the_last_release_and_the_opening_leaves() {
+        let world = Arc::new(World::default());
+        let gate = Gate::new(world.clone(), EpochId(1));
+        gate.set_mode(GateMode::Hold);
+        gate.offer(Port::Net(0), 0, b"a");
+        gate.release(EpochId(1));
+        gate.offer(Port::Net(0), 0, b"b");
+        gate.set_mode(GateMode::Open);
+        gate.offer(Port::Net(0), 0, b"c");
+        assert_eq!(*world.said.lock().unwrap(), b"abc");
+    }
+
+    #[test]
+    fn output_offered_while_output_leaves_does_not_overtake_it() {
+        /// Offers an output from within the first one's emission.
+        #[derive(Debug, Default)]
+        struct Echo {
+            gate: Mutex<Option<Arc<Gate>>>,
+            said: Mutex<Vec<u8>>,
+        }
+        impl OutputPort for Echo {
+            fn emit(&self, output: &Output) {
+                if let Some(gate) = self.gate.lock().unwrap().take() {
+                    gate.offer(Port::Net(0), 0, b"c");
+                }
+                self.said.lock().unwrap().push(output.data[0]);
+            }
+            fn room(&self) {}
+        }
+        let world = Arc::new(Echo::default());
+        let gate = Arc::new(Gate::new(world.clone(), EpochId(1)));
+        gate.set_mode(GateMode::Hold);
+        gate.offer(Port::Net(0), 0, b"a");
+        gate.offer(Port::Net(0), 0, b"b");
+        *world.gate.lock().unwrap() = Some(gate.clone());
+        gate.set_mode(GateMode::Open);
+        assert_eq!(*world.said.lock().unwrap(), b"abc");
+    }
+
+    #[test]
+    fn frames_of_a_permission_that_has_gone_stale_stay() {
+        let world = Arc::new(World::default());
+        let gate = Gate::new(world.clone(), EpochId(1));
+        gate.set_mode(GateMode::Hold);
+        gate.offer(Port::Net(0), 0, b"a");
+        gate.offer(Port::Serial, 0, b"b");
+        gate.seal();
+        gate.release_by(EpochId(1), clock::now() - Duration::from_millis(1));
+        assert_eq!(*world.said.lock().unwrap(), b"b", "what is on a log may be there twice");
+    }
+
+    #[test]
+    fn a_gate_that_is_shut_while_output_leaves_stops() {
+        /// Shuts the gate at the first frame.
+        #[derive(Debug, Default)]
+        struct Shutter {
+            gate: Mutex<Option<Arc<Gate>>>,
+            said: AtomicUsize,
+        }
+        impl OutputPort for Shutter {
+            fn emit(&self, _: &Output) {
+                self.said.fetch_add(1, Ordering::Relaxed);
+                if let Some(gate) = self.gate.lock().unwrap().take() {
+                    gate.shut();
+                }
+            }
+            fn room(&self) {}
+        }
+        let world = Arc::new(Shutter::default());
+        let gate = Arc::new(Gate::new(world.clone(), EpochId(1)));
+        gate.set_mode(GateMode::Hold);
+        for _ in 0..100 {
+            gate.offer(Port::Net(0), 0, b"a");
+        }
+        *world.gate.lock().unwrap() = Some(gate.clone());
+        gate.release(EpochId(1));
+        assert!(world.said.load(Ordering::Relaxed) <= CHUNK);
     }
 
     #[test]

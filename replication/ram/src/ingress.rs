@@ -5,9 +5,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mycelium_ram_core::message::{Ingress, Message};
-use mycelium_ram_core::{IngressSeq, limits};
+use mycelium_ram_core::{IngressSeq, Time, limits};
 
+use crate::clock;
 use crate::ports::Wire;
+
+/// From one batch to the next at least: a busy guest's frames travel together instead of each in a bundle of its own, and
+/// a lone request, which a takeover must not lose, still goes at once.
+const SPACING: Duration = Duration::from_micros(300);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -85,10 +90,17 @@ impl IngressTap {
 
     fn forward_loop(&self) {
         crate::priority::work();
+        let mut sent_at = Time(0);
         loop {
             let mut inner = self.lock();
             while inner.waiting.is_empty() && !inner.stop {
                 inner = self.wake.wait(inner).unwrap_or_else(PoisonError::into_inner);
+            }
+            let early = SPACING.saturating_sub(clock::now().since(sent_at));
+            if !early.is_zero() && !inner.stop {
+                drop(inner);
+                std::thread::sleep(early);
+                inner = self.lock();
             }
             if inner.stop {
                 return;
@@ -98,6 +110,7 @@ impl IngressTap {
             let (last, wires) = (inner.delivered, inner.wires.clone());
             drop(inner);
             send(frames, last, &wires);
+            sent_at = clock::now();
         }
     }
 

@@ -31,6 +31,7 @@ pub mod passive;
 pub mod pause;
 pub mod ports;
 pub mod priority;
+mod release;
 pub mod staging;
 
 pub use mycelium_ram_core as core;

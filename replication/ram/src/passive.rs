@@ -19,7 +19,6 @@ use crate::ports::{Arbiter, PassiveMachine, Wire};
 use crate::priority;
 use crate::staging::{Inheritance, Job, Report, Staging};
 
-const TICK: Duration = Duration::from_millis(4);
 const STATS_EVERY: Duration = Duration::from_millis(100);
 
 /// What reaches the protocol thread.
@@ -176,7 +175,7 @@ impl Passive {
     /// Everything that has arrived is handed to the core before time is judged.
     fn serve(&mut self, inbox: &Receiver<Inbox>) -> Verdict {
         loop {
-            match inbox.recv_timeout(TICK) {
+            match inbox.recv_timeout(self.core.next_tick().since(clock::now())) {
                 Ok(first) => {
                     self.take(first);
                     while let Ok(next) = inbox.try_recv() {

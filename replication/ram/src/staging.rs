@@ -20,7 +20,7 @@ use mycelium_ram_core::{EpochId, IngressSeq, state_codec};
 
 use crate::ports::PassiveMachine;
 
-const IDLE_BEAT: Duration = Duration::from_millis(20);
+const IDLE_BEAT: Duration = Duration::from_millis(100);
 
 /// What the protocol thread sends.
 #[derive(Debug)]

@@ -136,6 +136,7 @@ async fn meet(
     guest: &Guest,
     me: Member,
 ) -> Result<(Offer, IncomingLink), Exit> {
+    let mut told = None;
     loop {
         let Some(mut link) = listener.accept().await else {
             return Err(anyhow!("the listener ended")).or_exit(Failure::Host);
@@ -156,8 +157,12 @@ async fn meet(
                 }
             }
             Err(reason) => {
-                tracing::warn!(%reason, "offer refused");
-                node.events.note(Event::Trouble { what: format!("offer refused: {reason}") });
+                // An active that cannot be followed asks again every second.
+                if told.as_ref() != Some(&reason) {
+                    tracing::warn!(%reason, "offer refused");
+                    node.events.note(Event::Trouble { what: format!("offer refused: {reason}") });
+                    told = Some(reason.clone());
+                }
                 let _ = answer(&link.sender, &Message::Refuse(reason)).await;
             }
         }

@@ -27,7 +27,8 @@ pub(crate) fn boot() -> Result<File, Refusal> {
     let plan = read_plan()?;
     rustix::system::sethostname(plan.name.as_bytes()).map_err(|error| Refusal::new(&plan.name, error))?;
     // What the kernel says from here on is worth its time on the console: it tells why a host misbehaves.
-    fs::write("/proc/sys/kernel/printk", "8").map_err(|error| Refusal::new("/proc/sys/kernel/printk", error))?;
+    fs::write("/proc/sys/kernel/printk", "8")
+        .map_err(|error| Refusal::new("/proc/sys/kernel/printk", error))?;
     plan.modules.iter().try_for_each(|module| load_module(module))?;
     let mut netlink = Netlink::open()?;
     netdev::set_up(&plan, &mut netlink)?;

@@ -36,14 +36,18 @@ struct Reading {
 
 impl Reading {
     fn take() -> Reading {
-        (0..TRIES).map(|_| Reading::try_once()).min_by_key(|reading| reading.uncertainty).expect("several tries")
+        (0..TRIES)
+            .map(|_| Reading::try_once())
+            .min_by_key(|reading| reading.uncertainty)
+            .expect("several tries")
     }
 
     fn try_once() -> Reading {
         let before = count();
         let time = clock_gettime(ClockId::Monotonic);
         let uncertainty = count().wrapping_sub(before);
-        let nanos = Duration::new(time.tv_sec.cast_unsigned(), u32::try_from(time.tv_nsec).unwrap_or(0)).as_nanos();
+        let nanos =
+            Duration::new(time.tv_sec.cast_unsigned(), u32::try_from(time.tv_nsec).unwrap_or(0)).as_nanos();
         Reading {
             count: before.wrapping_add(uncertainty / 2),
             nanos: u64::try_from(nanos).unwrap_or(u64::MAX),
