@@ -2,7 +2,8 @@
 //!
 //! *Peak*: connections and pipeline are raised until nothing more is gained, protected, unprotected and on QEMU each for itself;
 //! the best of the steps counts. *Delay*: what protection adds to the median latency of an unprotected guest, of one client that
-//! waits for each reply, and of clients that come at half the protected peak's rate whether they are answered or not. *Wire
+//! waits for each reply, and of clients that come at half the rate that the protected guest can take of requests that come one by
+//! one, whether they are answered or not. *Wire
 //! ratio*: bytes of epochs handed to the link, state and replies among them, for each byte of the pages that have changed.
 
 use std::net::SocketAddr;
@@ -22,6 +23,8 @@ use crate::pair::Protect;
 const PAGE_BYTES: f64 = 4096.0;
 /// Connections and requests under way on each, more and more.
 const STEPS: [(usize, usize); 6] = [(8, 1), (32, 1), (32, 4), (32, 16), (100, 16), (100, 64)];
+/// Connections with one request under way each: what comes one by one costs more than what comes in a row.
+const SINGLE_STEPS: [(usize, usize); 2] = [(32, 1), (100, 1)];
 /// Connections of an open load: more than are ever waiting.
 const OPEN_CONNECTIONS: usize = 32;
 
@@ -47,12 +50,12 @@ pub(super) fn peak(bench: &Bench) -> Result<Vec<Measured>> {
     let (mut protected, mut unprotected, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
     for round in 1..=bench.options.rounds() {
         bench.show(&format!("kv_peak: round {round}, protected"));
-        protected.push(bench.protected(&PROTECT, |_, server| best(bench, server))?);
+        protected.push(bench.protected(&PROTECT, |_, server| best(bench, server, &STEPS))?);
         bench.show(&format!("kv_peak: round {round}, unprotected"));
-        unprotected.push(bench.unprotected(&bench.plain(), |server| best(bench, server))?);
+        unprotected.push(bench.unprotected(&bench.plain(), |server| best(bench, server, &STEPS))?);
         if let Some(qemu) = &qemu {
             bench.show(&format!("kv_peak: round {round}, {}", qemu.name()));
-            theirs.push(bench.unprotected(qemu, |server| best(bench, server))?);
+            theirs.push(bench.unprotected(qemu, |server| best(bench, server, &STEPS))?);
         }
     }
     let name = qemu.as_ref().map_or("qemu", |qemu| qemu.name());
@@ -64,10 +67,10 @@ pub(super) fn peak(bench: &Bench) -> Result<Vec<Measured>> {
     ])
 }
 
-fn best(bench: &Bench, server: SocketAddr) -> Result<f64> {
+fn best(bench: &Bench, server: SocketAddr, steps: &[(usize, usize)]) -> Result<f64> {
     let mut load = Load::prepare(server)?;
     let mut best: f64 = 0.0;
-    for (connections, pipeline) in STEPS {
+    for &(connections, pipeline) in steps {
         let shape = load::Shape::Closed { connections, pipeline };
         load.run(server, shape, WARM_UP, &bench.stop)?;
         best = best.max(load.run(server, shape, bench.work_time(), &bench.stop)?.per_second);
@@ -78,7 +81,7 @@ fn best(bench: &Bench, server: SocketAddr) -> Result<f64> {
 pub(super) fn delay(bench: &Bench) -> Result<Vec<Measured>> {
     let one = load::Shape::Closed { connections: 1, pipeline: 1 };
     bench.show("added_delay: half of the peak");
-    let peak = bench.protected(&PROTECT, |_, server| best(bench, server))?;
+    let peak = bench.protected(&PROTECT, |_, server| best(bench, server, &SINGLE_STEPS))?;
     let half = load::Shape::Open { connections: OPEN_CONNECTIONS, rate: peak / 2.0 };
     let mut figures = Vec::new();
     for (name, shape) in [("added_delay.one", one), ("added_delay.half", half)] {
