@@ -210,7 +210,7 @@ impl Replica {
             return;
         }
         match event {
-            Event::Heartbeat(hb) => self.heard(now, &hb, out),
+            Event::Heartbeat(hb) => self.heard(now, &hb),
             Event::Staged(epoch) => self.acknowledge(now, epoch, out),
             Event::Progress(count) => self.progress = count,
             Event::Arbiter(reply) => self.answered(now, &reply, out),
@@ -218,17 +218,10 @@ impl Replica {
         }
     }
 
-    /// The beat is answered when the next one of ours is nearly due: the echo in it is then as young as can be, and one
-    /// waking serves both. Ours by the clock is the exception.
-    fn heard(&mut self, now: Time, hb: &Heartbeat, out: &mut Vec<Action>) {
+    fn heard(&mut self, now: Time, hb: &Heartbeat) {
         if hb.from == self.active && hb.generation == self.generation {
             self.detector.heard(now, hb.echo, hb.progress);
             self.stamp = self.stamp.max(Some(hb.sent_at));
-            let every = self.cfg.heartbeat_every;
-            if now + every / 2 >= self.next_heartbeat {
-                self.next_heartbeat = now + every + every / 4;
-                self.speak(now, out);
-            }
         }
     }
 
