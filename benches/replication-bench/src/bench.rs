@@ -2,28 +2,41 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use bench_figures::{Machine, Measured, Report, Style};
 use bench_vms::resp::Client;
 use bench_vms::wire::{self, ip};
-use bench_vms::{Begin, Endophyte, Flavour, Qemu, Running, Setup, Stop, Vmm, Wire, programs};
+use bench_vms::{
+    Begin, Endophyte, Flavour, Pair, Programs, Protect, Qemu, Running, Setup, Stop, Vmm, Wire, programs,
+};
 use indicatif::{ProgressBar, ProgressStyle};
 use tempfile::TempDir;
 
 use crate::limits::RAM_MIB;
 use crate::measure;
 use crate::options::Options;
-use crate::pair::{Pair, Programs, Protect};
+
+/// The passive's own: what it does after a takeover is nobody's business here.
+const SPARE_TAP: &str = "tap1";
+
+/// A protected guest that is measured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Guarded<'a> {
+    pub(crate) ram_mib: u32,
+    /// Further words of the active's command line.
+    pub(crate) options: &'a [&'a str],
+}
 
 /// Everything a figure needs to be measured.
 #[derive(Debug)]
 pub(crate) struct Bench {
     pub(crate) options: Options,
     pub(crate) stop: Stop,
-    pub(crate) programs: Programs,
+    programs: Programs,
+    guest: PathBuf,
     /// Of the installed QEMU.
     qemu: Option<String>,
     work: TempDir,
@@ -37,18 +50,16 @@ impl Bench {
         if !Path::new("/dev/kvm").exists() {
             bail!("no /dev/kvm: replication is measured on a host with KVM");
         }
-        let programs = Programs {
-            endophyte: options.program("endophyte")?,
-            mycelium: options.program("mycelium")?,
-            guest: options.program("native-guest")?,
-        };
+        let programs =
+            Programs { endophyte: options.program("endophyte")?, mycelium: options.program("mycelium")? };
+        let guest = options.program("native-guest")?;
         let stop = Stop::on_signals()?;
         let work = tempfile::Builder::new().prefix("replication-bench-").tempdir()?;
         let progress = ProgressBar::new_spinner();
         progress.set_style(ProgressStyle::with_template("{elapsed:>4} {msg}")?);
         wire::enter_namespace()?;
         ip("link set lo up")?;
-        Ok(Self { options, stop, programs, qemu: bench_vms::qemu_version(), work, progress })
+        Ok(Self { options, stop, programs, guest, qemu: bench_vms::qemu_version(), work, progress })
     }
 
     /// Measures and publishes. Whether every figure was measured and every goal met.
@@ -103,13 +114,13 @@ impl Bench {
 
     /// Our VMM without protection.
     pub(crate) fn plain(&self) -> Endophyte {
-        Endophyte { program: self.programs.endophyte.clone(), guest: self.programs.guest.clone() }
+        Endophyte { program: self.programs.endophyte.clone(), guest: self.guest.clone() }
     }
 
     /// QEMU, if it is installed.
     pub(crate) fn qemu(&self) -> Option<Qemu> {
         let version = self.qemu.as_ref()?;
-        Some(Qemu::new(&self.programs.guest, version, Flavour::VhostOff))
+        Some(Qemu::new(&self.guest, version, Flavour::VhostOff))
     }
 
     /// Runs an unprotected guest for `work`, which is given where it serves.
@@ -131,19 +142,51 @@ impl Bench {
     /// Runs a protected guest for `work`.
     pub(crate) fn protected<T>(
         &self,
-        protect: &Protect<'_>,
+        guarded: &Guarded<'_>,
         work: impl FnOnce(&mut Pair, SocketAddr) -> Result<T>,
     ) -> Result<T> {
         let wire = Wire::lay()?;
-        let mut pair = Pair::start(&self.programs, &wire, protect, self.work.path(), &self.stop)?;
+        let _spare = SpareTap::lay()?;
+        let spec = |tap| self.spec(&wire, tap, guarded.ram_mib);
+        let (active_spec, passive_spec) = (spec(wire.tap()), spec(SPARE_TAP));
+        let protect =
+            Protect { active_spec: &active_spec, passive_spec: &passive_spec, options: guarded.options };
+        let mut pair = Pair::start(&self.programs, &protect, self.work.path(), &self.stop)?;
         let server = wire.server()?;
         Client::knock(server, &self.stop)?;
         work(&mut pair, server)
+    }
+
+    fn spec(&self, wire: &Wire, tap: &str, ram_mib: u32) -> String {
+        format!(
+            "name = \"bench\"\nvcpus = 1\nram_mib = {ram_mib}\nkernel = {:?}\ncmdline = {:?}\n\n[[net]]\ntap = {tap:?}\nmac = {:?}\n",
+            self.guest,
+            wire.guest_words(),
+            wire.mac()
+        )
     }
 
     fn versions(&self) -> BTreeMap<String, String> {
         let ours = programs::version_of(&self.programs.endophyte);
         let qemu = self.qemu.clone().unwrap_or_else(|| "not installed".to_owned());
         BTreeMap::from([("endophyte".to_owned(), ours), ("qemu".to_owned(), qemu)])
+    }
+}
+
+#[derive(Debug)]
+struct SpareTap;
+
+impl SpareTap {
+    fn lay() -> Result<Self> {
+        ip(&format!("tuntap add {SPARE_TAP} mode tap"))?;
+        let spare = Self;
+        ip(&format!("link set {SPARE_TAP} up"))?;
+        Ok(spare)
+    }
+}
+
+impl Drop for SpareTap {
+    fn drop(&mut self) {
+        let _ = ip(&format!("link del {SPARE_TAP}"));
     }
 }

@@ -18,12 +18,6 @@ pub(crate) const WARM_UP: Duration = Duration::from_millis(700);
 /// How long an idle VM is watched, seconds.
 pub(crate) const IDLE_SECONDS: u64 = 10;
 
-/// Until a guest must serve or be protected: 8 GiB have to be touched and sent before.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
-
-/// How often the timelines are looked at; the active writes its figures ten times a second.
-pub(crate) const LOOK: Duration = Duration::from_millis(20);
-
 /// RAM of guests whose RAM is not what is measured, MiB: room for 64 Ki dirty pages and the `cold` pattern's sixteenfold region
 /// of smaller sets.
 pub(crate) const RAM_MIB: u32 = 512;

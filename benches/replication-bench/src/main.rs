@@ -9,8 +9,6 @@ mod limits;
 mod load;
 mod measure;
 mod options;
-mod pair;
-mod timeline;
 
 use std::process::ExitCode;
 

@@ -5,6 +5,7 @@ mod console;
 mod family;
 pub mod limits;
 mod ours;
+pub mod pair;
 pub mod programs;
 mod qemu;
 mod qmp;
@@ -12,6 +13,7 @@ pub mod resp;
 mod running;
 pub mod smaps;
 mod stop;
+pub mod timeline;
 pub mod wire;
 
 use std::fs::File;
@@ -21,6 +23,7 @@ use std::process::Command;
 use anyhow::Result;
 
 pub use ours::Endophyte;
+pub use pair::{Pair, Programs, Protect};
 pub use qemu::{Flavour, PROGRAM as QEMU_PROGRAM, Qemu, name as qemu_name, version as qemu_version};
 pub use running::Running;
 pub use stop::Stop;

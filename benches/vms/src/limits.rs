@@ -23,3 +23,9 @@ pub const KNOCKS_MAX: usize = 16;
 
 /// Processes of one VMM that are looked at: a sandbox and its helpers are a handful.
 pub const FAMILY_MAX: usize = 64;
+
+/// Until a pair's guest must be protected or taken over: 8 GiB have to be touched and sent before.
+pub const PAIR_PATIENCE: Duration = Duration::from_secs(120);
+
+/// How often a pair's timelines are looked at; the active writes its figures ten times a second.
+pub const LOOK: Duration = Duration::from_millis(20);

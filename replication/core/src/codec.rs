@@ -61,6 +61,12 @@ impl Reader {
         Self { rest: frame.clone() }
     }
 
+    /// Whether nothing is left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
     /// `n` bytes.
     ///
     /// # Errors

@@ -14,6 +14,7 @@
 pub mod codec;
 pub mod compress;
 pub mod detector;
+pub mod disk;
 pub mod hot;
 pub mod ids;
 pub mod ingress;

@@ -11,8 +11,8 @@ use crate::limits;
 use crate::time::Time;
 
 /// Version of the frames. Peers of another version refuse each other in the handshake. Since 2, a card's frames have a header
-/// before them that says what is left to be done: checksums, segmentation.
-pub const WIRE_VERSION: u8 = 3;
+/// before them that says what is left to be done: checksums, segmentation. Since 4, parts of an epoch may be of disks.
+pub const WIRE_VERSION: u8 = 4;
 
 /// Where an output goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -78,16 +78,28 @@ pub struct Heartbeat {
     pub epoch: Option<EpochId>,
 }
 
-/// A piece of an epoch's pages.
+/// What a part is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PartKind {
+    /// Encoded pages, see [`crate::page_codec`].
+    Pages,
+    /// Encoded changes of disks, see [`crate::disk`].
+    Disks,
+}
+
+/// A piece of an epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EpochPart {
     /// Which epoch.
     pub epoch: EpochId,
     /// The epoch this one is a difference to; none for a seed.
     pub base: Option<EpochId>,
-    /// Position among the parts. A page that stands in several parts has the value of the last.
+    /// Position among the parts. A page that stands in several parts has the value of the last; changes of disks are made in
+    /// the order of their parts.
     pub index: u32,
-    /// Encoded pages, see [`crate::page_codec`].
+    /// What it is about.
+    pub kind: PartKind,
+    /// The pages or changes.
     pub payload: Bytes,
 }
 
@@ -293,6 +305,10 @@ fn put_part_header(out: &mut BytesMut, m: &EpochPart) {
     out.put_u64_le(m.epoch.0);
     put_option(out, m.base.map(|e| e.0));
     out.put_u32_le(m.index);
+    out.put_u8(match m.kind {
+        PartKind::Pages => 0,
+        PartKind::Disks => 1,
+    });
 }
 
 fn get_part(r: &mut Reader) -> Result<EpochPart, DecodeError> {
@@ -300,6 +316,11 @@ fn get_part(r: &mut Reader) -> Result<EpochPart, DecodeError> {
         epoch: EpochId(r.u64("epoch")?),
         base: r.option_u64("base")?.map(EpochId),
         index: r.u32("part index")?,
+        kind: match r.u8("kind of part")? {
+            0 => PartKind::Pages,
+            1 => PartKind::Disks,
+            other => return Err(DecodeError::Value { what: "kind of part", got: u64::from(other) }),
+        },
         payload: r.bytes("pages", crate::page_codec::PART_BYTES_MAX)?,
     })
 }
@@ -458,9 +479,12 @@ mod tests {
                 progress: n,
                 epoch: e
             })),
-            (any::<u64>(), epoch(), any::<u32>(), bytes(200)).prop_map(|(e, base, index, payload)| {
-                Message::Part(EpochPart { epoch: EpochId(e), base, index, payload })
-            }),
+            (any::<u64>(), epoch(), any::<u32>(), any::<bool>(), bytes(200)).prop_map(
+                |(e, base, index, disks, payload)| {
+                    let kind = if disks { PartKind::Disks } else { PartKind::Pages };
+                    Message::Part(EpochPart { epoch: EpochId(e), base, index, kind, payload })
+                }
+            ),
             end(),
             (any::<u64>(), proptest::collection::vec((any::<u8>(), bytes(40)), 0..4))
                 .prop_map(|(n, frames)| Message::Ingress(Ingress { first: IngressSeq(n >> 1), frames })),

@@ -3,7 +3,7 @@
 //! A replica's standing:
 //!
 //! ```text
-//!            Joined            holds its seed          holds all that was released       swap applied
+//!            Joined          holds all it lacked       holds all that was released       swap applied
 //!   (none) ─────────> Seeding ───────────────> Joining ───────────────────────> Listing ────────────> InSync
 //!                        │ silent                 │ silent                                             │ ^ heard
 //!                        v                        v                             swap applied     silent v │ again
@@ -88,6 +88,8 @@ pub enum Event {
     Deposed(Generation),
     /// The ordered cut is done: the epoch's content is fixed and on its way.
     Sealed(EpochId),
+    /// With this epoch, a replica has been sent everything it lacked when it joined; of the newest handshake.
+    Filled(Member, EpochId),
     /// How the ordered cut went; comes before `Sealed`.
     CutDone(CutDone),
     /// The open epoch has more pages than an epoch should.
@@ -217,6 +219,8 @@ struct Peer {
     /// The epoch that carries its seed.
     first: EpochId,
     acked: Option<EpochId>,
+    /// With this epoch it has all it lacked: pages come with the seed, disks take longer.
+    filled: Option<EpochId>,
     /// Epochs up to this one are not on their way to it: they came to nothing, or were never sent while nobody waited for it.
     void: EpochId,
     /// My newest stamp it has seen.
@@ -231,6 +235,11 @@ struct Peer {
 impl Peer {
     fn holds(&self, epoch: EpochId) -> bool {
         self.acked.is_some_and(|a| a >= epoch)
+    }
+
+    /// Whether it holds all it lacked when it joined.
+    fn is_filled(&self) -> bool {
+        self.filled.is_some_and(|epoch| self.holds(epoch))
     }
 
     /// The newest epoch it acknowledged, or the one before its seed.
@@ -367,6 +376,7 @@ impl Primary {
             Event::Heartbeat(hb) => self.heard(now, &hb, out),
             Event::Deposed(generation) => self.doubt |= generation > self.record.generation,
             Event::Sealed(epoch) => self.sealed(epoch),
+            Event::Filled(member, epoch) => self.filled(member, epoch),
             Event::CutDone(CutDone { cost, quiet }) => {
                 self.cut_cost = (self.cut_cost * 3 + cost) / 4;
                 let stretched = (self.longest * 2).min(self.cfg.epoch_quiet.max(self.cfg.epoch_max));
@@ -394,13 +404,15 @@ impl Primary {
         match (known, staged) {
             (Some(peer), Some(kept)) if peer.standing != Standing::Leaving => {
                 peer.acked = peer.acked.max(Some(kept));
+                // What it lacked and did not get is on its way anew.
+                peer.filled = peer.filled.filter(|filled| *filled <= kept);
                 // What was sealed and not kept leaves with the next cut, which must not wait for it.
                 peer.void = self.open.prev();
                 out.push(Action::Resend(member, kept));
             }
             (Some(peer), None) if peer.standing == Standing::Seeding => {
                 peer.first = self.open;
-                peer.acked = None;
+                (peer.acked, peer.filled) = (None, None);
                 out.push(Action::Seed(member));
             }
             (Some(_), _) => {}
@@ -432,6 +444,7 @@ impl Primary {
             // A cut under way was ordered without this replica.
             first: if self.cutting { self.open.next() } else { self.open },
             acked: None,
+            filled: None,
             void: EpochId(0),
             echo: None,
             echo_age_min: None,
@@ -463,6 +476,12 @@ impl Primary {
         self.open = epoch.next();
         if self.gate == GateMode::Open {
             self.released = epoch;
+        }
+    }
+
+    fn filled(&mut self, member: Member, epoch: EpochId) {
+        if let Some(peer) = self.peers.iter_mut().find(|p| p.member == member) {
+            peer.filled = Some(epoch);
         }
     }
 
@@ -630,13 +649,13 @@ impl Primary {
         }
     }
 
-    /// A replica that holds its seed becomes required. Until it is listed, the gate holds: what leaves now must not be
+    /// A replica that holds all it lacked becomes required. Until it is listed, the gate holds: what leaves now must not be
     /// lost when it is listed later.
     fn promote_seeded(&mut self, out: &mut Vec<Action>) {
         let mut hold = false;
         let some_left = self.some_left();
         for peer in &mut self.peers {
-            if peer.standing == Standing::Seeding && peer.acked.is_some() {
+            if peer.standing == Standing::Seeding && peer.is_filled() {
                 // While it seeded, nobody waited for it, and a driver may have spared it the epochs in between.
                 peer.void = self.open.prev();
                 peer.standing = Standing::Joining { need: some_left };

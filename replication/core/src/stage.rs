@@ -9,11 +9,11 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
 
 use crate::ids::EpochId;
 use crate::limits;
-use crate::message::{EpochEnd, EpochPart};
+use crate::message::{EpochEnd, EpochPart, PartKind};
 use crate::sabotage::{Sabotage, sabotaged};
 
 /// Why a part or end cannot be taken. The sender is at fault; the link to it should be closed.
@@ -46,19 +46,28 @@ pub enum StageError {
     BadHash(EpochId),
 }
 
+/// What a part carries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// What it is about.
+    pub kind: PartKind,
+    /// The pages or changes.
+    pub payload: Bytes,
+}
+
 /// A whole, verified epoch.
 #[derive(Debug)]
 pub struct StagedEpoch {
-    /// Everything but the pages.
+    /// Everything but the parts.
     pub end: EpochEnd,
-    /// The page parts that have not been handed out before, in order.
-    pub parts: Vec<Bytes>,
+    /// What the parts carry that have not been handed out before, in order.
+    pub parts: Vec<Piece>,
 }
 
 #[derive(Debug)]
 struct OpenEpoch {
     base: Option<EpochId>,
-    parts: BTreeMap<u32, Bytes>,
+    parts: BTreeMap<u32, Piece>,
     hashes: BTreeMap<u32, u64>,
     /// Parts below this index were handed out already (seed only).
     handed_out: u32,
@@ -103,7 +112,7 @@ impl Stager {
     ///
     /// # Errors
     /// [`StageError`]: the sender is faulty or hostile.
-    pub fn part(&mut self, part: EpochPart) -> Result<Vec<Bytes>, StageError> {
+    pub fn part(&mut self, part: EpochPart) -> Result<Vec<Piece>, StageError> {
         if self.is_past(part.epoch) {
             return Ok(Vec::new());
         }
@@ -119,10 +128,10 @@ impl Stager {
         if open.hashes.contains_key(&index) {
             return Ok(Vec::new());
         }
-        open.hashes.insert(index, xxh3_64(&part.payload));
-        open.parts.insert(index, part.payload);
+        open.hashes.insert(index, part_hash(part.kind, &part.payload));
+        open.parts.insert(index, Piece { kind: part.kind, payload: part.payload });
         let ready = open.take_seed_parts();
-        self.bytes = self.bytes + size - ready.iter().map(Bytes::len).sum::<usize>();
+        self.bytes = self.bytes + size - weigh(&ready);
         Ok(ready)
     }
 
@@ -165,7 +174,7 @@ impl Stager {
         }
         let Some(OpenEpoch { parts, end: Some(end), .. }) = self.open.remove(&epoch) else { return Ok(None) };
         self.staged = Some(epoch);
-        self.bytes -= parts.values().map(Bytes::len).sum::<usize>();
+        self.bytes -= weigh(parts.values());
         Ok(Some(StagedEpoch { end, parts: parts.into_values().collect() }))
     }
 
@@ -191,7 +200,7 @@ impl OpenEpoch {
         self.hashes.len() == end.parts as usize || sabotaged(Sabotage::AckBeforeStaged)
     }
 
-    fn take_seed_parts(&mut self) -> Vec<Bytes> {
+    fn take_seed_parts(&mut self) -> Vec<Piece> {
         if self.base.is_some() && !sabotaged(Sabotage::PartialEpochApplied) {
             return Vec::new();
         }
@@ -202,6 +211,10 @@ impl OpenEpoch {
         }
         ready
     }
+}
+
+fn weigh<'a>(pieces: impl IntoIterator<Item = &'a Piece>) -> usize {
+    pieces.into_iter().map(|piece| piece.payload.len()).sum()
 }
 
 /// The hash an [`EpochEnd`] carries: over the parts' hashes in order, then the state.
@@ -216,8 +229,12 @@ pub fn content_hash(part_hashes: impl IntoIterator<Item = u64>, end: &EpochEnd) 
 
 /// The hash of one part, for [`content_hash`].
 #[must_use]
-pub fn part_hash(payload: &[u8]) -> u64 {
-    xxh3_64(payload)
+pub fn part_hash(kind: PartKind, payload: &[u8]) -> u64 {
+    let seed = match kind {
+        PartKind::Pages => 0,
+        PartKind::Disks => 1,
+    };
+    xxh3_64_with_seed(payload, seed)
 }
 
 #[cfg(test)]
@@ -240,14 +257,19 @@ mod tests {
             state: Bytes::from_static(b"state"),
             outputs: Vec::new(),
         };
-        end.content_hash = content_hash(parts.iter().map(|p| part_hash(p)), &end);
+        end.content_hash = content_hash(parts.iter().map(|p| part_hash(PartKind::Pages, p)), &end);
         let part = |(i, p): (usize, &&'static [u8])| EpochPart {
             epoch,
             base,
             index: u32::try_from(i).unwrap(),
+            kind: PartKind::Pages,
             payload: Bytes::from_static(p),
         };
         (parts.iter().enumerate().map(part).collect(), end)
+    }
+
+    fn payloads(pieces: &[Piece]) -> Vec<&[u8]> {
+        pieces.iter().map(|piece| &piece.payload[..]).collect()
     }
 
     #[test]
@@ -261,9 +283,9 @@ mod tests {
         assert!(s.part(seed[1].clone()).unwrap().is_empty());
         s.end(seed_end).unwrap();
         assert!(s.next_whole().unwrap().is_none());
-        assert_eq!(s.part(seed[0].clone()).unwrap(), [Bytes::from_static(b"a"), Bytes::from_static(b"b")]);
+        assert_eq!(payloads(&s.part(seed[0].clone()).unwrap()), [b"a", b"b"]);
         assert_eq!(s.next_whole().unwrap().unwrap().end.epoch, EpochId(5));
-        assert_eq!(s.next_whole().unwrap().unwrap().parts, [Bytes::from_static(b"c")]);
+        assert_eq!(payloads(&s.next_whole().unwrap().unwrap().parts), [b"c"]);
         assert_eq!((s.staged(), s.bytes()), (Some(EpochId(6)), 0));
     }
 
@@ -278,12 +300,22 @@ mod tests {
     }
 
     #[test]
+    fn pages_cannot_pass_for_changes_of_a_disk() {
+        let mut s = Stager::new(1000);
+        let (parts, end) = epoch(1, None, &[b"abc"]);
+        s.part(EpochPart { kind: PartKind::Disks, ..parts[0].clone() }).unwrap();
+        s.end(end).unwrap();
+        assert_eq!(s.next_whole().unwrap_err(), StageError::BadHash(EpochId(1)));
+    }
+
+    #[test]
     fn hostile_senders_are_bounded() {
         let mut s = Stager::new(10);
         let part = |epoch, index, size| EpochPart {
             epoch: EpochId(epoch),
             base: Some(EpochId(0)),
             index,
+            kind: PartKind::Pages,
             payload: Bytes::from(vec![0; size]),
         };
         assert!(matches!(s.part(part(1, 0, 11)), Err(StageError::TooManyBytes { .. })));
@@ -319,7 +351,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(whole, [3, 4, 5]);
-            prop_assert_eq!(image.concat(), b"abcdef");
+            prop_assert_eq!(payloads(&image).concat(), b"abcdef");
             prop_assert_eq!(s.bytes(), 0);
         }
     }

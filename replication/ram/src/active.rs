@@ -16,6 +16,7 @@ use mycelium_ram_core::{EpochId, Member, Time};
 
 use crate::clock;
 use crate::delays::Delays;
+use crate::disk_log::DiskLog;
 use crate::epoch_loop::{EpochLoop, Hold, Order, Report, Shared};
 use crate::events::{Event, EventLog, Stats};
 use crate::gate::Gate;
@@ -90,6 +91,8 @@ pub struct ActiveParts<M> {
     pub gate: Arc<Gate>,
     /// Its letter box.
     pub ingress: Arc<IngressTap>,
+    /// What it writes to its disks.
+    pub disks: Arc<DiskLog>,
     /// Pages of which the content last sent is kept. With none, pages are sent whole and watched anew after each epoch.
     pub shadow_pages: usize,
     /// The arbiter.
@@ -147,6 +150,7 @@ pub fn run<M: ActiveMachine>(
             machine: parts.machine,
             gate: parts.gate.clone(),
             ingress: parts.ingress.clone(),
+            disks: parts.disks,
             shadow_pages: parts.shadow_pages,
         },
     )?;
@@ -185,6 +189,7 @@ struct EpochThread<M> {
     machine: M,
     gate: Arc<Gate>,
     ingress: Arc<IngressTap>,
+    disks: Arc<DiskLog>,
     shadow_pages: usize,
 }
 
@@ -195,8 +200,9 @@ fn start_epoch_thread<M: ActiveMachine>(
     parts: EpochThread<M>,
 ) -> std::io::Result<(Sender<Order>, JoinHandle<M>)> {
     let (orders, from_protocol) = channel();
-    let EpochThread { machine, gate, ingress, shadow_pages } = parts;
-    let epoch_loop = EpochLoop::new(machine, (gate, ingress), shared.clone(), events.clone(), shadow_pages);
+    let EpochThread { machine, gate, ingress, disks, shadow_pages } = parts;
+    let doors = (gate, ingress, disks);
+    let epoch_loop = EpochLoop::new(machine, doors, shared.clone(), events.clone(), shadow_pages)?;
     let reports = to_inbox.clone();
     let run = move || epoch_loop.run(&from_protocol, |r| drop(reports.send(Inbox::Epoch(r))));
     let thread = std::thread::Builder::new().name("epoch".into()).spawn(run)?;
@@ -249,6 +255,7 @@ impl Active {
                 self.feed(Input::CutDone(done));
                 self.feed(Input::Sealed(epoch));
             }
+            Inbox::Epoch(Report::Filled(member, epoch)) => self.feed(Input::Filled(member, epoch)),
             Inbox::Epoch(Report::PagesPending) => self.feed(Input::PagesPending),
             Inbox::Epoch(Report::CutFailed) => self.feed(Input::CutFailed),
             Inbox::OutputPending => {

@@ -3,8 +3,8 @@
 //! A cut, and what of it costs the guest time:
 //!
 //! ```text
-//!   pause ─ harvest ─ owe ─ save state ─ copy pages ─ seal gate ─ resume ─ │ encode ─ send parts ─ send end
-//!   └──────────────────────── guest stopped ──────────────────────────┘    │ guest runs in the next epoch
+//!   pause ─ harvest ─ owe ─ save state ─ copy pages ─ seal disks, gate ─ resume ─ │ encode ─ send parts ─ send end
+//!   └──────────────────────── guest stopped ─────────────────────────────────┘    │ guest runs in the next epoch
 //! ```
 //! Harvesting clears the dirty log, so its result goes into the ledgers before anything else can fail.
 
@@ -15,8 +15,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use mycelium_ram_core::disk::{DiskChange, DiskPartWriter};
 use mycelium_ram_core::hot::HotPages;
-use mycelium_ram_core::message::{EpochEnd, EpochPart, Message, Output};
+use mycelium_ram_core::message::{EpochEnd, EpochPart, Message, Output, PartKind};
 use mycelium_ram_core::page_codec::{PAGE_BYTES, Page, PartWriter};
 use mycelium_ram_core::primary::CutDone;
 use mycelium_ram_core::shadow::{Put, Shadow};
@@ -24,6 +25,8 @@ use mycelium_ram_core::stage::{content_hash, part_hash};
 use mycelium_ram_core::{EpochId, IngressSeq, Member, PageIndex, PageLedger, PageSet, Time, state_codec};
 
 use crate::clock;
+use crate::disk_log::DiskLog;
+use crate::disks::{DiskEpoch, Disks};
 use crate::events::{Event, EventLog};
 use crate::gate::Gate;
 use crate::gauges::{Bottleneck, Load};
@@ -83,6 +86,8 @@ pub enum Hold {
 pub enum Report {
     /// The epoch is sealed and on its way.
     Sealed(EpochId, CutDone),
+    /// With this epoch a replica has been sent everything it lacked.
+    Filled(Member, EpochId),
     /// The open epoch has more pages than an epoch should.
     PagesPending,
     /// The cut failed; nothing is lost.
@@ -144,6 +149,7 @@ struct Sealed {
     /// Of each page that was compared with the shadow, in order: whether it differs from it.
     differs: Vec<Option<bool>>,
     outputs: Vec<Output>,
+    disks: Vec<DiskChange>,
 }
 
 impl Sealed {
@@ -169,6 +175,7 @@ pub struct EpochLoop<M> {
     ingress_at_cut: IngressSeq,
     writer: PartWriter,
     bottleneck: Bottleneck,
+    disks: Disks,
     shadow: Shadow,
     hot: HotPages,
     /// Copy buffers, kept between epochs so that a cut does not fault in fresh memory.
@@ -184,15 +191,19 @@ pub struct EpochLoop<M> {
 
 impl<M: ActiveMachine> EpochLoop<M> {
     /// A loop around a machine that runs, or will by the first order.
+    ///
+    /// # Errors
+    /// When the thread that copies disks cannot be started.
     pub fn new(
         machine: M,
-        (gate, ingress): (Arc<Gate>, Arc<IngressTap>),
+        (gate, ingress, disks): (Arc<Gate>, Arc<IngressTap>, Arc<DiskLog>),
         shared: Arc<Shared>,
         events: EventLog,
         shadow_pages: usize,
-    ) -> Self {
+    ) -> std::io::Result<Self> {
         let pages = machine.pages();
-        Self {
+        Ok(Self {
+            disks: Disks::new(&machine, disks)?,
             machine,
             gate,
             ingress,
@@ -216,7 +227,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
             figures: EpochFigures::default(),
             shared,
             events,
-        }
+        })
     }
 
     /// Runs until ordered to stop; then the guest is stopped for good. Returns the machine.
@@ -243,6 +254,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
             Order::Cut(epoch) => match self.cut(epoch) {
                 Ok(sealed) => {
                     report(Report::Sealed(epoch, self.cut_done));
+                    self.disks.filled_by(epoch).into_iter().for_each(|m| report(Report::Filled(m, epoch)));
                     self.send_all(epoch, sealed);
                 }
                 Err(e) => {
@@ -283,11 +295,13 @@ impl<M: ActiveMachine> EpochLoop<M> {
         }
         let ledger = PageLedger::owing_all(self.machine.pages());
         self.events.note(Event::Seeding { pages: self.machine.pages() });
+        self.disks.begin(member);
         self.streams
             .insert(member, Stream { wire, ledger, sent: None, acked: None, part_hashes: Vec::new() });
     }
 
     fn go_on(&mut self, member: Member, kept: EpochId, wire: Arc<dyn Wire>) {
+        self.disks.go_on(member, kept);
         if let Some(stream) = self.streams.get_mut(&member) {
             stream.ledger.acked(kept);
             stream.ledger.abort_after(kept);
@@ -296,6 +310,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
     }
 
     fn acked(&mut self, member: Member, epoch: EpochId) {
+        self.disks.acked(member, epoch);
         if let Some(stream) = self.streams.get_mut(&member) {
             stream.acked = stream.acked.max(Some(epoch));
             stream.ledger.acked(epoch);
@@ -304,6 +319,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
 
     fn forget(&mut self, member: Member) {
         self.streams.remove(&member);
+        self.disks.forget(member);
         if self.streams.is_empty() && self.tracking {
             match self.machine.stop_tracking() {
                 Ok(()) => self.tracking = false,
@@ -342,12 +358,18 @@ impl<M: ActiveMachine> EpochLoop<M> {
     /// Seals an epoch. On failure the guest goes on in the same epoch and no page is lost.
     fn cut(&mut self, epoch: EpochId) -> Result<Vec<Sealed>, PortError> {
         self.copy_seeds_early(epoch)?;
+        self.disks.copy_at_once()?;
         let begun = clock::now();
         self.stop_guest()?;
         let busy = self.machine.busy();
         let taken = self.take_epoch(epoch);
         self.continue_guest();
+        // A replica that lacks much is not to wait for a guest that does nothing.
+        self.cut_done.quiet &= !self.disks.copy_next(&self.machine);
         let resumed = clock::now();
+        if let Some(e) = self.disks.trouble() {
+            self.trouble(&e);
+        }
         let (sealed, [logged, saved, copied]) = taken?;
         self.pauses.add(Steps { begun, stopped: self.cut_at, logged, saved, copied, resumed });
         self.cut_done.cost = resumed.since(begun).mul_f64(self.load.share(busy, resumed));
@@ -375,8 +397,9 @@ impl<M: ActiveMachine> EpochLoop<M> {
         let saved = clock::now();
         let mut taken = Vec::new();
         let ready: Vec<Member> = self.streams.iter().filter(|(_, s)| s.is_ready()).map(|(m, _)| *m).collect();
+        let disks = self.disks.seal(epoch, &ready);
         for member in ready {
-            taken.push(self.take_for(member, epoch));
+            taken.push(self.take_for(member, epoch, &disks));
         }
         let copied = clock::now();
         self.gate.seal();
@@ -401,7 +424,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
         harvested.map(|()| written)
     }
 
-    fn take_for(&mut self, member: Member, epoch: EpochId) -> Sealed {
+    fn take_for(&mut self, member: Member, epoch: EpochId, disks: &DiskEpoch) -> Sealed {
         let stream = self.streams.get_mut(&member).expect("listed by the caller");
         let batch = stream.ledger.send_in(epoch);
         let base = stream.sent.replace(epoch);
@@ -411,7 +434,15 @@ impl<M: ActiveMachine> EpochLoop<M> {
         for (page, room) in pages.iter().zip(content.as_chunks_mut().0) {
             self.machine.read_page(*page, room);
         }
-        Sealed { member, base, pages, content, differs: Vec::new(), outputs: Vec::new() }
+        Sealed {
+            member,
+            base,
+            pages,
+            content,
+            differs: Vec::new(),
+            outputs: Vec::new(),
+            disks: disks.for_replica(member),
+        }
     }
 
     /// Sends what a new replica lacks while the guest runs, so that its cut has only the remainder to copy.
@@ -451,7 +482,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
             writer.push(page, &page_content, None);
             if writer.is_full() || pages.peek().is_none() {
                 let payload = writer.finish();
-                self.send_part(member, epoch, None, payload)?;
+                self.send_part(member, (epoch, None), PartKind::Pages, payload)?;
                 writer.set_packing(self.bottleneck.is_link());
             }
         }
@@ -470,15 +501,15 @@ impl<M: ActiveMachine> EpochLoop<M> {
     fn send_part(
         &mut self,
         member: Member,
-        epoch: EpochId,
-        base: Option<EpochId>,
+        (epoch, base): (EpochId, Option<EpochId>),
+        kind: PartKind,
         payload: Bytes,
     ) -> Result<(), SendFailed> {
         let Some(stream) = self.streams.get_mut(&member) else { return Err(SendFailed::Closed) };
         let index = u32::try_from(stream.part_hashes.len()).expect("parts are bounded by the guest's size");
-        stream.part_hashes.push(part_hash(&payload));
+        stream.part_hashes.push(part_hash(kind, &payload));
         let wire = stream.wire.clone();
-        self.push(&*wire, base, Message::Part(EpochPart { epoch, base, index, payload }).encode())
+        self.push(&*wire, base, Message::Part(EpochPart { epoch, base, index, kind, payload }).encode())
     }
 
     fn send_all(&mut self, epoch: EpochId, mut sealed: Vec<Sealed>) {
@@ -516,19 +547,33 @@ impl<M: ActiveMachine> EpochLoop<M> {
             differs.push(held.map(|_| pushed));
             if writer.is_full() {
                 let payload = writer.finish();
-                self.send_part(member, epoch, base, payload)?;
+                self.send_part(member, (epoch, base), PartKind::Pages, payload)?;
             }
         }
         if writer.pages() > 0 {
             let payload = writer.finish();
-            self.send_part(member, epoch, base, payload)?;
+            self.send_part(member, (epoch, base), PartKind::Pages, payload)?;
         }
         self.writer = writer;
         sealed.differs = differs;
         if base.is_some() {
             self.figures.pages += changed;
         }
+        self.send_disks(member, (epoch, base), &std::mem::take(&mut sealed.disks))?;
         self.send_end(member, epoch, base, std::mem::take(&mut sealed.outputs))
+    }
+
+    fn send_disks(
+        &mut self,
+        member: Member,
+        which: (EpochId, Option<EpochId>),
+        changes: &[DiskChange],
+    ) -> Result<(), SendFailed> {
+        let mut writer = DiskPartWriter::default();
+        for change in changes {
+            writer.push(change, |part| self.send_part(member, which, PartKind::Disks, part))?;
+        }
+        writer.finish().map_or(Ok(()), |part| self.send_part(member, which, PartKind::Disks, part))
     }
 
     /// Keeps what was sent in this epoch, so that the next change of a page is sent as its difference, and learns which

@@ -7,21 +7,24 @@
 //!                                   │ release                                                │ pause, harvest, copy,
 //!   device threads ──offer──> Gate <┘                                                        │ save, resume, send
 //!   device threads ──deliver──> IngressTap ──> ingress thread ──> replicas                   v
-//!                                                                                         replicas
+//!   disks ──note──> DiskLog ──taken at the cut──> epoch thread <──copies── copier (copier.rs)  replicas
 //! ```
 //! Of the passive side:
 //!
 //! ```text
 //!   link, arbiter ──> inbox ──> protocol thread (passive.rs: one core::Replica) ──frames──> staging thread (staging.rs)
 //!                                   ^ whole epoch verified ──────────────────────────────────┘ │ apply
-//!                                                                                               v guest RAM
+//!                                                                                               v guest RAM, disks
 //! ```
 //! The protocol threads never wait for anything but their inbox, so heartbeats keep their beat while epochs are copied.
 //! What the drivers need from the outside is in [`ports`].
 
 pub mod active;
 pub mod clock;
+mod copier;
 mod delays;
+pub mod disk_log;
+mod disks;
 pub mod epoch_loop;
 pub mod events;
 pub mod gate;

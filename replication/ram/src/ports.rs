@@ -2,9 +2,11 @@
 //! implements [`Wire`], the arbiter's client implements [`Arbiter`].
 
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use mycelium_ram_core::disk::DiskChange;
 use mycelium_ram_core::message::Output;
 use mycelium_ram_core::page_codec::{Change, Page};
 use mycelium_ram_core::settle::Request;
@@ -43,6 +45,15 @@ pub trait ActiveMachine: Debug + Send + 'static {
     /// # Errors
     /// When it cannot be ended; it goes on.
     fn stop_tracking(&mut self) -> Result<(), PortError>;
+
+    /// Bytes of each disk that is replicated; 0 for one that is not.
+    fn disks(&self) -> Vec<u64>;
+
+    /// A way to read the disks while the guest runs.
+    fn disk_reader(&self) -> Arc<dyn DiskReader>;
+
+    /// Disks that were told to wait may go on.
+    fn kick_disks(&self);
 
     /// Stops all vCPUs and devices; when it returns nothing changes guest memory or state and no output is made.
     ///
@@ -87,6 +98,15 @@ pub trait ActiveMachine: Debug + Send + 'static {
     fn save_state(&mut self, into: &mut Vec<u8>) -> Result<(), PortError>;
 }
 
+/// Reads the disks behind the guest's back.
+pub trait DiskReader: Debug + Send + Sync + 'static {
+    /// Fills `into` from `offset` of a disk on. What the guest writes meanwhile may be in it, or in part.
+    ///
+    /// # Errors
+    /// The host's.
+    fn read(&self, disk: u8, offset: u64, into: &mut [u8]) -> Result<(), PortError>;
+}
+
 /// The machine that waits to become the guest. Only the staging thread calls these.
 pub trait PassiveMachine: Debug + Send + 'static {
     /// Pages of guest RAM.
@@ -94,6 +114,15 @@ pub trait PassiveMachine: Debug + Send + 'static {
 
     /// Changes a page.
     fn change_page(&mut self, page: PageIndex, change: Change<'_>);
+
+    /// Bytes of each disk that is replicated; 0 for one that is not.
+    fn disks(&self) -> Vec<u64>;
+
+    /// Changes a disk. A flush asks for nothing.
+    ///
+    /// # Errors
+    /// The host's. The disk is not what it should be then, and the guest must not go on with it.
+    fn change_disk(&mut self, change: &DiskChange) -> Result<(), PortError>;
 }
 
 /// The outside world, as the gate sees it.

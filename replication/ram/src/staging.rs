@@ -11,14 +11,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mycelium_ram_core::codec::DecodeError;
+use mycelium_ram_core::disk::{self, DiskChange};
 use mycelium_ram_core::ingress::IngressLog;
-use mycelium_ram_core::message::{EpochEnd, Message, Output};
+use mycelium_ram_core::message::{EpochEnd, Message, Output, PartKind};
 use mycelium_ram_core::page_codec::CheckedPart;
 use mycelium_ram_core::sabotage::{Sabotage, sabotaged};
-use mycelium_ram_core::stage::{StageError, StagedEpoch, Stager};
+use mycelium_ram_core::stage::{Piece, StageError, StagedEpoch, Stager};
 use mycelium_ram_core::{EpochId, IngressSeq, state_codec};
 
-use crate::ports::PassiveMachine;
+use crate::ports::{PassiveMachine, PortError};
 
 const IDLE_BEAT: Duration = Duration::from_millis(100);
 
@@ -51,6 +52,16 @@ pub enum StagingError {
     /// An epoch is inconsistent.
     #[error("inconsistent epoch: {0}")]
     Stage(#[from] StageError),
+    /// A disk here did not take a change; it is not the active's fault, but this replica is of no use any more.
+    #[error(transparent)]
+    Disk(#[from] PortError),
+}
+
+/// What a part has been found to carry.
+#[derive(Debug)]
+enum Checked {
+    Pages(CheckedPart),
+    Disks(Vec<DiskChange>),
 }
 
 /// What a takeover starts from.
@@ -72,11 +83,13 @@ pub struct Inheritance<M> {
 #[derive(Debug)]
 pub struct Staging<M> {
     machine: M,
+    /// Bytes of its disks.
+    disks: Vec<u64>,
     stager: Stager,
     /// Of the newest whole epoch.
     state: Option<Bytes>,
     /// Whole, not yet applied.
-    whole: VecDeque<(EpochEnd, Vec<CheckedPart>)>,
+    whole: VecDeque<(EpochEnd, Vec<Checked>)>,
     last: Option<EpochEnd>,
     /// Outputs of applied epochs that the active had not released when it sealed a later one.
     unreleased: VecDeque<(EpochId, Vec<Output>)>,
@@ -88,6 +101,7 @@ impl<M: PassiveMachine> Staging<M> {
     /// A staging area that keeps at most `bytes_max` bytes of parts.
     pub fn new(machine: M, bytes_max: usize, progress: Arc<AtomicU64>) -> Self {
         Self {
+            disks: machine.disks(),
             machine,
             stager: Stager::new(bytes_max),
             state: None,
@@ -111,7 +125,11 @@ impl<M: PassiveMachine> Staging<M> {
                         report(Report::Faulty(e));
                     }
                 }
-                Ok(Job::Apply(through)) => self.apply(through),
+                Ok(Job::Apply(through)) => {
+                    if let Err(e) = self.apply(through) {
+                        report(Report::Faulty(e));
+                    }
+                }
                 Ok(Job::Finish(epoch)) => return self.finish(epoch),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Err(self.machine),
@@ -123,7 +141,8 @@ impl<M: PassiveMachine> Staging<M> {
         match Message::decode(frame)? {
             Message::Part(part) => {
                 for seed in self.stager.part(part)? {
-                    self.write(&CheckedPart::check(seed, self.machine.pages())?);
+                    let seed = self.check(seed)?;
+                    self.write(&seed)?;
                 }
             }
             Message::End(end) => self.stager.end(end)?,
@@ -136,9 +155,7 @@ impl<M: PassiveMachine> Staging<M> {
         }
         while let Some(StagedEpoch { mut end, parts }) = self.stager.next_whole()? {
             // What is malformed must be found before the epoch is acknowledged, not when it is applied.
-            let pages = self.machine.pages();
-            let check = |part| CheckedPart::check(part, pages);
-            let parts = parts.into_iter().map(check).collect::<Result<_, _>>()?;
+            let parts = parts.into_iter().map(|part| self.check(part)).collect::<Result<_, _>>()?;
             end.state = state_codec::decode(self.state.as_deref(), &end.state)?;
             self.state = Some(end.state.clone());
             let id = end.epoch;
@@ -148,11 +165,19 @@ impl<M: PassiveMachine> Staging<M> {
         Ok(())
     }
 
-    fn apply(&mut self, through: EpochId) {
+    fn check(&self, part: Piece) -> Result<Checked, DecodeError> {
+        Ok(match part.kind {
+            PartKind::Pages => Checked::Pages(CheckedPart::check(part.payload, self.machine.pages())?),
+            PartKind::Disks => Checked::Disks(disk::read_part(&part.payload, &self.disks)?),
+        })
+    }
+
+    fn apply(&mut self, through: EpochId) -> Result<(), StagingError> {
         while let Some((end, parts)) = self.whole.pop_front_if(|(end, _)| end.epoch <= through) {
-            parts.iter().for_each(|part| self.write(part));
+            parts.iter().try_for_each(|part| self.write(part))?;
             self.inherit(end);
         }
+        Ok(())
     }
 
     fn inherit(&mut self, mut end: EpochEnd) {
@@ -163,13 +188,20 @@ impl<M: PassiveMachine> Staging<M> {
         self.last = Some(end);
     }
 
-    fn write(&mut self, part: &CheckedPart) {
+    fn write(&mut self, part: &Checked) -> Result<(), StagingError> {
         self.progress.fetch_add(1, Ordering::Relaxed);
-        part.apply(|page, change| self.machine.change_page(page, change));
+        match part {
+            Checked::Pages(part) => part.apply(|page, change| self.machine.change_page(page, change)),
+            Checked::Disks(changes) => changes.iter().try_for_each(|c| self.machine.change_disk(c))?,
+        }
+        Ok(())
     }
 
     fn finish(mut self, epoch: EpochId) -> Result<Inheritance<M>, M> {
-        self.apply(epoch);
+        if let Err(error) = self.apply(epoch) {
+            tracing::error!(%error, "what was acknowledged cannot be applied");
+            return Err(self.machine);
+        }
         match self.last {
             Some(last) if last.epoch == epoch => {
                 let outputs = self.unreleased.into_iter().flat_map(|(_, outputs)| outputs);
@@ -199,7 +231,7 @@ pub fn fuzz_staging(mut data: &[u8]) {
         if *step != 0 {
             let epoch = rest.first().copied().unwrap_or(0);
             // The protocol thread commits only what was reported whole.
-            staging.apply(EpochId(epoch.into()).min(whole));
+            staging.apply(EpochId(epoch.into()).min(whole)).expect("this machine takes everything");
             data = rest.get(1..).unwrap_or(&[]);
             continue;
         }
@@ -225,10 +257,13 @@ mod fuzzing {
     use mycelium_ram_core::PageIndex;
     use mycelium_ram_core::page_codec::Change;
 
-    use super::PassiveMachine;
+    use mycelium_ram_core::disk::DiskChange;
+
+    use super::{PassiveMachine, PortError};
 
     /// Bytes of parts kept.
     pub(super) const STAGED_BYTES: usize = 1 << 20;
+    const DISK_BYTES: u64 = 1 << 20;
 
     /// RAM and nothing else.
     #[derive(Debug)]
@@ -249,6 +284,15 @@ mod fuzzing {
 
         fn change_page(&mut self, page: PageIndex, _: Change<'_>) {
             self.written[usize::try_from(page.0).expect("pages are checked")] = true;
+        }
+
+        fn disks(&self) -> Vec<u64> {
+            vec![DISK_BYTES]
+        }
+
+        fn change_disk(&mut self, change: &DiskChange) -> Result<(), PortError> {
+            assert!(change.disk == 0 && change.change.range().end <= DISK_BYTES);
+            Ok(())
         }
     }
 }

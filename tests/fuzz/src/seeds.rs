@@ -207,7 +207,7 @@ pub(crate) fn extlinux() -> Vec<Vec<u8>> {
 /// A seed epoch and one that follows it, with frames for the guest; as `fuzz_staging` reads them.
 pub(crate) fn staging() -> Vec<Vec<u8>> {
     use mycelium_ram_core::IngressSeq;
-    use mycelium_ram_core::message::{EpochEnd, EpochPart, Ingress};
+    use mycelium_ram_core::message::{EpochEnd, EpochPart, Ingress, PartKind};
     use mycelium_ram_core::stage::content_hash;
     use mycelium_ram_core::state_codec;
     let step = |message: &Message| {
@@ -219,7 +219,7 @@ pub(crate) fn staging() -> Vec<Vec<u8>> {
         let (epoch, base) = (EpochId(number), base.map(EpochId));
         let mut writer = PartWriter::default();
         writer.push(PageIndex(number), &[fill; 4096], None);
-        let part = EpochPart { epoch, base, index: 0, payload: writer.finish() };
+        let part = EpochPart { epoch, base, index: 0, kind: PartKind::Pages, payload: writer.finish() };
         let mut end = EpochEnd {
             epoch,
             base,

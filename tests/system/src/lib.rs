@@ -5,6 +5,7 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
+pub mod guest;
 pub mod process;
 pub mod vm;
 

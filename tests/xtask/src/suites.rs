@@ -38,8 +38,17 @@ enum Size {
 }
 
 /// The system tests that need nothing but this machine; `lab` needs emulated hosts.
-const SYSTEM_BINARIES: [&str; 8] =
-    ["failover", "bad_input", "redis_tools", "runtime_api", "create", "hotplug", "sandbox", "migrate"];
+const SYSTEM_BINARIES: [&str; 9] = [
+    "failover",
+    "disks",
+    "bad_input",
+    "redis_tools",
+    "runtime_api",
+    "create",
+    "hotplug",
+    "sandbox",
+    "migrate",
+];
 
 pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     tools::ensure(&tools::ALL)?;

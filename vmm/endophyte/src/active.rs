@@ -96,6 +96,7 @@ pub(crate) fn protect(
         machine: guest.port(),
         gate: guest.door.gate.clone(),
         ingress: guest.ingress.clone(),
+        disks: guest.disks.clone(),
         shadow_pages: node.args.shadow_pages(),
         arbiter: node.arbiter_port(to_inbox.clone(), Inbox::Arbiter)?,
         events: node.events.clone(),

@@ -11,16 +11,18 @@ use endophyte_vmm::devices::net::{NicPort, Tap};
 use endophyte_vmm::devices::vsock::VsockLink;
 use endophyte_vmm::machine::{Machine, MachineEvent, MachinePorts, RestoreOptions};
 use endophyte_vmm::spec::{ConsoleSpec, VmSpec};
+use mycelium_ram::disk_log::DiskLog;
 use mycelium_ram::gate::Gate;
 use mycelium_ram::ingress::IngressTap;
-use mycelium_ram::ports::{ActiveMachine, PassiveMachine, PortError};
+use mycelium_ram::ports::{ActiveMachine, DiskReader, PassiveMachine, PortError};
+use mycelium_ram_core::disk::DiskChange;
 use mycelium_ram_core::message::Port;
 use mycelium_ram_core::page_codec::Change;
 use mycelium_ram_core::{EpochId, PageIndex, PageSet};
 
 use crate::announce::Announcer;
 use crate::console::Tape;
-use crate::outlet::{ConsoleDoor, Door, NicDoor, Outlet, SerialDoor, VsockDoor};
+use crate::outlet::{ConsoleDoor, DiskDoor, Door, NicDoor, Outlet, SerialDoor, VsockDoor};
 
 /// Bytes after the machine's state in an epoch: the console's offset.
 const SUFFIX: usize = 8;
@@ -32,6 +34,7 @@ pub(crate) struct Guest {
     pub(crate) outlet: Arc<Outlet>,
     pub(crate) door: Door,
     pub(crate) ingress: Arc<IngressTap>,
+    pub(crate) disks: Arc<DiskLog>,
     pub(crate) announcer: Arc<Announcer>,
     /// What the guest did to itself, once committed.
     pub(crate) notices: Receiver<String>,
@@ -47,6 +50,7 @@ impl Guest {
         let outlet = Arc::new(Outlet::new(taps.clone(), terminals.clone(), tape, tell));
         let door = Door::new(Arc::new(Gate::new(outlet.clone(), EpochId(1))));
         let ingress = IngressTap::start().context("cannot start the ingress thread")?;
+        let disks = Arc::new(DiskLog::default());
         let macs: Vec<[u8; 6]> = spec.net.iter().map(|n| n.mac.0).collect();
         let announcer = Announcer::new(macs.iter().copied().zip(taps.iter().cloned()).collect());
         let serial_written = Arc::new(AtomicU64::new(0));
@@ -70,10 +74,11 @@ impl Guest {
             serial: Arc::new(SerialDoor::new(door.clone(), serial_written.clone())),
             vsock: spec.devices.vsock.as_ref().map(vsock).transpose()?,
             consoles: (0..).zip(terminals).map(console).collect(),
+            disks: Some(Arc::new(DiskDoor(disks.clone()))),
         };
         let machine = Arc::new(Machine::build_fixed(spec, ports)?);
         outlet.attach(&machine);
-        Ok(Self { machine, outlet, door, ingress, announcer, notices, serial_written })
+        Ok(Self { machine, outlet, door, ingress, disks, announcer, notices, serial_written })
     }
 
     /// The machine as the driver sees it.
@@ -143,6 +148,18 @@ impl ActiveMachine for MachinePort {
         self.machine.stop_dirty_tracking().map_err(port_error("cannot stop tracking dirty pages"))
     }
 
+    fn disks(&self) -> Vec<u64> {
+        self.machine.followed_disks()
+    }
+
+    fn disk_reader(&self) -> Arc<dyn DiskReader> {
+        Arc::new(self.clone())
+    }
+
+    fn kick_disks(&self) {
+        self.machine.kick_disks();
+    }
+
     fn pause(&mut self) -> Result<(), PortError> {
         self.machine.pause().map(drop).map_err(port_error("cannot pause the guest"))
     }
@@ -180,6 +197,12 @@ impl ActiveMachine for MachinePort {
     }
 }
 
+impl DiskReader for MachinePort {
+    fn read(&self, disk: u8, offset: u64, into: &mut [u8]) -> Result<(), PortError> {
+        self.machine.read_disk(disk, offset, into).map_err(port_error("cannot read a disk for the replica"))
+    }
+}
+
 impl PassiveMachine for MachinePort {
     fn pages(&self) -> u64 {
         self.machine.ram().page_count()
@@ -193,5 +216,13 @@ impl PassiveMachine for MachinePort {
             Change::Runs(runs) => runs.iter().try_for_each(|(at, run)| ram.write_part(page, at, run)),
         }
         .expect("staging has checked the page's number and the runs");
+    }
+
+    fn disks(&self) -> Vec<u64> {
+        self.machine.followed_disks()
+    }
+
+    fn change_disk(&mut self, change: &DiskChange) -> Result<(), PortError> {
+        self.machine.change_disk(change).map_err(port_error("cannot write to the replica's disk"))
     }
 }

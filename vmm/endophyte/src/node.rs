@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use bytes::Bytes;
 use endophyte_vmm::spec::{SerialSpec, VmSpec};
 use mycelium_arbiter::client::Client;
@@ -56,7 +56,6 @@ impl Node {
         #[cfg(feature = "sabotage")]
         mycelium_ram_core::sabotage::set_sabotage(args.sabotage);
         let spec = VmSpec::load(&args.spec).or_exit(Failure::Spec)?;
-        check_disks(&spec).or_exit(Failure::Spec)?;
         let vm = VmId::new(spec.name.clone()).or_exit(Failure::Spec)?;
         let identity = Identity::load(&args.key).or_exit(Failure::Spec)?;
         let run_dir = RunDir::open(&args.run_dir).or_exit(Failure::Host)?;
@@ -156,19 +155,6 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.events.flush(PARTING);
-    }
-}
-
-/// What a guest writes to a disk is not replicated: after a takeover its memory would speak of a disk that is not there, or
-/// two guests would write to one file.
-fn check_disks(spec: &VmSpec) -> anyhow::Result<()> {
-    match spec.devices.disks.iter().find(|disk| !disk.readonly) {
-        None => Ok(()),
-        Some(disk) => bail!(
-            "disk {} is writable, which a protected VM's cannot be: its contents are not replicated; set readonly = true \
-             and keep what the guest writes in its memory (an overlay), or run the VM without protection",
-            disk.path.display()
-        ),
     }
 }
 

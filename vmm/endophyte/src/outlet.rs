@@ -5,15 +5,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
+use endophyte_vmm::devices::block::DiskPort;
 use endophyte_vmm::devices::console::{ConsolePort, Terminal};
 use endophyte_vmm::devices::net::{NetPort, Tap, Transmit, frame_of};
 use endophyte_vmm::devices::serial::SerialPort;
 use endophyte_vmm::devices::vsock::{Deed, VsockPort};
 use endophyte_vmm::machine::Machine;
 use mycelium_ram::active::Inbox;
+use mycelium_ram::disk_log::DiskLog;
 use mycelium_ram::gate::{Gate, Offer};
 use mycelium_ram::ingress::IngressTap;
 use mycelium_ram::ports::OutputPort;
+use mycelium_ram_core::disk::DiskChange;
 use mycelium_ram_core::message::{Output, Port};
 
 use crate::announce::Announcer;
@@ -185,6 +188,24 @@ impl SerialPort for SerialDoor {
         {
             tracing::warn!(offset, "the output gate is full: console bytes are lost until a replica answers");
         }
+    }
+}
+
+/// What the guest does to its disks leaves by the log.
+#[derive(Debug)]
+pub(crate) struct DiskDoor(pub(crate) Arc<DiskLog>);
+
+impl DiskPort for DiskDoor {
+    fn is_on(&self) -> bool {
+        self.0.is_on()
+    }
+
+    fn has_room(&self) -> bool {
+        self.0.has_room()
+    }
+
+    fn note(&self, change: DiskChange) {
+        self.0.note(change);
     }
 }
 

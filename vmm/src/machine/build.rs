@@ -13,7 +13,7 @@ use crate::arch::layout::{BALLOON_SLOT, COM1_IRQ, CONSOLE_SLOT, RNG_SLOT, RTC_IR
 use crate::arch::vcpu_state::VcpuBuffers;
 use crate::arch::{chips, cpuid, msrs, time};
 use crate::devices::balloon::BalloonDevice;
-use crate::devices::block::{Behind, Disk, DiskImage};
+use crate::devices::block::{Behind, Disk, DiskImage, Follower};
 use crate::devices::cmos::Clock;
 use crate::devices::console::{Console, ConsoleDevice};
 use crate::devices::net::{Nic, NicPort};
@@ -188,7 +188,10 @@ fn build_devices(
         };
         // What it boots from is looked for at every reset.
         let booted = number == 0 && matches!(spec.boot, BootSpec::Disk { .. });
-        let made = Arc::new(Disk::attach(place.at(slot), disk, behind)?);
+        let port = ports.disks.clone().filter(|_| !disk.readonly);
+        let place_among = u8::try_from(number).expect("a machine has few slots");
+        let follower = port.map(|port| Follower { port, disk: place_among });
+        let made = Arc::new(Disk::attach(place.at(slot), disk, behind, follower)?);
         fit(slot, number, !booted, What::Disk { disk: made, spec: disk.clone() })?;
     }
     if let (Some(spec), Some(link)) = (&spec.devices.vsock, ports.vsock) {

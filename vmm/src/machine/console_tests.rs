@@ -87,6 +87,7 @@ impl Driver {
             serial: Arc::new(StreamPort::new(std::io::sink())),
             vsock: None,
             consoles: sluices.iter().map(link).collect(),
+            disks: None,
         };
         let machine = Machine::build(&spec, ports).unwrap();
         let mut driver = Driver { rig: Rig::new(machine, 0, features), sluices, folder, seen: 0 };

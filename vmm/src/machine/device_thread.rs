@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -12,7 +13,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::platform::Platform;
 use crate::irq;
 use crate::threads::{self, ThreadKind};
-use crate::virtio::VirtioDevice;
+use crate::virtio::{Found, VirtioDevice};
 
 /// Events handled per wake-up.
 const BATCH: usize = 32;
@@ -148,10 +149,50 @@ fn poll_set(board: Option<&Platform>, stop: RawFd, devices: &[Arc<dyn VirtioDevi
     Ok(epoll)
 }
 
+/// How long a thread looks for work before it sleeps. What comes soon comes without a wake-up and, since the driver knows that it
+/// is looked at, without leaving the guest. Learnt from how long the sleeps are, as QEMU's event loops do.
+#[derive(Debug, Default)]
+struct Vigil {
+    length: Duration,
+}
+
+impl Vigil {
+    const SHORTEST: Duration = Duration::from_micros(4);
+    const LONGEST: Duration = Duration::from_micros(64);
+
+    /// A sleep lasted this long.
+    fn slept(&mut self, sleep: Duration) {
+        if sleep > Self::LONGEST {
+            self.length = Duration::ZERO;
+        } else if sleep > self.length {
+            self.length = (self.length * 2).clamp(Self::SHORTEST, Self::LONGEST);
+        }
+    }
+
+    /// Looks until nothing has come for its length.
+    fn keep(&self, device: &dyn VirtioDevice) {
+        if self.length.is_zero() {
+            return;
+        }
+        let mut since = Instant::now();
+        while since.elapsed() < self.length {
+            match device.look() {
+                Found::Work => since = Instant::now(),
+                Found::Nothing => std::hint::spin_loop(),
+                Found::Enough => break,
+            }
+        }
+        device.look_away();
+    }
+}
+
 fn serve(epoll: &Epoll, board: Option<&Platform>, devices: &[Weak<dyn VirtioDevice>]) {
     let device = |number: u16| devices.get(usize::from(number)).and_then(Weak::upgrade);
     let mut events = [EpollEvent::default(); BATCH];
+    // The board's thread has many to look after.
+    let mut vigil = board.is_none().then(Vigil::default);
     loop {
+        let asleep = Instant::now();
         let ready = match epoll.wait(-1, &mut events) {
             Ok(ready) => ready,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
@@ -161,6 +202,9 @@ fn serve(epoll: &Epoll, board: Option<&Platform>, devices: &[Weak<dyn VirtioDevi
                 return;
             }
         };
+        if let Some(vigil) = &mut vigil {
+            vigil.slept(asleep.elapsed());
+        }
         for event in &events[..ready] {
             match Source::unpack(event.data()) {
                 Source::Stop => return,
@@ -176,12 +220,29 @@ fn serve(epoll: &Epoll, board: Option<&Platform>, devices: &[Weak<dyn VirtioDevi
                 }
             }
         }
+        if let (Some(vigil), Some(device)) = (&vigil, device(0)) {
+            vigil.keep(&*device);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_vigil_grows_with_short_sleeps_and_ends_with_a_long_one() {
+        let mut vigil = Vigil::default();
+        let short = Duration::from_micros(20);
+        (0..3).for_each(|_| vigil.slept(short));
+        assert_eq!(vigil.length, Duration::from_micros(16));
+        (0..9).for_each(|_| vigil.slept(short));
+        assert_eq!(vigil.length, Duration::from_micros(32), "long enough for sleeps that short");
+        (0..9).for_each(|_| vigil.slept(Vigil::LONGEST));
+        assert_eq!(vigil.length, Vigil::LONGEST);
+        vigil.slept(Duration::from_millis(1));
+        assert!(vigil.length.is_zero());
+    }
 
     #[test]
     fn sources_survive_packing() {

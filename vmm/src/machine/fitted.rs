@@ -149,6 +149,15 @@ impl Devices {
         self.0.iter().filter_map(card).collect()
     }
 
+    /// The disks whose changes are followed, as two machines must have them alike.
+    pub(super) fn followed(&self) -> Vec<String> {
+        let followed = self.disks().filter(|(_, disk)| disk.is_followed());
+        let describe = |(fitted, disk): (&Fitted, &Arc<Disk>)| {
+            format!("replicated disk {} of {} bytes", fitted.name().unwrap_or_default(), disk.bytes())
+        };
+        followed.map(describe).collect()
+    }
+
     /// The first of one type.
     pub(super) fn only<T>(&self, pick: impl Fn(&What) -> Option<&Arc<T>>) -> Option<Arc<T>> {
         self.0.iter().find_map(|fitted| pick(&fitted.what)).cloned()

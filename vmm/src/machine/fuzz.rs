@@ -98,6 +98,7 @@ impl Bench {
             serial: Arc::new(StreamPort::new(std::io::sink())),
             vsock: vsock.map(|vsock| VsockLink::bind(vsock, Arc::new(DirectPort))).transpose().ok()?,
             consoles: spec.devices.consoles.iter().map(ConsoleLink::direct).collect::<Result<_, _>>().ok()?,
+            disks: None,
         };
         let machine = Machine::build(&spec, ports).ok()?;
         machine.set_rx_enabled(true);

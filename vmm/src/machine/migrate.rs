@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use endophyte_snapshot::PageFetch;
 use endophyte_snapshot::lazy::{LazyError, LazyMemory, Userfault};
+use mycelium_ram_core::disk::DiskChange;
 use mycelium_ram_core::{PageIndex, PageSet};
 
 use super::fitted::Fitted;
@@ -39,6 +40,38 @@ impl Machine {
             bytes: disk.bytes(),
         };
         devices.disks().map(size).collect()
+    }
+
+    /// Bytes of each disk whose changes are followed, in order; 0 of one that is not.
+    pub fn followed_disks(&self) -> Vec<u64> {
+        let bytes = |disk: &Arc<Disk>| if disk.is_followed() { disk.bytes() } else { 0 };
+        self.platform.disks().iter().map(bytes).collect()
+    }
+
+    /// Reads a disk, by its place, past the guest, which may run.
+    ///
+    /// # Errors
+    /// The host's; `NotFound` if there is no such disk.
+    pub fn read_disk(&self, disk: u8, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.disk_at(disk)?.read_beside(offset, into)
+    }
+
+    /// Makes a change to a disk of the paused machine that its guest has made elsewhere.
+    ///
+    /// # Errors
+    /// As [`Machine::read_disk`]. The disk may be changed in part then.
+    pub fn change_disk(&self, change: &DiskChange) -> io::Result<()> {
+        self.disk_at(change.disk)?.change(&change.change)
+    }
+
+    /// Whoever follows the disks, once full, has room again.
+    pub fn kick_disks(&self) {
+        self.platform.disks().iter().for_each(|disk| disk.kick());
+    }
+
+    fn disk_at(&self, disk: u8) -> io::Result<Arc<Disk>> {
+        let disks = self.platform.disks();
+        disks.get(usize::from(disk)).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// Makes what the guest has written to its disks so far last, while it runs: releasing them takes less long then.

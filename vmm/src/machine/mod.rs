@@ -144,7 +144,8 @@ impl Machine {
 
     /// What two nodes compare before one may take over from the other.
     pub fn fingerprint(&self) -> MachineFingerprint {
-        let (spec, cards) = (self.spec_now(), self.platform.fitted().cards());
+        let (spec, mut cards) = (self.spec_now(), self.platform.fitted().cards());
+        cards.extend(self.platform.fitted().followed());
         self.fingerprint.clone().with_devices(&spec, cards, self.platform.is_pluggable())
     }
 

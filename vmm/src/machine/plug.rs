@@ -129,7 +129,7 @@ impl Machine {
     pub fn attach_disk(&self, spec: &DiskSpec) -> Result<u16, PlugError> {
         let slot = self.room_for_disk(spec)?;
         let behind = Behind::Open(DiskImage::open(spec)?);
-        let disk = Arc::new(Disk::attach(self.place(slot), spec, behind)?);
+        let disk = Arc::new(Disk::attach(self.place(slot), spec, behind, None)?);
         self.fit(slot, What::Disk { disk, spec: spec.clone() })
     }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::devices::block::DiskPort;
 use crate::devices::console::ConsoleLink;
 use crate::devices::listener::SocketError;
 use crate::devices::net::{NicPort, Tap, TapError, TapPort};
@@ -23,6 +24,8 @@ pub struct MachinePorts {
     pub vsock: Option<VsockLink>,
     /// One per port of the paravirtual console.
     pub consoles: Vec<ConsoleLink>,
+    /// Who is told what the guest writes to its disks, if anybody is.
+    pub disks: Option<Arc<dyn DiskPort>>,
 }
 
 impl std::fmt::Debug for MachinePorts {
@@ -53,7 +56,7 @@ pub enum PortsError {
 impl MachinePorts {
     /// The ports of a machine that has nothing but a console.
     pub fn none(serial: Arc<dyn SerialPort>) -> MachinePorts {
-        MachinePorts { net: Vec::new(), serial, vsock: None, consoles: Vec::new() }
+        MachinePorts { net: Vec::new(), serial, vsock: None, consoles: Vec::new(), disks: None }
     }
 
     /// The ports of an unprotected VM: frames go straight to the taps, output straight to the console.
@@ -78,6 +81,7 @@ impl MachinePorts {
             serial: Arc::new(open_console(&spec.serial)?),
             vsock: spec.devices.vsock.as_ref().map(vsock).transpose()?,
             consoles: spec.devices.consoles.iter().map(ConsoleLink::direct).collect::<Result<_, _>>()?,
+            disks: None,
         })
     }
 }

@@ -148,7 +148,8 @@ impl Driver {
         let sluice = Arc::new(Sluice { open: AtomicBool::new(true), ..Sluice::default() });
         let link = VsockLink::bind(&vsock, Arc::clone(&sluice) as Arc<dyn VsockPort>).unwrap();
         let serial = Arc::new(StreamPort::new(std::io::sink()));
-        let ports = MachinePorts { net: Vec::new(), serial, vsock: Some(link), consoles: Vec::new() };
+        let ports =
+            MachinePorts { net: Vec::new(), serial, vsock: Some(link), consoles: Vec::new(), disks: None };
         let machine = Machine::build(&spec, ports).unwrap();
         let mut driver = Driver { rig: Rig::new(machine, 0, 0), sluice, folder, seen: 0 };
         driver.fill();

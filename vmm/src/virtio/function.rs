@@ -12,8 +12,8 @@
 use std::any::Any;
 use std::ops::Range;
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
@@ -35,6 +35,17 @@ pub(crate) enum Turn {
     Idle,
     /// The turn is over but not the work.
     More,
+}
+
+/// What a look at a device found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// Something to do, which is done.
+    Work,
+    /// Nothing so far.
+    Nothing,
+    /// There is no use in looking on.
+    Enough,
 }
 
 /// What a device does with its queues. Every call comes with the device locked.
@@ -78,6 +89,15 @@ pub(crate) trait DeviceType: Send + 'static {
     /// The kind of the worker thread that the device gets for itself, since its work may keep others waiting.
     fn own_thread(&self) -> Option<ThreadKind> {
         None
+    }
+
+    /// Looks for something to do and does it; whether there was any. The driver is not asked to notify of more. Called again and
+    /// again for a while by a worker thread of the device's own, which then calls [`DeviceType::serve`] for every queue.
+    ///
+    /// # Errors
+    /// As [`DeviceType::serve`].
+    fn look(&mut self, _io: &mut Io<'_>) -> Result<bool, ChainError> {
+        Ok(false)
     }
 
     /// The queues that are served when descriptor `source` is ready. None of them: [`DeviceType::event`] is called.
@@ -157,6 +177,14 @@ impl Io<'_> {
         }
     }
 
+    /// As [`Io::next`], without asking to be notified.
+    ///
+    /// # Errors
+    /// [`ChainError`].
+    pub(crate) fn next_quietly(&mut self, index: u16) -> Result<bool, ChainError> {
+        self.transport.pop(index, self.ram.memory(), self.chain)
+    }
+
     /// Gives the chain popped last back; it will be popped again.
     pub(crate) fn unpop(&mut self, index: u16) {
         self.transport.unpop(index);
@@ -212,6 +240,8 @@ pub(crate) struct Function<D> {
     window: AtomicU64,
     doorbells: Vec<EventFd>,
     breakdowns: AtomicU64,
+    /// Somebody waits for the lock who must not wait long.
+    hurry: AtomicBool,
     inner: Mutex<Inner<D>>,
 }
 
@@ -220,6 +250,8 @@ pub(crate) struct Inner<D> {
     transport: Transport,
     chain: Box<Chain>,
     paused: bool,
+    /// The device is looked at, and its driver need not notify.
+    watched: bool,
     /// Queues that were notified while paused, then sources that were ready.
     owed: Vec<bool>,
     pub(crate) device: D,
@@ -275,10 +307,12 @@ impl<D: DeviceType> Function<D> {
             window: AtomicU64::new(transport.bar_base()),
             doorbells: (0..blueprint.queues).map(share).collect::<Result<_, _>>()?,
             breakdowns: AtomicU64::new(0),
+            hurry: AtomicBool::new(false),
             inner: Mutex::new(Inner {
                 transport,
                 chain: Box::new(Chain::new()),
                 paused: true,
+                watched: false,
                 owed: vec![false; usize::from(blueprint.queues) + sources],
                 device,
             }),
@@ -342,6 +376,10 @@ pub(crate) trait VirtioDevice: PciFunction + std::fmt::Debug {
     fn serve(&self, index: u16);
     /// Descriptor `source` is ready; called by the worker thread.
     fn event(&self, source: u16);
+    /// Looks for something to do without being told.
+    fn look(&self) -> Found;
+    /// There will be no more looking: the driver is asked to notify.
+    fn look_away(&self);
     /// Holds still. On return the device touches no guest memory.
     fn pause(&self);
     /// Goes on, with what is owed.
@@ -459,10 +497,50 @@ impl<D: DeviceType> VirtioDevice for Function<D> {
         }
     }
 
-    fn pause(&self) {
-        let mut inner = self.lock();
+    fn look(&self) -> Found {
+        if self.hurry.load(Ordering::Relaxed) {
+            return Found::Enough;
+        }
+        let mut inner = match self.inner.try_lock() {
+            Ok(inner) => inner,
+            Err(TryLockError::WouldBlock) => return Found::Nothing,
+            Err(TryLockError::Poisoned(_)) => return Found::Enough,
+        };
+        if inner.paused || !inner.transport.is_live() {
+            return Found::Enough;
+        }
+        inner.watched = true;
         let (device, mut io) = inner.split(&self.ram);
-        let settled = device.settle(&mut io);
+        match device.look(&mut io) {
+            Ok(true) => Found::Work,
+            Ok(false) => Found::Nothing,
+            Err(error) => {
+                self.break_down(&mut inner, error);
+                Found::Enough
+            }
+        }
+    }
+
+    fn look_away(&self) {
+        if std::mem::take(&mut self.lock().watched) {
+            (0..self.queues).for_each(|queue| self.serve(queue));
+        }
+    }
+
+    fn pause(&self) {
+        self.hurry.store(true, Ordering::Relaxed);
+        let mut inner = self.lock();
+        self.hurry.store(false, Ordering::Relaxed);
+        let (device, mut io) = inner.split(&self.ram);
+        let mut settled = device.settle(&mut io);
+        if std::mem::take(&mut inner.watched) {
+            // Nobody will look, so the driver has to notify; of what it already gave, the queue is owed service.
+            for queue in 0..self.queues {
+                let came = inner.transport.rearm(queue, self.ram.memory());
+                inner.owed[usize::from(queue)] |= matches!(came, Ok(true));
+                settled = settled.and(came.map(drop));
+            }
+        }
         inner.paused = true;
         if let Err(error) = settled {
             self.break_down(&mut inner, error);

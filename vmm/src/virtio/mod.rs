@@ -11,5 +11,7 @@ mod transport;
 pub(crate) use chain::ChainError;
 #[cfg(feature = "fuzzing")]
 pub(crate) use function::fuzz_decode;
-pub(crate) use function::{DeviceType, Function, Io, Place, SavedDevice, Turn, VirtioDevice, read_image};
+pub(crate) use function::{
+    DeviceType, Found, Function, Io, Place, SavedDevice, Turn, VirtioDevice, read_image,
+};
 pub(crate) use transport::Blueprint;

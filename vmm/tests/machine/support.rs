@@ -138,11 +138,7 @@ impl Console {
 pub(crate) fn machine(spec: &VmSpec) -> (Machine, Arc<Console>) {
     let console = Arc::new(Console::default());
     let serial = Arc::clone(&console) as Arc<dyn SerialPort>;
-    (
-        Machine::build(spec, MachinePorts { net: Vec::new(), serial, vsock: None, consoles: Vec::new() })
-            .unwrap(),
-        console,
-    )
+    (Machine::build(spec, MachinePorts::none(serial)).unwrap(), console)
 }
 
 /// A counting machine, booted and running.

@@ -3,14 +3,13 @@
 
 use anyhow::Result;
 use bench_figures::Measured;
-use bench_vms::smaps;
+use bench_vms::{Pair, smaps};
 
 use super::Shape;
-use crate::bench::Bench;
+use crate::bench::{Bench, Guarded};
 use crate::limits::{IDLE_SECONDS, RAM_MIB, WARM_UP};
-use crate::pair::Protect;
 
-const PROTECT: Protect<'static> = Protect { ram_mib: RAM_MIB, options: &[] };
+const PROTECT: Guarded<'static> = Guarded { ram_mib: RAM_MIB, options: &[] };
 /// Of guest RAM, in both processes.
 const RAM_MEMFD: &str = "endophyte-ram";
 
@@ -18,9 +17,8 @@ pub(super) fn measure(bench: &Bench) -> Result<Vec<Measured>> {
     bench.show("idle");
     let (rate, cpu) = bench.protected(&PROTECT, |pair, _| {
         bench.stop.pause(WARM_UP)?;
-        let cpu = |pair: &crate::pair::Pair| {
-            Ok::<_, anyhow::Error>([pair.active.cpu_seconds()?, pair.passive.cpu_seconds()?])
-        };
+        let cpu =
+            |pair: &Pair| Ok::<_, anyhow::Error>([pair.active.cpu_seconds()?, pair.passive.cpu_seconds()?]);
         let (before, cpu_before) = (pair.stats(&bench.stop)?, cpu(pair)?);
         bench.stop.pause(std::time::Duration::from_secs(IDLE_SECONDS))?;
         let (after, cpu_after) = (pair.stats(&bench.stop)?, cpu(pair)?);

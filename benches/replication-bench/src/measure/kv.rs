@@ -14,10 +14,9 @@ use bench_vms::Vmm;
 use mycelium_ram::events::{Spread, Stats};
 
 use super::Shape;
-use crate::bench::Bench;
+use crate::bench::{Bench, Guarded};
 use crate::limits::{RAM_MIB, WARM_UP};
 use crate::load::{self, Load};
-use crate::pair::Protect;
 
 /// Bytes of a guest page.
 const PAGE_BYTES: f64 = 4096.0;
@@ -43,7 +42,7 @@ const PARTS: [Part; 8] = [
     ("pause_copy", |stats| stats.pause.copy),
 ];
 
-const PROTECT: Protect<'static> = Protect { ram_mib: RAM_MIB, options: &[] };
+const PROTECT: Guarded<'static> = Guarded { ram_mib: RAM_MIB, options: &[] };
 
 pub(super) fn peak(bench: &Bench) -> Result<Vec<Measured>> {
     let qemu = bench.qemu();
@@ -115,7 +114,7 @@ fn latencies(bench: &Bench, server: SocketAddr, shape: load::Shape) -> Result<Ve
 }
 
 pub(super) fn wire_ratio(bench: &Bench) -> Result<Vec<Measured>> {
-    let plain = Protect { options: &["--shadow-mib", "0"], ..PROTECT };
+    let plain = Guarded { options: &["--shadow-mib", "0"], ..PROTECT };
     let (mut ours, mut whole) = (Vec::new(), Vec::new());
     for round in 1..=bench.options.rounds() {
         bench.show(&format!("wire_ratio: round {round}"));
@@ -126,7 +125,7 @@ pub(super) fn wire_ratio(bench: &Bench) -> Result<Vec<Measured>> {
     Ok(vec![shape.of(ours, vec![("whole pages", Some(whole))])?])
 }
 
-fn ratio(bench: &Bench, protect: &Protect<'_>) -> Result<f64> {
+fn ratio(bench: &Bench, protect: &Guarded<'_>) -> Result<f64> {
     bench.protected(protect, |pair, server| {
         let shape = load::Shape::Closed { connections: 8, pipeline: 1 };
         let mut load = Load::prepare(server)?;

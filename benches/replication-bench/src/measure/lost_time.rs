@@ -9,12 +9,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use bench_figures::Measured;
+use bench_vms::Pair;
 use bench_vms::resp::Client;
 
 use super::Shape;
-use crate::bench::Bench;
+use crate::bench::{Bench, Guarded};
 use crate::limits::{RAM_MIB, WARM_UP};
-use crate::pair::{Pair, Protect};
 
 const PATTERNS: [&str; 4] = ["contiguous", "scattered", "hot", "cold"];
 /// Pages of the pattern, and how the figure says it.
@@ -45,8 +45,8 @@ pub(super) fn measure(bench: &Bench) -> Result<Vec<Measured>> {
 }
 
 fn one(bench: &Bench, name: &str, pattern: &str, pages: u32) -> Result<Vec<Measured>> {
-    let ours = Protect { ram_mib: RAM_MIB, options: &[] };
-    let plain = Protect { ram_mib: RAM_MIB, options: &["--shadow-mib", "0"] };
+    let ours = Guarded { ram_mib: RAM_MIB, options: &[] };
+    let plain = Guarded { ram_mib: RAM_MIB, options: &["--shadow-mib", "0"] };
     let (mut our_turns, mut plain_turns) = (Vec::new(), Vec::new());
     for round in 1..=bench.options.rounds() {
         bench.show(&format!("{name}: round {round}"));
@@ -74,7 +74,7 @@ fn begin(bench: &Bench, server: SocketAddr, pattern: &str, pages: u32) -> Result
     Ok(client)
 }
 
-fn turn(bench: &Bench, protect: &Protect<'_>, pattern: &str, pages: u32, free: f64) -> Result<Turn> {
+fn turn(bench: &Bench, protect: &Guarded<'_>, pattern: &str, pages: u32, free: f64) -> Result<Turn> {
     bench.protected(protect, |pair: &mut Pair, server| {
         let mut client = begin(bench, server, pattern, pages)?;
         let before = pair.stats(&bench.stop)?;

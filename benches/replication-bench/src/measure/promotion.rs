@@ -5,10 +5,9 @@ use anyhow::Result;
 use bench_figures::Measured;
 
 use super::Shape;
-use crate::bench::Bench;
+use crate::bench::{Bench, Guarded};
 use crate::limits::WARM_UP;
 use crate::load::{Load, Shape as Requests};
-use crate::pair::Protect;
 
 /// RAM, MiB, and how the figure says it.
 const SIZES: [(u32, &str); 3] = [(256, "256m"), (2048, "2g"), (8192, "8g")];
@@ -23,7 +22,7 @@ pub(super) fn measure(bench: &Bench) -> Result<Vec<Measured>> {
         let mut values = Vec::new();
         for round in 1..=bench.options.rounds() {
             bench.show(&format!("{name}: round {round}"));
-            let protect = Protect { ram_mib, options: &[] };
+            let protect = Guarded { ram_mib, options: &[] };
             values.push(bench.protected(&protect, |pair, server| {
                 let mut load = Load::prepare(server)?;
                 load.run(server, Requests::Closed { connections: 8, pipeline: 1 }, WARM_UP, &bench.stop)?;

@@ -13,6 +13,8 @@ struct Desk {
     now: Time,
     actions: Vec<Action>,
     arbiter_answers: bool,
+    /// No epoch so far has all of a replica's disks.
+    disks_take_long: bool,
 }
 
 fn first_record(policy: LossPolicy) -> Record {
@@ -29,7 +31,8 @@ impl Desk {
         let cfg = PrimaryConfig { epoch_max: MS, epoch_min: MS, ..PrimaryConfig::default() };
         let now = Time::from_ms(1_000);
         let primary = Primary::new(cfg, member(1), record.clone(), EpochId(0), 1, now);
-        let mut desk = Self { primary, record, now, actions: Vec::new(), arbiter_answers: true };
+        let mut desk =
+            Self { primary, record, now, actions: Vec::new(), arbiter_answers: true, disks_take_long: false };
         desk.tell(Event::Tick);
         desk
     }
@@ -106,6 +109,9 @@ impl Desk {
         assert!(self.primary.cutting, "no cut was ordered");
         let epoch = self.primary.open;
         self.tell(Event::Sealed(epoch));
+        let unfilled = |p: &&Peer| p.filled.is_none() && !self.disks_take_long;
+        let unfilled: Vec<Member> = self.primary.peers.iter().filter(unfilled).map(|p| p.member).collect();
+        unfilled.into_iter().for_each(|member| self.tell(Event::Filled(member, epoch)));
         epoch.0
     }
 
@@ -630,4 +636,28 @@ fn epochs_of_a_guest_that_does_nothing_grow_long_until_it_does_something() {
     (0..10).for_each(|_| cut(&mut desk, true));
     desk.tell(Event::OutputPending(true));
     assert!(next(&desk) < Some(MS * 25), "output does not wait for a long epoch");
+}
+
+#[test]
+fn a_replica_is_not_listed_before_it_has_the_disks() {
+    let mut desk = Desk::new(LossPolicy::Degrade);
+    desk.disks_take_long = true;
+    desk.join(2);
+    for _ in 0..5 {
+        let epoch = desk.seal();
+        desk.ack(2, epoch);
+        assert_eq!(desk.standing(2), Some(Standing::Seeding));
+    }
+    let last = desk.seal();
+    desk.tell(Event::Filled(member(2), EpochId(last)));
+    assert_eq!(desk.standing(2), Some(Standing::Seeding), "it does not hold the last piece yet");
+    // A new connection: that piece never came whole, and is sent again in a later epoch.
+    desk.tell(Event::Joined { member: member(2), staged: Some(EpochId(last - 1)) });
+    let again = desk.seal();
+    desk.ack(2, again);
+    assert_eq!(desk.standing(2), Some(Standing::Seeding));
+    desk.tell(Event::Filled(member(2), EpochId(again)));
+    let next = desk.seal();
+    desk.ack(2, next);
+    assert_eq!(desk.standing(2), Some(Standing::InSync));
 }

@@ -9,7 +9,7 @@ use mycelium_ram_core::page_codec::{CheckedPart, PAGE_BYTES};
 use mycelium_ram_core::record::{Change, Record};
 use mycelium_ram_core::replica::{Action, Event, Replica, ReplicaConfig};
 use mycelium_ram_core::settle::Request as ArbiterRequest;
-use mycelium_ram_core::stage::{StagedEpoch, Stager};
+use mycelium_ram_core::stage::{Piece, StagedEpoch, Stager};
 use mycelium_ram_core::{EpochId, Member, VmId, state_codec};
 
 use super::{Cx, Todo};
@@ -263,8 +263,8 @@ impl Passive {
     }
 }
 
-fn apply(image: &mut Image, part: &Bytes) {
-    let part =
-        CheckedPart::check(part.clone(), limits::GUEST_PAGES).expect("the active sends well-formed parts");
+fn apply(image: &mut Image, part: &Piece) {
+    let part = CheckedPart::check(part.payload.clone(), limits::GUEST_PAGES)
+        .expect("the active sends well-formed parts");
     part.apply(|page, change| change.apply(&mut image[usize::try_from(page.0).expect("a small guest")]));
 }

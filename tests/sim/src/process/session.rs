@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use mycelium_ram_core::message::{EpochEnd, EpochPart, Message, Output};
+use mycelium_ram_core::message::{EpochEnd, EpochPart, Message, Output, PartKind};
 use mycelium_ram_core::output::OutputQueue;
 use mycelium_ram_core::page_codec::PartWriter;
 use mycelium_ram_core::shadow::Shadow;
@@ -38,6 +38,8 @@ pub(super) struct Session {
     base: Option<EpochId>,
     ledger: PageLedger,
     unacked: BTreeSet<EpochId>,
+    /// The primary knows that all it lacked is on its way.
+    told_filled: bool,
     outbox: VecDeque<(Bytes, Point)>,
     sending: bool,
 }
@@ -49,6 +51,7 @@ impl Session {
             base: None,
             ledger: PageLedger::owing_all(limits::GUEST_PAGES),
             unacked: BTreeSet::new(),
+            told_filled: false,
             outbox: VecDeque::new(),
             sending: false,
         }
@@ -98,9 +101,10 @@ impl Session {
             state: state_codec::encode(self.state_before(sealed), &sealed.state),
             outputs,
         };
-        end.content_hash = content_hash(parts.iter().map(|p| part_hash(p)), &end);
+        end.content_hash = content_hash(parts.iter().map(|p| part_hash(PartKind::Pages, p)), &end);
         for (index, payload) in (0..).zip(parts) {
-            let part = EpochPart { epoch: sealed.epoch, base: self.base, index, payload };
+            let part =
+                EpochPart { epoch: sealed.epoch, base: self.base, index, kind: PartKind::Pages, payload };
             self.outbox.push_back((Message::Part(part).encode(), Point::PartSent));
         }
         self.outbox.push_back((Message::End(end).encode(), Point::EndSent));
@@ -108,6 +112,11 @@ impl Session {
         self.unacked.insert(sealed.epoch);
         self.kick(member, cx);
         Some(pages)
+    }
+
+    /// Whether the epoch sent last is the first since the handshake with which this replica has all it lacked.
+    pub(super) fn is_newly_filled(&mut self) -> bool {
+        !std::mem::replace(&mut self.told_filled, true)
     }
 
     /// The shadow now has what this page had at the end of `epoch`.
@@ -162,7 +171,7 @@ impl Active {
         session.ledger.abort_after(kept);
         session.unacked.clear();
         session.outbox.clear();
-        session.base = Some(kept);
+        (session.base, session.told_filled) = (Some(kept), false);
         session.conn = conn;
     }
 

@@ -3,8 +3,10 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use mycelium_ram_core::disk::Change;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
@@ -12,11 +14,13 @@ use virtio_bindings::virtio_blk::{
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::engine::Engine;
+use super::follow::Follower;
 use super::image::{DiskImage, DiskThen, Geometry, ImageError};
 use super::metrics::BlockMetrics;
 use super::persist::BlockSaved;
 use super::request::{Operation, SECTOR_BYTES};
 use crate::devices::rate::Limiter;
+use crate::irq;
 use crate::kvm::KvmError;
 use crate::limits::{DISK_CLEAR_SECTORS_MAX, DISK_REQUESTS_MAX, QUEUE_SIZE};
 use crate::memory::{GuestRam, HostRange};
@@ -37,12 +41,13 @@ pub(crate) type Disk = Function<Block>;
 pub(crate) struct Block {
     pub(super) geometry: Geometry,
     pub(super) serial: String,
-    queues: u16,
+    pub(super) queues: u16,
     pub(super) engine: Engine,
     /// Of the engine, whichever is in place.
     done: EventFd,
-    ram: Arc<GuestRam>,
+    pub(super) ram: Arc<GuestRam>,
     spec: DiskSpec,
+    pub(super) follower: Option<Follower>,
     /// The image's file when it was opened, if it is open.
     found: Option<DiskThen>,
     /// By slot; `None` is free.
@@ -84,8 +89,13 @@ impl Disk {
     ///
     /// # Errors
     /// [`KvmError`] when eventfds cannot be attached.
-    pub(crate) fn attach(place: Place<'_>, spec: &DiskSpec, behind: Behind) -> Result<Disk, KvmError> {
-        let block = Block::new(spec, behind, place).map_err(|e| {
+    pub(crate) fn attach(
+        place: Place<'_>,
+        spec: &DiskSpec,
+        behind: Behind,
+        follower: Option<Follower>,
+    ) -> Result<Disk, KvmError> {
+        let block = Block::new(spec, behind, follower, place).map_err(|e| {
             let code = e.raw_os_error().unwrap_or(libc::EIO);
             crate::kvm::refused("make an io_uring for a disk")(vmm_sys_util::errno::Error::new(code))
         })?;
@@ -146,6 +156,42 @@ impl Disk {
         self.lock().device.take()
     }
 
+    /// Has the disk look again for requests that had to wait.
+    pub(crate) fn kick(&self) {
+        irq::raise(&self.lock().device.done);
+    }
+
+    /// Whether its changes can be followed.
+    pub(crate) fn is_followed(&self) -> bool {
+        self.lock().device.follower.is_some()
+    }
+
+    /// Reads from the disk past the guest, which may be writing to it.
+    ///
+    /// # Errors
+    /// The host's or the image's.
+    pub(crate) fn read_beside(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        let file = self.lock().device.engine.raw_file();
+        match file {
+            // Without the lock: the guest need not wait.
+            Some(file) => file.read_exact_at(into, offset),
+            None => self.read_at(offset, into),
+        }
+    }
+
+    /// Makes a change that a guest elsewhere has made. The machine is paused.
+    ///
+    /// # Errors
+    /// The host's or the image's.
+    pub(crate) fn change(&self, change: &Change) -> io::Result<()> {
+        let engine = &self.lock().device.engine;
+        match change {
+            Change::Write { offset, data } | Change::Copy { offset, data } => engine.write_at(*offset, data),
+            Change::Zero { offset, bytes } => engine.zero_at(*offset, *bytes),
+            Change::Flush => Ok(()),
+        }
+    }
+
     /// Reads from the disk past the guest; for what it boots.
     ///
     /// # Errors
@@ -156,7 +202,12 @@ impl Disk {
 }
 
 impl Block {
-    fn new(spec: &DiskSpec, behind: Behind, place: Place<'_>) -> io::Result<Block> {
+    fn new(
+        spec: &DiskSpec,
+        behind: Behind,
+        follower: Option<Follower>,
+        place: Place<'_>,
+    ) -> io::Result<Block> {
         let done = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let (geometry, found, engine) = match behind {
             Behind::Away(geometry) => (geometry, None, Engine::Away),
@@ -173,6 +224,7 @@ impl Block {
             done,
             ram: Arc::clone(place.ram),
             spec: spec.clone(),
+            follower,
             found,
             under_way: std::iter::repeat_with(|| None).take(usize::from(DISK_REQUESTS_MAX)).collect(),
             free: (0..DISK_REQUESTS_MAX).rev().collect(),
@@ -218,6 +270,14 @@ impl Block {
         field
     }
 
+    /// Waits for everything under way but the request in `slot`, which has not begun.
+    pub(super) fn finish_others(&mut self, slot: u16, io: &mut Io<'_>) -> Result<(), ChainError> {
+        let waiting = self.under_way[usize::from(slot)].take();
+        let outcome = self.finish_all(Some(io));
+        self.under_way[usize::from(slot)] = waiting;
+        outcome
+    }
+
     /// Waits for everything under way; with a driver that is still there, it gets its answers.
     fn finish_all(&mut self, mut io: Option<&mut Io<'_>>) -> Result<(), ChainError> {
         let mut outcome = Ok(());
@@ -259,6 +319,10 @@ impl DeviceType for Block {
 
     fn own_thread(&self) -> Option<ThreadKind> {
         Some(ThreadKind::Disk)
+    }
+
+    fn look(&mut self, io: &mut Io<'_>) -> Result<bool, ChainError> {
+        self.glance(io)
     }
 
     fn sources(&self) -> Vec<RawFd> {

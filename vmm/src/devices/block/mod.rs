@@ -13,6 +13,7 @@
 
 mod device;
 mod engine;
+mod follow;
 mod image;
 mod persist;
 mod queue;
@@ -21,5 +22,7 @@ mod request;
 mod metrics;
 
 pub(crate) use device::{Behind, Disk};
+pub use follow::DiskPort;
+pub(crate) use follow::Follower;
 pub use image::{DiskImage, DiskThen, ImageError};
 pub use metrics::BlockMetrics;

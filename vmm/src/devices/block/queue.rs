@@ -32,6 +32,30 @@ impl Block {
         Ok(turn)
     }
 
+    /// Answers what is over and takes what has come, from all queues. Whether there was anything.
+    pub(super) fn glance(&mut self, io: &mut Io<'_>) -> Result<bool, ChainError> {
+        let over = self.engine.is_over();
+        if over {
+            self.reap(io)?;
+            // Of what waits, some can start now.
+            self.work_waiting(io)?;
+        }
+        let mut taken = 0;
+        for index in 0..self.queues {
+            if self.waiting[usize::from(index)] {
+                continue;
+            }
+            while taken < DISK_TURN_REQUESTS && self.may_start(index) && io.next_quietly(index)? {
+                self.begin(index, io)?;
+                taken += 1;
+            }
+        }
+        if taken > 0 {
+            self.engine.submit();
+        }
+        Ok(over || taken > 0)
+    }
+
     /// Takes requests from the queues that had to wait.
     pub(super) fn work_waiting(&mut self, io: &mut Io<'_>) -> Result<Turn, ChainError> {
         let mut turn = Turn::Idle;
@@ -47,7 +71,7 @@ impl Block {
     /// Whether another request of queue `index` may start; otherwise it will be looked at again.
     fn may_start(&mut self, index: u16) -> bool {
         let held = self.limiter.holds();
-        if !held && !self.free.is_empty() {
+        if !held && !self.free.is_empty() && !self.follower_is_full() {
             return true;
         }
         self.metrics.throttled += u64::from(held);
@@ -79,8 +103,7 @@ impl Block {
         let head = io.chain.head();
         self.under_way[usize::from(slot)] =
             Some(Pending { queue, head, operation, status_at: layout.status_at, into });
-        self.engine.start(slot, operation, &self.memory);
-        Ok(())
+        self.launch(slot, operation, io)
     }
 
     /// Reads the request popped last. A chain that is no request at all breaks the device.

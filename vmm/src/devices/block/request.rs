@@ -1,5 +1,7 @@
 //! One request: from a descriptor chain to something that cannot be wrong.
 
+use std::ops::Range;
+
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
     VIRTIO_BLK_T_WRITE_ZEROES,
@@ -95,6 +97,21 @@ impl Operation {
             }
             kind @ (VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES) => clear(kind, asked, geometry),
             _ => Err(Refused::Unsupported),
+        }
+    }
+
+    /// Whether the disk is another after it, or must not forget what it is.
+    pub(super) fn changes(&self) -> bool {
+        !matches!(self, Operation::Read { .. } | Operation::GetId)
+    }
+
+    /// The range whose content it changes.
+    pub(super) fn changed(&self) -> Range<u64> {
+        match self {
+            Operation::Write { offset, bytes }
+            | Operation::Discard { offset, bytes }
+            | Operation::WriteZeroes { offset, bytes, .. } => *offset..offset + bytes,
+            _ => 0..0,
         }
     }
 

@@ -49,9 +49,29 @@ impl FormatEngine {
         self.image.read(into, offset)
     }
 
+    pub(super) fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.image.write(data, offset)
+    }
+
+    pub(super) fn zero_at(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        self.image.write_zeroes(offset, bytes)
+    }
+
+    pub(super) fn start_with(&mut self, slot: u16, operation: Operation, data: &[u8]) {
+        let result = match operation {
+            Operation::Write { offset, .. } => self.write_at(offset, data),
+            other => self.carry_out(other, &[]),
+        };
+        self.finished.push_back(Finished { slot, result });
+    }
+
     pub(super) fn start(&mut self, slot: u16, operation: Operation, memory: &[HostRange]) {
         let result = self.carry_out(operation, memory);
         self.finished.push_back(Finished { slot, result });
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        !self.finished.is_empty()
     }
 
     pub(super) fn finished(&mut self) -> Option<Finished> {

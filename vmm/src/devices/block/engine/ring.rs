@@ -6,9 +6,11 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use io_uring::register::Restriction;
 use io_uring::types::{Fixed, FsyncFlags};
 use io_uring::{IoUring, opcode, squeue};
+use rustix::fs::FallocateFlags;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Finished;
@@ -29,7 +31,7 @@ pub(crate) struct RingEngine {
     under_way: usize,
     memory_align: usize,
     /// Through the page cache, whatever the registered file does; holds the lock.
-    plain: File,
+    plain: Arc<File>,
     ram: Arc<GuestRam>,
 }
 
@@ -42,10 +44,12 @@ struct Flight {
     done_bytes: u64,
     /// Where its data stands in for memory that direct I/O cannot use.
     bounce: Option<Bounce>,
+    /// Its data, if they are not in guest memory.
+    data: Option<Bytes>,
 }
 
 // SAFETY: the raw pointers in a flight lead to guest RAM, which the engine keeps mapped, or to the flight's own
-// bounce buffer; nothing about them belongs to a thread.
+// bounce buffer or data; nothing about them belongs to a thread.
 unsafe impl Send for Flight {}
 
 /// An aligned copy of a request's data.
@@ -92,11 +96,29 @@ impl RingEngine {
         restrict(&ring)?;
         ring.submitter().register_enable_rings()?;
         let flights = std::iter::repeat_with(Flight::default).take(usize::from(slots)).collect();
-        Ok(RingEngine { ring, flights, under_way: 0, memory_align, plain, ram })
+        Ok(RingEngine { ring, flights, under_way: 0, memory_align, plain: Arc::new(plain), ram })
     }
 
     pub(super) fn file(&self) -> &File {
         &self.plain
+    }
+
+    pub(super) fn shared_file(&self) -> Arc<File> {
+        Arc::clone(&self.plain)
+    }
+
+    pub(super) fn memory_align(&self) -> usize {
+        self.memory_align
+    }
+
+    pub(super) fn zero_at(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&*self.plain, flags, offset, bytes) {
+            Err(rustix::io::Errno::OPNOTSUPP) => {
+                self.without_file_system(Operation::WriteZeroes { offset, bytes, unmap: true })
+            }
+            done => Ok(done?),
+        }
     }
 
     pub(super) fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
@@ -104,16 +126,22 @@ impl RingEngine {
     }
 
     pub(super) fn start(&mut self, slot: u16, operation: Operation, memory: &[HostRange]) {
-        let flight = &mut self.flights[usize::from(slot)];
-        flight.operation = Some(operation);
-        flight.done_bytes = 0;
-        flight.bounce = None;
-        flight.left.clear();
+        let flight = self.flights[usize::from(slot)].begin(operation);
         if memory.iter().all(|range| range.is_aligned(self.memory_align)) {
             flight.left.extend(memory.iter().map(HostRange::iovec));
         } else {
             flight.detour(operation, memory, self.memory_align, &self.ram);
         }
+        self.under_way += 1;
+        self.push(slot);
+    }
+
+    pub(super) fn start_with(&mut self, slot: u16, operation: Operation, data: Bytes) {
+        let flight = self.flights[usize::from(slot)].begin(operation);
+        // The kernel reads from it: it is for a write.
+        let base = data.as_ptr().cast_mut().cast();
+        flight.left.push(libc::iovec { iov_base: base, iov_len: data.len() });
+        flight.data = Some(data);
         self.under_way += 1;
         self.push(slot);
     }
@@ -124,8 +152,9 @@ impl RingEngine {
         loop {
             // SAFETY: the entry refers to the flight's vector and the memory its parts name. Neither is touched
             // before the kernel has answered for the slot: a slot is started again only after `finished` gave it
-            // back, the vector's buffer does not move meanwhile, and `ram` and the bounce buffer live in `self`,
-            // whose drop waits for all answers.
+            // back, the vector's buffer does not move meanwhile, and `ram`, the bounce buffer and the flight's own
+            // data live in `self`, whose drop waits for all answers. Of its own data the kernel only reads: they
+            // are a write's.
             if unsafe { self.ring.submission().push(&entry) }.is_ok() {
                 return;
             }
@@ -148,6 +177,10 @@ impl RingEngine {
                 Err(error) => panic!("io_uring_enter on a valid ring: {error}"),
             }
         }
+    }
+
+    pub(super) fn is_over(&mut self) -> bool {
+        !self.ring.completion().is_empty()
     }
 
     pub(super) fn finished(&mut self) -> Option<Finished> {
@@ -232,6 +265,15 @@ impl Drop for RingEngine {
 }
 
 impl Flight {
+    /// Makes it that of a new request.
+    fn begin(&mut self, operation: Operation) -> &mut Self {
+        self.operation = Some(operation);
+        self.done_bytes = 0;
+        (self.bounce, self.data) = (None, None);
+        self.left.clear();
+        self
+    }
+
     /// Gives the data a detour through aligned memory of our own.
     fn detour(&mut self, operation: Operation, memory: &[HostRange], align: usize, ram: &GuestRam) {
         let total: usize = memory.iter().map(|range| range.bytes).sum();
@@ -251,6 +293,7 @@ impl Flight {
 
     /// The request is over: data that took a detour arrives.
     fn land(&mut self, ram: &GuestRam, good: bool) {
+        self.data = None;
         let Some(Bounce { bytes, start, memory }) = self.bounce.take() else { return };
         if let (true, Some(Operation::Read { .. })) = (good, self.operation) {
             let mut at = start;

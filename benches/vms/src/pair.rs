@@ -7,91 +7,67 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use bench_vms::wire::ip;
-use bench_vms::{Stop, Wire};
 use mycelium_ram::events::{Stamped, Stats};
 use rhizomorph_link::{Identity, PeerKey};
 use tempfile::TempDir;
 
-use crate::limits::{LOOK, PATIENCE};
+use crate::limits::{LOOK, PAIR_PATIENCE};
+use crate::stop::Stop;
 use crate::timeline;
 
 const ARBITER: &str = "127.0.0.1:7600";
 const PATHS: [&str; 2] = ["127.0.0.1:7700", "127.0.0.1:7701"];
-/// The passive's own: what it does after a takeover is nobody's business here.
-const SPARE_TAP: &str = "tap1";
 /// Lines of a process' log that are quoted when something fails.
 const LOG_LINES: usize = 6;
 
 /// The programs of a pair.
 #[derive(Clone, Debug)]
-pub(crate) struct Programs {
-    pub(crate) endophyte: PathBuf,
-    pub(crate) mycelium: PathBuf,
-    pub(crate) guest: PathBuf,
+pub struct Programs {
+    /// The VMM.
+    pub endophyte: PathBuf,
+    /// For the arbiter.
+    pub mycelium: PathBuf,
 }
 
 /// What is protected, and how.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Protect<'a> {
-    pub(crate) ram_mib: u32,
+pub struct Protect<'a> {
+    /// Spec of the VM as the active has it.
+    pub active_spec: &'a str,
+    /// The same VM as the passive has it.
+    pub passive_spec: &'a str,
     /// Further words of the active's command line.
-    pub(crate) options: &'a [&'a str],
+    pub options: &'a [&'a str],
 }
 
 /// One side's process.
 #[derive(Debug)]
-pub(crate) struct Side {
+pub struct Side {
     process: Child,
     run_dir: PathBuf,
 }
 
 /// A protected guest, served at the wire's address. It ends when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Pair {
-    pub(crate) active: Side,
-    pub(crate) passive: Side,
+pub struct Pair {
+    /// Where the guest runs at first.
+    pub active: Side,
+    /// Where it may go on.
+    pub passive: Side,
     arbiter: Child,
     _folder: TempDir,
-    _spare: SpareTap,
-}
-
-#[derive(Debug)]
-struct SpareTap;
-
-impl SpareTap {
-    fn lay() -> Result<Self> {
-        ip(&format!("tuntap add {SPARE_TAP} mode tap"))?;
-        let spare = Self;
-        ip(&format!("link set {SPARE_TAP} up"))?;
-        Ok(spare)
-    }
-}
-
-impl Drop for SpareTap {
-    fn drop(&mut self) {
-        let _ = ip(&format!("link del {SPARE_TAP}"));
-    }
 }
 
 impl Pair {
     /// Starts everything and waits until the guest is protected.
-    pub(crate) fn start(
-        programs: &Programs,
-        wire: &Wire,
-        protect: &Protect<'_>,
-        work: &Path,
-        stop: &Stop,
-    ) -> Result<Self> {
-        let spare = SpareTap::lay()?;
+    pub fn start(programs: &Programs, protect: &Protect<'_>, work: &Path, stop: &Stop) -> Result<Self> {
         let folder = tempfile::tempdir_in(work).context("cannot make a folder for a pair")?;
         let dir = folder.path();
         let keys = Keys::make(dir)?;
         let arbiter = start_arbiter(programs, dir, &keys)?;
         let mut guard = Guard(vec![arbiter]);
-        for (file, tap) in [("a.toml", wire.tap()), ("b.toml", SPARE_TAP)] {
-            fs::write(dir.join(file), spec(programs, wire, tap, protect.ram_mib))?;
-        }
+        fs::write(dir.join("a.toml"), protect.active_spec)?;
+        fs::write(dir.join("b.toml"), protect.passive_spec)?;
         let common = |role: &str, name: &str| {
             let run_dir = dir.join(name);
             let mut command = Command::new(&programs.endophyte);
@@ -123,7 +99,6 @@ impl Pair {
             passive: Side { process: passive, run_dir: passive_dir },
             arbiter,
             _folder: folder,
-            _spare: spare,
         };
         pair.until("the guest to be protected", stop, |pair| {
             timeline::is_protected(&pair.active.events()).then_some(())
@@ -132,13 +107,8 @@ impl Pair {
     }
 
     /// Waits for something to be found.
-    pub(crate) fn until<T>(
-        &mut self,
-        what: &str,
-        stop: &Stop,
-        found: impl Fn(&Self) -> Option<T>,
-    ) -> Result<T> {
-        let deadline = Instant::now() + PATIENCE;
+    pub fn until<T>(&mut self, what: &str, stop: &Stop, found: impl Fn(&Self) -> Option<T>) -> Result<T> {
+        let deadline = Instant::now() + PAIR_PATIENCE;
         loop {
             stop.check()?;
             if let Some(found) = found(self) {
@@ -156,7 +126,7 @@ impl Pair {
     }
 
     /// The active's figures from now on: those noted next.
-    pub(crate) fn stats(&mut self, stop: &Stop) -> Result<Stats> {
+    pub fn stats(&mut self, stop: &Stop) -> Result<Stats> {
         let seen = timeline::newest_stats(&self.active.events()).map_or(0, |(at, _)| at);
         self.until("the active's figures", stop, |pair| {
             timeline::newest_stats(&pair.active.events()).filter(|(at, _)| *at > seen).map(|(_, stats)| stats)
@@ -164,7 +134,7 @@ impl Pair {
     }
 
     /// Kills the active; microseconds from the arbiter's decision for the passive to the guest's first instruction there.
-    pub(crate) fn take_over(&mut self, stop: &Stop) -> Result<f64> {
+    pub fn take_over(&mut self, stop: &Stop) -> Result<f64> {
         self.active.process.kill()?;
         self.active.process.wait()?;
         self.until("the passive to take over", stop, |pair| timeline::promotion_us(&pair.passive.events()))
@@ -182,16 +152,18 @@ impl Drop for Pair {
 }
 
 impl Side {
-    pub(crate) fn events(&self) -> Vec<Stamped> {
+    /// What it has noted so far.
+    pub fn events(&self) -> Vec<Stamped> {
         timeline::read(&self.run_dir)
     }
 
-    pub(crate) fn pid(&self) -> u32 {
+    /// Its process.
+    pub fn pid(&self) -> u32 {
         self.process.id()
     }
 
     /// Processor time it has used, seconds.
-    pub(crate) fn cpu_seconds(&self) -> Result<f64> {
+    pub fn cpu_seconds(&self) -> Result<f64> {
         let path = format!("/proc/{}/stat", self.pid());
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
         // After the name, which may hold anything but ends with the last parenthesis.
@@ -206,7 +178,8 @@ impl Side {
         !matches!(self.process.try_wait(), Ok(None))
     }
 
-    fn last_words(&self) -> String {
+    /// The end of its log.
+    pub fn last_words(&self) -> String {
         let log = fs::read_to_string(self.run_dir.with_extension("log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(LOG_LINES)..].join(" / ")
@@ -240,15 +213,6 @@ impl Keys {
         };
         Ok(Self { arbiter: make("arbiter")?, a: make("a")?, b: make("b")? })
     }
-}
-
-fn spec(programs: &Programs, wire: &Wire, tap: &str, ram_mib: u32) -> String {
-    format!(
-        "name = \"bench\"\nvcpus = 1\nram_mib = {ram_mib}\nkernel = {:?}\ncmdline = {:?}\n\n[[net]]\ntap = {tap:?}\nmac = {:?}\n",
-        programs.guest,
-        wire.guest_words(),
-        wire.mac()
-    )
 }
 
 fn spawn(mut command: Command, run_dir: &Path) -> Result<Child> {

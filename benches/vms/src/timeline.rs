@@ -6,7 +6,7 @@ use std::path::Path;
 use mycelium_ram::events::{Event, Stamped, Stats};
 
 /// Everything noted so far; a line not yet finished is left out.
-pub(crate) fn read(run_dir: &Path) -> Vec<Stamped> {
+pub fn read(run_dir: &Path) -> Vec<Stamped> {
     let text = fs::read_to_string(run_dir.join("events.jsonl")).unwrap_or_default();
     text.split_inclusive('\n')
         .filter(|line| line.ends_with('\n'))
@@ -15,7 +15,7 @@ pub(crate) fn read(run_dir: &Path) -> Vec<Stamped> {
 }
 
 /// Whether the last word on protection was that there is some.
-pub(crate) fn is_protected(events: &[Stamped]) -> bool {
+pub fn is_protected(events: &[Stamped]) -> bool {
     let said = events.iter().rev().find_map(|e| match &e.event {
         Event::Protection { protected, .. } => Some(*protected),
         _ => None,
@@ -24,7 +24,7 @@ pub(crate) fn is_protected(events: &[Stamped]) -> bool {
 }
 
 /// The newest figures, and when they were noted.
-pub(crate) fn newest_stats(events: &[Stamped]) -> Option<(u64, Stats)> {
+pub fn newest_stats(events: &[Stamped]) -> Option<(u64, Stats)> {
     events
         .iter()
         .rev()
@@ -32,7 +32,7 @@ pub(crate) fn newest_stats(events: &[Stamped]) -> Option<(u64, Stats)> {
 }
 
 /// Microseconds between the arbiter's word and the guest's first instruction here.
-pub(crate) fn promotion_us(events: &[Stamped]) -> Option<f64> {
+pub fn promotion_us(events: &[Stamped]) -> Option<f64> {
     let at = |wanted: fn(&Event) -> bool| events.iter().find(|e| wanted(&e.event)).map(|e| e.t_ns);
     let won = at(|e| matches!(e, Event::Won { .. }))?;
     let resumed = at(|e| matches!(e, Event::Resumed { .. }))?;
