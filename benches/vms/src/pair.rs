@@ -135,8 +135,7 @@ impl Pair {
 
     /// Kills the active; microseconds from the arbiter's decision for the passive to the guest's first instruction there.
     pub fn take_over(&mut self, stop: &Stop) -> Result<f64> {
-        self.active.process.kill()?;
-        self.active.process.wait()?;
+        self.active.lose()?;
         self.until("the passive to take over", stop, |pair| timeline::promotion_us(&pair.passive.events()))
     }
 }
@@ -152,6 +151,13 @@ impl Drop for Pair {
 }
 
 impl Side {
+    /// Kills it, and waits until nothing of it is left.
+    pub fn lose(&mut self) -> Result<()> {
+        self.process.kill()?;
+        self.process.wait()?;
+        Ok(())
+    }
+
     /// What it has noted so far.
     pub fn events(&self) -> Vec<Stamped> {
         timeline::read(&self.run_dir)

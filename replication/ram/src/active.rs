@@ -414,6 +414,8 @@ impl Active {
             commit_us: delays.commit,
             gate_bytes: self.gate.bytes() as u64,
             lag: sealed.0.saturating_sub(released.0),
+            disk_left_bytes: figures.disk_left.0,
+            disk_bytes: figures.disk_left.1,
         }));
     }
 }

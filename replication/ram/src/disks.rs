@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mycelium_ram_core::disk::{DiskChange, ExtentLedger, ExtentMap};
+use mycelium_ram_core::disk::{DiskChange, EXTENT_BYTES, ExtentLedger, ExtentMap};
 use mycelium_ram_core::{EpochId, Member, PageSet};
 
 use crate::copier::{COPIES_PER_EPOCH, Copied, Copier};
@@ -170,7 +170,7 @@ impl Disks {
     /// Bytes that are still to be copied to the replica that lacks most, and of how many.
     pub(crate) fn lacking(&self) -> (u64, u64) {
         let extents = self.replicas.values().map(|holding| holding.ledger.owed().len()).max();
-        let bytes = |extents: u64| extents * mycelium_ram_core::disk::EXTENT_BYTES;
+        let bytes = |extents: u64| extents * EXTENT_BYTES;
         (bytes(extents.unwrap_or(0)), bytes(self.map.extents()))
     }
 }

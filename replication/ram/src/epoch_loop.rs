@@ -107,6 +107,8 @@ pub struct EpochFigures {
     pub seed_bytes: u64,
     /// Guest stopped, per epoch.
     pub pause: PauseFigures,
+    /// Bytes of the disks that a replica still lacks, and of all of them.
+    pub disk_left: (u64, u64),
 }
 
 /// What both threads see.
@@ -525,6 +527,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
         self.last_state = Some((epoch, std::mem::replace(&mut self.state, spare)));
         self.spare.extend(sealed.into_iter().map(|part| part.content));
         self.figures.epochs += 1;
+        self.figures.disk_left = self.disks.lacking();
         let now = clock::now();
         if now >= self.next_figures {
             self.next_figures = now + FIGURES_EVERY;

@@ -63,6 +63,12 @@ pub struct Stats {
     pub gate_bytes: u64,
     /// Epochs sealed and not acknowledged.
     pub lag: u64,
+    /// Bytes of the disks that the replica which lacks most has not been sent yet.
+    #[serde(default)]
+    pub disk_left_bytes: u64,
+    /// Bytes of all replicated disks.
+    #[serde(default)]
+    pub disk_bytes: u64,
 }
 
 /// Something worth a line.

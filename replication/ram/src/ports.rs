@@ -10,7 +10,7 @@ use mycelium_ram_core::disk::DiskChange;
 use mycelium_ram_core::message::Output;
 use mycelium_ram_core::page_codec::{Change, Page};
 use mycelium_ram_core::settle::Request;
-use mycelium_ram_core::{PageIndex, PageSet};
+use mycelium_ram_core::{EpochId, PageIndex, PageSet};
 
 /// A machine port failed. The text is the machine's own account.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +117,22 @@ pub trait PassiveMachine: Debug + Send + 'static {
 
     /// Bytes of each disk that is replicated; 0 for one that is not.
     fn disks(&self) -> Vec<u64>;
+
+    /// Promises the changes of an epoch that is about to be acknowledged: a crash of this process does not lose them, and where
+    /// the guest flushed, neither does one of the host.
+    ///
+    /// # Errors
+    /// The host's; the epoch must not be acknowledged then.
+    fn promise(&mut self, epoch: EpochId, changes: &[DiskChange]) -> Result<(), PortError>;
+
+    /// The promised changes of all epochs up to this one have been made.
+    fn made_through(&mut self, epoch: EpochId);
+
+    /// The guest goes on from the end of this epoch: what was promised of later ones is not to be.
+    ///
+    /// # Errors
+    /// The host's; the guest must not go on then.
+    fn forget_after(&mut self, epoch: EpochId) -> Result<(), PortError>;
 
     /// Changes a disk. A flush asks for nothing.
     ///

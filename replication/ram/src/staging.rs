@@ -155,7 +155,8 @@ impl<M: PassiveMachine> Staging<M> {
         }
         while let Some(StagedEpoch { mut end, parts }) = self.stager.next_whole()? {
             // What is malformed must be found before the epoch is acknowledged, not when it is applied.
-            let parts = parts.into_iter().map(|part| self.check(part)).collect::<Result<_, _>>()?;
+            let parts = parts.into_iter().map(|part| self.check(part)).collect::<Result<Vec<_>, _>>()?;
+            self.promise(end.epoch, &parts)?;
             end.state = state_codec::decode(self.state.as_deref(), &end.state)?;
             self.state = Some(end.state.clone());
             let id = end.epoch;
@@ -175,9 +176,19 @@ impl<M: PassiveMachine> Staging<M> {
     fn apply(&mut self, through: EpochId) -> Result<(), StagingError> {
         while let Some((end, parts)) = self.whole.pop_front_if(|(end, _)| end.epoch <= through) {
             parts.iter().try_for_each(|part| self.write(part))?;
+            self.machine.made_through(end.epoch);
             self.inherit(end);
         }
         Ok(())
+    }
+
+    fn promise(&mut self, epoch: EpochId, parts: &[Checked]) -> Result<(), PortError> {
+        let changes = |part: &Checked| match part {
+            Checked::Disks(changes) => changes.clone(),
+            Checked::Pages(_) => Vec::new(),
+        };
+        let changes: Vec<DiskChange> = parts.iter().flat_map(changes).collect();
+        if changes.is_empty() { Ok(()) } else { self.machine.promise(epoch, &changes) }
     }
 
     fn inherit(&mut self, mut end: EpochEnd) {
@@ -198,7 +209,8 @@ impl<M: PassiveMachine> Staging<M> {
     }
 
     fn finish(mut self, epoch: EpochId) -> Result<Inheritance<M>, M> {
-        if let Err(error) = self.apply(epoch) {
+        let forgotten = self.machine.forget_after(epoch).map_err(StagingError::from);
+        if let Err(error) = forgotten.and_then(|()| self.apply(epoch)) {
             tracing::error!(%error, "what was acknowledged cannot be applied");
             return Err(self.machine);
         }
@@ -254,8 +266,8 @@ pub fn fuzz_staging(mut data: &[u8]) {
 
 #[cfg(feature = "fuzzing")]
 mod fuzzing {
-    use mycelium_ram_core::PageIndex;
     use mycelium_ram_core::page_codec::Change;
+    use mycelium_ram_core::{EpochId, PageIndex};
 
     use mycelium_ram_core::disk::DiskChange;
 
@@ -288,6 +300,16 @@ mod fuzzing {
 
         fn disks(&self) -> Vec<u64> {
             vec![DISK_BYTES]
+        }
+
+        fn promise(&mut self, _: EpochId, _: &[DiskChange]) -> Result<(), PortError> {
+            Ok(())
+        }
+
+        fn made_through(&mut self, _: EpochId) {}
+
+        fn forget_after(&mut self, _: EpochId) -> Result<(), PortError> {
+            Ok(())
         }
 
         fn change_disk(&mut self, change: &DiskChange) -> Result<(), PortError> {

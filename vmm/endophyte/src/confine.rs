@@ -12,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 use anyhow::Context;
 use endophyte_sandbox::{Cgroup, Files, Kind, Network, Plan, confine};
 use endophyte_snapshot::lazy::Userfault;
+use endophyte_vmm::devices::block::journal_of;
 use endophyte_vmm::devices::net::Tap;
 use endophyte_vmm::doctor::{Check, Verdict};
 use endophyte_vmm::machine::keep_kvm_open;
@@ -51,6 +52,8 @@ pub(crate) struct Needs<'a> {
     pub(crate) peers: bool,
     /// Taps may be opened later, by name.
     pub(crate) taps: bool,
+    /// It promises what its disks will hold.
+    pub(crate) journals: bool,
 }
 
 /// What was opened before the sandbox was entered.
@@ -186,6 +189,14 @@ fn files(spec: &VmSpec, args: &ProcessArgs, needs: Needs<'_>) -> Files {
             files.read(&disk.path);
         } else {
             files.read_write(&disk.path);
+            let journal = journal_of(&disk.path);
+            if needs.journals {
+                make_file(&journal, args);
+            }
+            // One that was left behind is made good before the disk is used.
+            if journal.exists() {
+                files.read_write(&journal);
+            }
         };
         if let (DiskFormat::Qcow2, Some(folder)) = (disk.format, disk.path.parent()) {
             // It may be based on other images of its folder.
@@ -193,11 +204,7 @@ fn files(spec: &VmSpec, args: &ProcessArgs, needs: Needs<'_>) -> Files {
         }
     }
     if let (SerialSpec::File(log), None) = (&spec.serial, needs.run_dir) {
-        // Made now, so that there is a file to allow; if that fails, whoever opens it says so.
-        let made = std::fs::File::options().create_new(true).append(true).open(log);
-        if let (Ok(_), Some(user)) = (made, args.user) {
-            let _ = std::os::unix::fs::chown(log, Some(user.uid), Some(user.gid));
-        }
+        make_file(log, args);
         files.read_write(log);
     }
     needs.run_dir.iter().for_each(|folder| files.keep(folder));
@@ -210,6 +217,14 @@ fn files(spec: &VmSpec, args: &ProcessArgs, needs: Needs<'_>) -> Files {
     spec.devices.vsock.iter().for_each(|vsock| files.socket(&vsock.socket));
     spec.devices.consoles.iter().for_each(|console| files.socket(&console.socket));
     files
+}
+
+/// Makes a file now, so that there is one to allow; if that fails, whoever opens it says so.
+fn make_file(path: &Path, args: &ProcessArgs) {
+    let made = std::fs::File::options().create_new(true).append(true).open(path);
+    if let (Ok(_), Some(user)) = (made, args.user) {
+        let _ = std::os::unix::fs::chown(path, Some(user.uid), Some(user.gid));
+    }
 }
 
 /// What this host offers for confining VMs.

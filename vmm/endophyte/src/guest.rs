@@ -222,6 +222,18 @@ impl PassiveMachine for MachinePort {
         self.machine.followed_disks()
     }
 
+    fn promise(&mut self, epoch: EpochId, changes: &[DiskChange]) -> Result<(), PortError> {
+        self.machine.promise_changes(epoch.0, changes).map_err(port_error("cannot write a disk's journal"))
+    }
+
+    fn made_through(&mut self, epoch: EpochId) {
+        self.machine.made_through(epoch.0);
+    }
+
+    fn forget_after(&mut self, epoch: EpochId) -> Result<(), PortError> {
+        self.machine.forget_promises_after(epoch.0).map_err(port_error("cannot cut a disk's journal"))
+    }
+
     fn change_disk(&mut self, change: &DiskChange) -> Result<(), PortError> {
         self.machine.change_disk(change).map_err(port_error("cannot write to the replica's disk"))
     }

@@ -59,7 +59,8 @@ impl Node {
         let vm = VmId::new(spec.name.clone()).or_exit(Failure::Spec)?;
         let identity = Identity::load(&args.key).or_exit(Failure::Spec)?;
         let run_dir = RunDir::open(&args.run_dir).or_exit(Failure::Host)?;
-        let needs = Needs { run_dir: Some(&args.run_dir), ..Needs::default() };
+        let journals = role == "passive";
+        let needs = Needs { run_dir: Some(&args.run_dir), journals, ..Needs::default() };
         let taps = confine::enter(&spec, &args.process, needs)?.taps;
         let signals = Signals::block()?;
         let status = Status {

@@ -1,6 +1,7 @@
 //! The passive role: hold a replica, and take over.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
@@ -33,6 +34,7 @@ pub(crate) fn run(args: &PassiveArgs) -> Result<ExitCode, Exit> {
     let stop = signals.latch().or_exit(Failure::Host)?;
     loop {
         let guest = node.build_guest()?;
+        guest.machine.begin_journals().or_exit(Failure::Host)?;
         touch_memory(&guest);
         let me = node.incarnate("passive");
         node.say(&format!("replica of {} waits for its active on {:?}", node.vm, listener.local_addrs()));
@@ -192,6 +194,7 @@ fn take_over(
     guest.machine.set_rx_enabled(true);
     guest.machine.resume().or_exit(Failure::Unexpected)?;
     guest.machine.announce();
+    retire_journals(guest).or_exit(Failure::Host)?;
     node.events.note(Event::Resumed {
         generation: promotion.record.generation.0,
         epoch: epoch.0,
@@ -204,4 +207,16 @@ fn take_over(
         node.vm, promotion.record.generation.0
     ));
     Ok(Mandate { me, record: promotion.record, resumed_from: epoch, ops: promotion.ops })
+}
+
+/// Has the disks' journals end soon, so that the guest's first flush need not do it. From a thread of its own: writing out what
+/// a replica was sent last can take a while.
+fn retire_journals(guest: &Guest) -> std::io::Result<()> {
+    let machine = Arc::clone(&guest.machine);
+    let retire = move || {
+        if let Err(error) = machine.retire_journals() {
+            tracing::error!(%error, "a disk's journal cannot be ended yet; the guest's next flush tries again");
+        }
+    };
+    std::thread::Builder::new().name("journals".into()).spawn(retire).map(drop)
 }

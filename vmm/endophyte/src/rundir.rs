@@ -60,7 +60,7 @@ impl Status {
             }
             Event::InSync { replicas } => self.in_sync.clone_from(replicas),
             Event::Held { held } => self.held = *held,
-            Event::Stats(stats) => self.stats = *stats,
+            Event::Stats(stats) => self.follow(*stats),
             Event::ReplicaStats { staged, .. } => self.staged_epoch = *staged,
             Event::Listed { listed } => {
                 self.listed = *listed;
@@ -75,6 +75,18 @@ impl Status {
             }
             Event::Trouble { what } => self.last_trouble = Some(what.clone()),
             _ => {}
+        }
+    }
+
+    fn follow(&mut self, stats: Stats) {
+        self.stats = stats;
+        // What takes longest before a VM is protected is a large disk.
+        if self.state == "unprotected" && stats.disk_left_bytes > 0 {
+            self.reason = format!(
+                "a replica is receiving its first copy; {} of {} MiB of its disks are left",
+                stats.disk_left_bytes.div_ceil(1 << 20),
+                stats.disk_bytes.div_ceil(1 << 20)
+            );
         }
     }
 
@@ -110,6 +122,11 @@ impl Status {
             self.stats.output_delay_us.p99,
         );
         gauge("gate_bytes", "Output waiting at the gate.", self.stats.gate_bytes);
+        gauge(
+            "disk_bytes_left",
+            "Bytes of disks that a new replica has not been sent yet.",
+            self.stats.disk_left_bytes,
+        );
         gauge("replicated_bytes", "Bytes of epochs handed to the link.", self.stats.bytes);
         text
     }

@@ -192,6 +192,9 @@ fn build_devices(
         let place_among = u8::try_from(number).expect("a machine has few slots");
         let follower = port.map(|port| Follower { port, disk: place_among });
         let made = Arc::new(Disk::attach(place.at(slot), disk, behind, follower)?);
+        if let Disks::Open = disks {
+            made.recover()?;
+        }
         fit(slot, number, !booted, What::Disk { disk: made, spec: disk.clone() })?;
     }
     if let (Some(spec), Some(link)) = (&spec.devices.vsock, ports.vsock) {

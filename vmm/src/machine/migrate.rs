@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use endophyte_snapshot::PageFetch;
 use endophyte_snapshot::lazy::{LazyError, LazyMemory, Userfault};
-use mycelium_ram_core::disk::DiskChange;
+use mycelium_ram_core::disk::{Change, DiskChange};
 use mycelium_ram_core::{PageIndex, PageSet};
 
 use super::fitted::Fitted;
@@ -62,6 +62,49 @@ impl Machine {
     /// As [`Machine::read_disk`]. The disk may be changed in part then.
     pub fn change_disk(&self, change: &DiskChange) -> io::Result<()> {
         self.disk_at(change.disk)?.change(&change.change)
+    }
+
+    /// From here on what is promised of the followed disks is journaled beside their images, before it is made. The machine
+    /// has not run.
+    ///
+    /// # Errors
+    /// [`MachineError::Disk`].
+    pub fn begin_journals(&self) -> Result<(), MachineError> {
+        let mut followed = self.platform.disks().into_iter().filter(|disk| disk.is_followed());
+        followed.try_for_each(|disk| Ok(disk.begin_journal()?))
+    }
+
+    /// Promises changes of an epoch; lasting, where the guest flushed. Copies of what a disk held before are not promised.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn promise_changes(&self, epoch: u64, changes: &[DiskChange]) -> io::Result<()> {
+        for (number, disk) in (0u8..).zip(self.platform.disks()) {
+            let own = changes.iter().filter(|c| c.disk == number && !matches!(c.change, Change::Copy { .. }));
+            disk.promise(epoch, own.map(|change| &change.change))?;
+        }
+        Ok(())
+    }
+
+    /// The promised changes of all epochs up to this one have been made.
+    pub fn made_through(&self, epoch: u64) {
+        self.platform.disks().iter().for_each(|disk| disk.made_through(epoch));
+    }
+
+    /// The guest goes on from the end of this epoch: what was promised of later ones is not to be.
+    ///
+    /// # Errors
+    /// The host's; the guest must not go on then.
+    pub fn forget_promises_after(&self, epoch: u64) -> io::Result<()> {
+        self.platform.disks().iter().try_for_each(|disk| disk.forget_after(epoch))
+    }
+
+    /// Ends the journals: what was promised is made to last by itself. The guest may run.
+    ///
+    /// # Errors
+    /// The host's; it can be tried again.
+    pub fn retire_journals(&self) -> io::Result<()> {
+        self.platform.disks().iter().try_for_each(|disk| disk.retire_journal())
     }
 
     /// Whoever follows the disks, once full, has room again.

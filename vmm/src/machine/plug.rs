@@ -130,6 +130,7 @@ impl Machine {
         let slot = self.room_for_disk(spec)?;
         let behind = Behind::Open(DiskImage::open(spec)?);
         let disk = Arc::new(Disk::attach(self.place(slot), spec, behind, None)?);
+        disk.recover()?;
         self.fit(slot, What::Disk { disk, spec: spec.clone() })
     }
 

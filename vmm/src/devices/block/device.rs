@@ -16,6 +16,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::engine::Engine;
 use super::follow::Follower;
 use super::image::{DiskImage, DiskThen, Geometry, ImageError};
+use super::journal::{self, Journal};
 use super::metrics::BlockMetrics;
 use super::persist::BlockSaved;
 use super::request::{Operation, SECTOR_BYTES};
@@ -48,6 +49,8 @@ pub(crate) struct Block {
     pub(super) ram: Arc<GuestRam>,
     spec: DiskSpec,
     pub(super) follower: Option<Follower>,
+    /// Of a replica's disk, and of one that was a replica's until its first flush.
+    pub(super) journal: Option<Journal>,
     /// The image's file when it was opened, if it is open.
     found: Option<DiskThen>,
     /// By slot; `None` is free.
@@ -184,12 +187,73 @@ impl Disk {
     /// # Errors
     /// The host's or the image's.
     pub(crate) fn change(&self, change: &Change) -> io::Result<()> {
-        let engine = &self.lock().device.engine;
-        match change {
-            Change::Write { offset, data } | Change::Copy { offset, data } => engine.write_at(*offset, data),
-            Change::Zero { offset, bytes } => engine.zero_at(*offset, *bytes),
-            Change::Flush => Ok(()),
+        self.lock().device.engine.change(change)
+    }
+
+    /// Makes good what a process before this one has promised of the disk. The machine has not run.
+    ///
+    /// # Errors
+    /// [`ImageError::Journal`].
+    pub(crate) fn recover(&self) -> Result<(), ImageError> {
+        self.lock().device.recover()
+    }
+
+    /// From here on what is promised of the disk is journaled. The machine has not run.
+    ///
+    /// # Errors
+    /// [`ImageError::Journal`].
+    pub(crate) fn begin_journal(&self) -> Result<(), ImageError> {
+        let mut inner = self.lock();
+        let device = &mut inner.device;
+        let begun = Journal::begin(&device.spec.path);
+        device.journal =
+            Some(begun.map_err(|source| ImageError::Journal { path: device.spec.path.clone(), source })?);
+        Ok(())
+    }
+
+    /// Promises the changes of an epoch, which are to be made next. The machine is paused.
+    ///
+    /// # Errors
+    /// The host's.
+    pub(crate) fn promise<'a>(
+        &self,
+        epoch: u64,
+        changes: impl Iterator<Item = &'a Change>,
+    ) -> io::Result<()> {
+        let mut inner = self.lock();
+        let device = &mut inner.device;
+        let Some(journal) = &mut device.journal else { return Ok(()) };
+        if journal.is_long() && journal.is_made() {
+            device.engine.flush()?;
+            journal.empty()?;
         }
+        journal.append(epoch, changes)
+    }
+
+    /// Epochs up to this one have been made.
+    pub(crate) fn made_through(&self, epoch: u64) {
+        self.lock().device.journal.iter_mut().for_each(|journal| journal.keep(epoch));
+    }
+
+    /// The guest goes on from the end of this epoch: what was promised of later ones is not to be.
+    ///
+    /// # Errors
+    /// The host's.
+    pub(crate) fn forget_after(&self, epoch: u64) -> io::Result<()> {
+        self.lock().device.journal.as_mut().map_or(Ok(()), |journal| journal.forget_after(epoch))
+    }
+
+    /// Ends the journal: all that was promised has been made, and is made to last now. The guest may run.
+    ///
+    /// # Errors
+    /// The host's; the journal is kept then.
+    pub(crate) fn retire_journal(&self) -> io::Result<()> {
+        let file = self.lock().device.engine.raw_file();
+        if let Some(file) = file {
+            // What takes long, without holding up the guest.
+            file.sync_data()?;
+        }
+        self.lock().device.retire_journal()
     }
 
     /// Reads from the disk past the guest; for what it boots.
@@ -225,6 +289,7 @@ impl Block {
             ram: Arc::clone(place.ram),
             spec: spec.clone(),
             follower,
+            journal: None,
             found,
             under_way: std::iter::repeat_with(|| None).take(usize::from(DISK_REQUESTS_MAX)).collect(),
             free: (0..DISK_REQUESTS_MAX).rev().collect(),
@@ -234,6 +299,31 @@ impl Block {
             metrics: BlockMetrics::default(),
             memory: Vec::with_capacity(usize::from(QUEUE_SIZE)),
         })
+    }
+
+    /// Before the guest is told of a flush of its own: what it wrote since must not be undone by what was promised before.
+    pub(super) fn retire_journal(&mut self) -> io::Result<()> {
+        let Some(journal) = &mut self.journal else { return Ok(()) };
+        self.engine.flush()?;
+        journal.empty()?;
+        self.journal = None;
+        Ok(())
+    }
+
+    fn recover(&self) -> Result<(), ImageError> {
+        let path = &self.spec.path;
+        let failed = |source| ImageError::Journal { path: path.clone(), source };
+        let Some(file) = journal::left_behind(path, !self.spec.readonly).map_err(failed)? else {
+            return Ok(());
+        };
+        if self.spec.readonly {
+            return Err(failed(io::ErrorKind::ReadOnlyFilesystem.into()));
+        }
+        let replayed = journal::replay(&file, self.geometry.bytes, |change| self.engine.change(change));
+        let epochs = replayed.map_err(failed)?;
+        self.engine.flush().and_then(|()| file.set_len(0)).and_then(|()| file.sync_all()).map_err(failed)?;
+        tracing::info!(disk = %path.display(), epochs, "made good what the journal promised");
+        Ok(())
     }
 
     fn flush(&self) -> Result<(), ImageError> {
@@ -261,7 +351,7 @@ impl Block {
             |source| ImageError::Open { path: self.spec.path.clone(), readonly: self.spec.readonly, source };
         self.engine =
             Engine::new(image, Arc::clone(&self.ram), DISK_REQUESTS_MAX, &self.done).map_err(failed)?;
-        Ok(())
+        self.recover()
     }
 
     pub(super) fn serial_field(&self) -> [u8; crate::limits::DISK_SERIAL_BYTES_MAX] {

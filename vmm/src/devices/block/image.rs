@@ -13,6 +13,7 @@ use imago::{FormatAccess, FormatDriverBuilder, Storage, StorageOpenOptions};
 
 use serde::{Deserialize, Serialize};
 
+use super::journal;
 use super::request::SECTOR_BYTES;
 use crate::limits::DISK_LAYERS_MAX;
 use crate::spec::{DiskCache, DiskFormat, DiskSpec};
@@ -87,6 +88,15 @@ pub enum ImageError {
     #[error("disk {} does not take what was written to it: {source}; check its storage before anybody else uses it", path.display())]
     Lost {
         /// Its path.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// What was promised of it cannot be made good.
+    #[error("the journal {} holds changes that disk {} does not, and cannot be made good: {source}; make both writable for this user, and open the disk \
+             once with readonly = false", journal::path_of(path).display(), path.display())]
+    Journal {
+        /// Path of the disk.
         path: PathBuf,
         /// The kernel's answer.
         source: io::Error,

@@ -15,6 +15,7 @@ mod device;
 mod engine;
 mod follow;
 mod image;
+mod journal;
 mod persist;
 mod queue;
 mod request;
@@ -25,4 +26,7 @@ pub(crate) use device::{Behind, Disk};
 pub use follow::DiskPort;
 pub(crate) use follow::Follower;
 pub use image::{DiskImage, DiskThen, ImageError};
+pub use journal::path_of as journal_of;
+#[cfg(feature = "fuzzing")]
+pub use journal::{fuzz_journal, seeds_journal};
 pub use metrics::BlockMetrics;

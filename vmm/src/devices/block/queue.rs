@@ -103,6 +103,12 @@ impl Block {
         let head = io.chain.head();
         self.under_way[usize::from(slot)] =
             Some(Pending { queue, head, operation, status_at: layout.status_at, into });
+        if operation == Operation::Flush
+            && let Err(error) = self.retire_journal()
+        {
+            // The flush itself meets the same trouble and tells the guest; the journal stays.
+            tracing::error!(disk = %self.serial, %error, "the journal of the time as a replica cannot be ended");
+        }
         self.launch(slot, operation, io)
     }
 

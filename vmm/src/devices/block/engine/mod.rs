@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use mycelium_ram_core::disk::Change;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::image::{DiskImage, Store};
@@ -107,8 +108,16 @@ impl Engine {
         }
     }
 
-    /// Writes to the image past all queues.
-    pub(super) fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+    /// Makes a change to the image past all queues.
+    pub(super) fn change(&self, change: &Change) -> io::Result<()> {
+        match change {
+            Change::Write { offset, data } | Change::Copy { offset, data } => self.write_at(*offset, data),
+            Change::Zero { offset, bytes } => self.zero_at(*offset, *bytes),
+            Change::Flush => Ok(()),
+        }
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         match self {
             Engine::Ring(ring) => ring.file().write_all_at(data, offset),
             Engine::Format(format) => format.write_at(offset, data),
@@ -116,8 +125,7 @@ impl Engine {
         }
     }
 
-    /// Makes a range of the image empty past all queues.
-    pub(super) fn zero_at(&self, offset: u64, bytes: u64) -> io::Result<()> {
+    fn zero_at(&self, offset: u64, bytes: u64) -> io::Result<()> {
         match self {
             Engine::Ring(ring) => ring.zero_at(offset, bytes),
             Engine::Format(format) => format.zero_at(offset, bytes),
