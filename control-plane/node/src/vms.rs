@@ -346,7 +346,9 @@ pub(crate) fn known_policy(on_loss: &str) -> Result<&str, VmError> {
 /// Why a VM can have no replica, if it cannot.
 fn why_alone(spec: &VmSpec, ask: &RunVmRequest) -> Option<&'static str> {
     if spec.devices.disks.iter().any(|disk| !disk.readonly) {
-        return Some("what it writes to its disks is not replicated; set readonly = true");
+        return Some(
+            "its disks are writable, and nodes do not place disks yet; set readonly = true, or set up the pair by hand",
+        );
     }
     if !ask.restore.is_empty() {
         return Some("it is restored from a snapshot; start it anew with --protect");

@@ -236,6 +236,7 @@ impl<M: PassiveMachine> Staging<M> {
 /// else: the epoch of that number (u8) is committed. In the end the replica takes over.
 #[cfg(feature = "fuzzing")]
 pub fn fuzz_staging(mut data: &[u8]) {
+    use mycelium_ram_core::message::fuzzed_frame;
     let machine = fuzzing::SmallMachine::new();
     let mut staging = Staging::new(machine, fuzzing::STAGED_BYTES, Arc::default());
     let mut whole = EpochId(0);
@@ -255,7 +256,7 @@ pub fn fuzz_staging(mut data: &[u8]) {
                 whole = epoch;
             }
         };
-        if staging.take(&Bytes::copy_from_slice(frame), hear).is_err() {
+        if staging.take(&fuzzed_frame(frame), hear).is_err() {
             return;
         }
     }

@@ -1,5 +1,6 @@
 //! Well-formed inputs: where mutation begins, and what is replayed besides the corpus.
 
+use bytes::Bytes;
 use endophyte_snapshot::{Memory, SaveError, Slot, SnapshotWriter};
 use mycelium_identity::{Invitation, NetworkId};
 use mycelium_ram_core::message::{Heartbeat, Message};
@@ -101,6 +102,29 @@ pub(crate) fn migration() -> Vec<Vec<u8>> {
     ];
     all.extend(endophyte_migration::runs::write(&missing).into_iter().map(Message::Missing));
     all.iter().map(|message| message.encode().to_vec()).collect()
+}
+
+/// Changes of every kind.
+pub(crate) fn disk_parts() -> Vec<Vec<u8>> {
+    vec![disk_part().to_vec()]
+}
+
+fn disk_part() -> Bytes {
+    use mycelium_ram_core::disk::{Change, DiskChange, DiskPartWriter};
+    let data = Bytes::from_static(&[3; 512]);
+    let changes = [
+        Change::Copy { offset: 4096, data: data.clone() },
+        Change::Write { offset: 0, data },
+        Change::Zero { offset: 512, bytes: 1024 },
+        Change::Flush,
+    ];
+    let mut writer = DiskPartWriter::default();
+    for change in changes {
+        writer
+            .push(&DiskChange { disk: 0, change }, |_| Ok::<_, ()>(()))
+            .expect("a few changes fill no part");
+    }
+    writer.finish().unwrap_or_default()
 }
 
 pub(crate) fn parts() -> Vec<Vec<u8>> {
@@ -208,7 +232,7 @@ pub(crate) fn extlinux() -> Vec<Vec<u8>> {
 pub(crate) fn staging() -> Vec<Vec<u8>> {
     use mycelium_ram_core::IngressSeq;
     use mycelium_ram_core::message::{EpochEnd, EpochPart, Ingress, PartKind};
-    use mycelium_ram_core::stage::content_hash;
+    use mycelium_ram_core::stage::{content_hash, part_hash};
     use mycelium_ram_core::state_codec;
     let step = |message: &Message| {
         let frame = message.encode();
@@ -219,11 +243,13 @@ pub(crate) fn staging() -> Vec<Vec<u8>> {
         let (epoch, base) = (EpochId(number), base.map(EpochId));
         let mut writer = PartWriter::default();
         writer.push(PageIndex(number), &[fill; 4096], None);
-        let part = EpochPart { epoch, base, index: 0, kind: PartKind::Pages, payload: writer.finish() };
+        let part = |index, kind, payload| EpochPart { epoch, base, index, kind, payload };
+        let pages = part(0, PartKind::Pages, writer.finish());
+        let disks = part(1, PartKind::Disks, disk_part());
         let mut end = EpochEnd {
             epoch,
             base,
-            parts: 1,
+            parts: 2,
             content_hash: 0,
             cut_at: Time(number),
             released: EpochId(number - 1),
@@ -231,8 +257,9 @@ pub(crate) fn staging() -> Vec<Vec<u8>> {
             state: state_codec::encode(None, &[1; 20]),
             outputs: Vec::new(),
         };
-        end.content_hash = content_hash([xxhash_rust::xxh3::xxh3_64(&part.payload)], &end);
-        [step(&Message::Part(part)), step(&Message::End(end))].concat()
+        let hashes = [&pages, &disks].map(|part| part_hash(part.kind, &part.payload));
+        end.content_hash = content_hash(hashes, &end);
+        [step(&Message::Part(pages)), step(&Message::Part(disks)), step(&Message::End(end))].concat()
     };
     let frames =
         Ingress { first: IngressSeq(1), frames: vec![(0, vec![1; 60].into()), (1, vec![2; 60].into())] };

@@ -53,6 +53,13 @@ impl Target {
 pub(crate) const ALL: &[Target] = &[
     Target::new("message", mycelium_ram_core::message::fuzz_message, seeds::messages),
     Target::new("pages", mycelium_ram_core::page_codec::fuzz_part, seeds::parts).bytes(16 << 10),
+    Target::new("disks", mycelium_ram_core::disk::fuzz_disk_part, seeds::disk_parts).bytes(16 << 10),
+    Target::new(
+        "journal",
+        endophyte_vmm::devices::block::fuzz_journal,
+        endophyte_vmm::devices::block::seeds_journal,
+    )
+    .bytes(16 << 10),
     Target::new("arbiter", mycelium_arbiter::wire::fuzz_wire, seeds::questions).words(ARBITER_WORDS),
     Target::new("state", endophyte_vmm::fuzz_state, seeds::none).bytes(16 << 10),
     Target::new("snapshot", endophyte_snapshot::fuzz_snapshot, seeds::snapshots).bytes(32 << 10),
