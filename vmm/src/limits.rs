@@ -37,6 +37,10 @@ pub const DISK_TURN_REQUESTS: usize = 64;
 /// Sectors one discard or write-zeroes request may cover (1 GiB): a longer one would keep a pause waiting.
 pub const DISK_CLEAR_SECTORS_MAX: u32 = 1 << 21;
 
+/// Bytes of one read or write, of which a copy may be made: a guest could name the same memory a hundred times. Linux asks for a few
+/// MiB at most.
+pub const DISK_REQUEST_BYTES_MAX: u64 = 32 << 20;
+
 /// Ports of the paravirtual console; each has two queues.
 pub const CONSOLES_MAX: usize = 8;
 

@@ -192,25 +192,32 @@ pub fn read_part(part: &Bytes, sizes: &[u64]) -> Result<Vec<DiskChange>, DecodeE
 }
 
 /// The extents of several disks, numbered through.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ExtentMap {
     /// Bytes of each disk, and the number of its first extent.
     disks: Vec<(u64, u64)>,
     extents: u64,
+    extent_bytes: u64,
 }
 
 impl ExtentMap {
     /// Of disks of these sizes, bytes.
     #[must_use]
     pub fn new(sizes: &[u64]) -> Self {
+        Self::with_extents_of(EXTENT_BYTES, sizes)
+    }
+
+    /// With extents of another size, bytes; for disks of a few of them.
+    #[must_use]
+    pub fn with_extents_of(extent_bytes: u64, sizes: &[u64]) -> Self {
         let mut extents = 0;
         let mut number = |bytes: &u64| {
             let first = extents;
-            extents += bytes.div_ceil(EXTENT_BYTES);
+            extents += bytes.div_ceil(extent_bytes);
             (*bytes, first)
         };
         let disks = sizes.iter().map(&mut number).collect();
-        Self { disks, extents }
+        Self { disks, extents, extent_bytes }
     }
 
     /// How many there are.
@@ -227,7 +234,7 @@ impl ExtentMap {
         let (bytes, first) = self.disks[usize::from(change.disk)];
         let range = change.change.range();
         assert!(range.end <= bytes, "a change past the end of disk {}", change.disk);
-        let touched = range.start / EXTENT_BYTES..range.end.div_ceil(EXTENT_BYTES);
+        let touched = range.start / self.extent_bytes..range.end.div_ceil(self.extent_bytes);
         touched.for_each(|extent| into.insert(PageIndex(first + extent)));
     }
 
@@ -240,9 +247,22 @@ impl ExtentMap {
         assert!(extent.0 < self.extents, "extent {extent} of {}", self.extents);
         let disk = self.disks.partition_point(|(_, first)| *first <= extent.0) - 1;
         let (bytes, first) = self.disks[disk];
-        let start = (extent.0 - first) * EXTENT_BYTES;
+        let start = (extent.0 - first) * self.extent_bytes;
         let disk = u8::try_from(disk).expect("a machine has few disks");
-        (disk, start..bytes.min(start + EXTENT_BYTES))
+        (disk, start..bytes.min(start + self.extent_bytes))
+    }
+}
+
+/// What is sent of the disks in an epoch, in order.
+pub fn in_order<'a>(
+    copies: impl Iterator<Item = &'a DiskChange>,
+    changes: &'a [DiskChange],
+) -> Vec<DiskChange> {
+    let (copies, changes) = (copies.cloned(), changes.iter().cloned());
+    if sabotaged(Sabotage::CopiesAfterChanges) {
+        changes.chain(copies).collect()
+    } else {
+        copies.chain(changes).collect()
     }
 }
 
@@ -287,7 +307,7 @@ impl ExtentLedger {
     /// Epochs after `kept` will never be staged as sent.
     pub fn abort_after(&mut self, kept: EpochId) {
         for (_, extents) in self.in_flight.split_off(&kept.next()) {
-            if !sabotaged(Sabotage::DirtyPagesNotReturned) {
+            if !sabotaged(Sabotage::ExtentsNotReturned) {
                 self.owed.union(&extents);
             }
         }

@@ -240,6 +240,7 @@ impl Peer {
     /// Whether it holds all it lacked when it joined.
     fn is_filled(&self) -> bool {
         self.filled.is_some_and(|epoch| self.holds(epoch))
+            || sabotaged(Sabotage::ListedBeforeFilled) && self.acked.is_some()
     }
 
     /// The newest epoch it acknowledged, or the one before its seed.

@@ -55,6 +55,12 @@ sabotages! {
     PartialEpochApplied = "partial-epoch-applied",
     /// A new leader of the arbiter's group does not have the newest swap, though it was replicated.
     ReplicatedSwapForgotten = "replicated-swap-forgotten",
+    /// An aborted epoch forgets what it carried of the disks.
+    ExtentsNotReturned = "extents-not-returned",
+    /// What is copied of a disk is applied after what the guest wrote meanwhile.
+    CopiesAfterChanges = "copies-after-changes",
+    /// A replica is listed before it has the disks.
+    ListedBeforeFilled = "listed-before-filled",
     /// After an epoch was aborted, changes are still told against what it carried.
     StaleShadow = "stale-shadow",
 }

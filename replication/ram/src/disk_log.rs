@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use mycelium_ram_core::disk::DiskChange;
 
 /// Bytes of changes that may wait for a cut before disks must.
-const LOG_BYTES: usize = 64 << 20;
+const LOG_BYTES: usize = 32 << 20;
 
 /// The changes of the open epoch, filled by the disks, emptied by the epoch thread.
 #[derive(Debug, Default)]
@@ -44,6 +44,11 @@ impl DiskLog {
         let room = open.bytes < LOG_BYTES;
         open.refused |= !room;
         room
+    }
+
+    /// Bytes that wait for a cut.
+    pub(crate) fn bytes(&self) -> usize {
+        self.lock().bytes
     }
 
     /// Notes a change that is about to be made. The guest must not be told that it is done in an earlier epoch.

@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mycelium_ram_core::disk::{DiskChange, EXTENT_BYTES, ExtentLedger, ExtentMap};
+use mycelium_ram_core::disk::{DiskChange, EXTENT_BYTES, ExtentLedger, ExtentMap, in_order};
 use mycelium_ram_core::{EpochId, Member, PageSet};
 
 use crate::copier::{COPIES_PER_EPOCH, Copied, Copier};
 use crate::disk_log::DiskLog;
 use crate::ports::{ActiveMachine, PortError};
+
+/// Changes that end an epoch which was to be long, bytes.
+const PENDING_BYTES: usize = 4 << 20;
 
 /// What a replica has of the disks.
 #[derive(Debug)]
@@ -30,12 +33,16 @@ pub(crate) struct DiskEpoch {
 }
 
 impl DiskEpoch {
+    /// Whether the guest left the disks alone.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.changes.is_empty()
+    }
+
     /// What is sent to a replica, in order.
     pub(crate) fn for_replica(&self, member: Member) -> Vec<DiskChange> {
         let lacked = self.lacked.get(&member);
         let lacks = |copied: &&Copied| lacked.is_some_and(|lacked| lacked.contains(copied.extent));
-        let copies = self.copied.iter().filter(lacks).map(|copied| &copied.change);
-        copies.chain(&self.changes).cloned().collect()
+        in_order(self.copied.iter().filter(lacks).map(|copied| &copied.change), &self.changes)
     }
 }
 
@@ -95,11 +102,24 @@ impl Disks {
         }
     }
 
-    pub(crate) fn forget(&mut self, member: Member) {
+    pub(crate) fn forget(&mut self, member: Member, machine: &impl ActiveMachine) {
         self.replicas.remove(&member);
         if self.replicas.is_empty() {
             self.refused |= self.log.stop().refused;
+            // There may never be a cut again.
+            self.make_room_known(machine);
         }
+    }
+
+    fn make_room_known(&mut self, machine: &impl ActiveMachine) {
+        if std::mem::take(&mut self.refused) {
+            machine.kick_disks();
+        }
+    }
+
+    /// Whether the open epoch has so many changes that it should end.
+    pub(crate) fn are_pending(&self) -> bool {
+        self.log.bytes() > PENDING_BYTES
     }
 
     /// Copies what cannot wait for a later epoch. The guest runs.
@@ -144,9 +164,7 @@ impl Disks {
 
     /// The next epoch is open: begins to copy what is lacking. Whether there is anything.
     pub(crate) fn copy_next(&mut self, machine: &impl ActiveMachine) -> bool {
-        if std::mem::take(&mut self.refused) {
-            machine.kick_disks();
-        }
+        self.make_room_known(machine);
         let Some(copier) = self.copier.as_ref().filter(|_| !self.given_up) else { return false };
         let mut owed = PageSet::empty(self.map.extents());
         self.replicas.values().for_each(|holding| owed.union(holding.ledger.owed()));
@@ -172,5 +190,187 @@ impl Disks {
         let extents = self.replicas.values().map(|holding| holding.ledger.owed().len()).max();
         let bytes = |extents: u64| extents * EXTENT_BYTES;
         (bytes(extents.unwrap_or(0)), bytes(self.map.extents()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use mycelium_ram_core::disk::Change;
+    use mycelium_ram_core::page_codec::Page;
+    use mycelium_ram_core::{Incarnation, NodeId, PageIndex};
+
+    use super::*;
+    use crate::ports::DiskReader;
+
+    const EXTENTS: u64 = 3;
+
+    #[derive(Debug, Default)]
+    struct Shelf {
+        /// The byte each extent is filled with.
+        content: Mutex<[u8; EXTENTS as usize]>,
+        kicked: AtomicU32,
+    }
+
+    /// A machine of one disk and nothing else.
+    #[derive(Clone, Debug, Default)]
+    struct OneDisk(Arc<Shelf>);
+
+    impl DiskReader for OneDisk {
+        fn read(&self, _: u8, offset: u64, into: &mut [u8]) -> Result<(), PortError> {
+            let extent = usize::try_from(offset / EXTENT_BYTES).unwrap();
+            into.fill(self.0.content.lock().unwrap()[extent]);
+            Ok(())
+        }
+    }
+
+    impl ActiveMachine for OneDisk {
+        fn pages(&self) -> u64 {
+            0
+        }
+        fn start_tracking(&mut self) -> Result<(), PortError> {
+            Ok(())
+        }
+        fn stop_tracking(&mut self) -> Result<(), PortError> {
+            Ok(())
+        }
+        fn disks(&self) -> Vec<u64> {
+            vec![EXTENTS * EXTENT_BYTES]
+        }
+        fn disk_reader(&self) -> Arc<dyn DiskReader> {
+            Arc::new(self.clone())
+        }
+        fn kick_disks(&self) {
+            self.0.kicked.fetch_add(1, Ordering::Relaxed);
+        }
+        fn pause(&mut self) -> Result<(), PortError> {
+            Ok(())
+        }
+        fn busy(&self) -> Duration {
+            Duration::ZERO
+        }
+        fn resume(&mut self) {}
+        fn harvest(&mut self, _: &mut PageSet, _: &PageSet) -> Result<(), PortError> {
+            Ok(())
+        }
+        fn dirty_pages(&mut self) -> Result<u64, PortError> {
+            Ok(0)
+        }
+        fn read_page(&self, _: PageIndex, _: &mut Page) {}
+        fn reset(&mut self) -> Result<(), PortError> {
+            Ok(())
+        }
+        fn save_state(&mut self, _: &mut Vec<u8>) -> Result<(), PortError> {
+            Ok(())
+        }
+    }
+
+    /// The guest's work on the machine's disk, and a replica that gets what leaves.
+    struct Desk {
+        machine: OneDisk,
+        log: Arc<DiskLog>,
+        disks: Disks,
+        replica: [u8; EXTENTS as usize],
+        epoch: EpochId,
+    }
+
+    const REPLICA: Member = Member { node: NodeId([1; 32]), incarnation: Incarnation(1) };
+
+    impl Desk {
+        fn new() -> Self {
+            let (machine, log) = (OneDisk::default(), Arc::new(DiskLog::default()));
+            let disks = Disks::new(&machine, log.clone()).unwrap();
+            Self { machine, log, disks, replica: [0xff; EXTENTS as usize], epoch: EpochId(0) }
+        }
+
+        /// The guest fills an extent.
+        fn write(&self, extent: usize, byte: u8) {
+            if self.log.is_on() {
+                let data = Bytes::from(vec![byte; usize::try_from(EXTENT_BYTES).unwrap()]);
+                let change = Change::Write { offset: extent as u64 * EXTENT_BYTES, data };
+                self.log.note(DiskChange { disk: 0, change });
+            }
+            self.machine.0.content.lock().unwrap()[extent] = byte;
+        }
+
+        /// Ends an epoch; what is sent arrives or not.
+        fn cut(&mut self, arrives: bool) {
+            self.epoch = self.epoch.next();
+            let sent = self.disks.seal(self.epoch, &[REPLICA]).for_replica(REPLICA);
+            if arrives {
+                for DiskChange { change, .. } in sent {
+                    let extent = usize::try_from(change.range().start / EXTENT_BYTES).unwrap();
+                    self.replica[extent] = match change {
+                        Change::Write { data, .. } | Change::Copy { data, .. } => data[0],
+                        Change::Zero { .. } | Change::Flush => 0,
+                    };
+                }
+                self.disks.acked(REPLICA, self.epoch);
+            }
+            self.disks.copy_next(&self.machine);
+        }
+
+        fn is_like_the_machine(&self) -> bool {
+            self.replica == *self.machine.0.content.lock().unwrap()
+        }
+
+        /// Cuts until the copier has had its time.
+        fn fill(&mut self) -> u32 {
+            let mut rounds = 0;
+            while self.disks.lacking().0 > 0 {
+                self.cut(true);
+                rounds += 1;
+                std::thread::yield_now();
+            }
+            rounds
+        }
+    }
+
+    #[test]
+    fn a_replica_is_filled_while_the_guest_writes() {
+        let mut desk = Desk::new();
+        desk.write(0, 7);
+        desk.disks.begin(REPLICA);
+        let rounds = desk.fill();
+        assert!(rounds >= 2, "copies belong to epochs that began after the replica came");
+        assert_eq!(desk.disks.filled_by(desk.epoch), [REPLICA]);
+        assert!(desk.is_like_the_machine());
+        desk.write(2, 9);
+        desk.cut(true);
+        assert!(desk.is_like_the_machine());
+    }
+
+    #[test]
+    fn what_a_broken_connection_cost_comes_with_the_next_epoch() {
+        let mut desk = Desk::new();
+        desk.disks.begin(REPLICA);
+        desk.fill();
+        let kept = desk.epoch;
+        desk.write(1, 5);
+        desk.cut(false);
+        desk.disks.go_on(REPLICA, kept);
+        desk.disks.copy_at_once().unwrap();
+        desk.write(0, 6);
+        desk.cut(true);
+        assert!(desk.is_like_the_machine());
+        assert_eq!(desk.disks.lacking().0, 0);
+    }
+
+    #[test]
+    fn a_disk_that_waits_for_room_goes_on_when_the_last_replica_is_gone() {
+        let mut desk = Desk::new();
+        desk.disks.begin(REPLICA);
+        while desk.log.has_room() {
+            desk.write(0, 1);
+        }
+        assert!(desk.disks.are_pending());
+        assert_eq!(desk.machine.0.kicked.load(Ordering::Relaxed), 0);
+        desk.disks.forget(REPLICA, &desk.machine);
+        assert_eq!(desk.machine.0.kicked.load(Ordering::Relaxed), 1);
+        assert!(!desk.log.is_on());
     }
 }

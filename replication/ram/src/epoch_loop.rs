@@ -281,7 +281,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
             return;
         }
         match self.machine.dirty_pages() {
-            Ok(pages) if pages > PAGES_PENDING => report(Report::PagesPending),
+            Ok(pages) if pages > PAGES_PENDING || self.disks.are_pending() => report(Report::PagesPending),
             Ok(_) => {}
             Err(e) => self.trouble(&e),
         }
@@ -321,7 +321,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
 
     fn forget(&mut self, member: Member) {
         self.streams.remove(&member);
-        self.disks.forget(member);
+        self.disks.forget(member, &self.machine);
         if self.streams.is_empty() && self.tracking {
             match self.machine.stop_tracking() {
                 Ok(()) => self.tracking = false,
@@ -409,7 +409,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
             sealed.outputs = self.gate.between(sealed.base.unwrap_or(epoch.prev()), epoch);
         }
         let silent = taken.iter().all(|sealed| sealed.outputs.is_empty());
-        self.cut_done.quiet = silent && self.tracking && written <= QUIET_PAGES;
+        self.cut_done.quiet = silent && disks.is_quiet() && self.tracking && written <= QUIET_PAGES;
         Ok((taken, [logged, saved, copied]))
     }
 

@@ -59,6 +59,8 @@ pub enum Timer {
     ReleaseNext,
     /// Apply the oldest staged epoch to the image.
     ApplyNext,
+    /// Copy the next block of the disk for whoever lacks it.
+    CopyNext,
     /// The guest's own timer.
     GuestTick,
     /// The vCPUs are set up: resume after a takeover.

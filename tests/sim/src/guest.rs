@@ -7,16 +7,17 @@
 //! wrong until somebody reads it.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use mycelium_ram_core::disk::{Change, DiskChange, SECTOR_BYTES};
 use mycelium_ram_core::page_codec::PAGE_BYTES;
 use mycelium_ram_core::{PageIndex, PageSet};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::limits::{CLIENTS, GUEST_PAGES};
+use crate::limits::{CLIENTS, DISK_BLOCKS, GUEST_PAGES};
 use crate::rng::mix;
 
 /// One page.
 pub type Page = [u8; PAGE_BYTES];
-/// All pages of a guest.
+/// All pages of a guest, and after them the blocks of its disk.
 pub type Image = Vec<Page>;
 
 /// What a client asks.
@@ -102,6 +103,8 @@ impl Answer {
 pub struct Guest {
     pages: Image,
     dirty: PageSet,
+    /// What it did to its disk since the last call of `take_changes`.
+    changes: Vec<DiskChange>,
     step: u64,
     history: u64,
 }
@@ -118,6 +121,7 @@ pub fn extend(history: u64, entry: &Entry) -> u64 {
     }
 }
 
+const IMAGE_PAGES: usize = (GUEST_PAGES + DISK_BLOCKS) as usize;
 const FIRST_DATA_PAGE: u64 = 1 + CLIENTS as u64;
 const HOT_PAGES: u64 = 5;
 /// One write in so many goes to any page.
@@ -127,8 +131,12 @@ impl Guest {
     /// A freshly booted guest: some pages hold data, the others zero.
     #[must_use]
     pub fn boot() -> Self {
-        let pages = vec![[0; PAGE_BYTES]; index(GUEST_PAGES)];
-        let mut guest = Self { pages, dirty: PageSet::empty(GUEST_PAGES), step: 0, history: GENESIS };
+        let pages = blank(0);
+        let dirty = PageSet::empty(GUEST_PAGES);
+        let mut guest = Self { pages, dirty, changes: Vec::new(), step: 0, history: GENESIS };
+        for block in guest.pages[index(GUEST_PAGES)..].iter_mut().step_by(2) {
+            block.fill(0x5a);
+        }
         for page in (FIRST_DATA_PAGE..GUEST_PAGES).step_by(2) {
             (0..64).for_each(|slot| guest.write(page, slot * 8, mix(page << 8 | slot as u64)));
         }
@@ -141,7 +149,7 @@ impl Guest {
     /// # Errors
     /// What the guest would die of: registers that do not fit its memory.
     pub fn resume(pages: Image, state: &[u8]) -> Result<Self, String> {
-        if pages.len() != index(GUEST_PAGES) || state.len() != 16 {
+        if pages.len() != IMAGE_PAGES || state.len() != 16 {
             return Err(format!("{} pages and {} bytes of state", pages.len(), state.len()));
         }
         let (step, history) = (word(state, 0), word(state, 8));
@@ -149,7 +157,7 @@ impl Guest {
         if (step, history) != (step_ram, history_ram) {
             return Err(format!("registers are at step {step}, memory is at step {step_ram}"));
         }
-        Ok(Self { pages, dirty: PageSet::empty(GUEST_PAGES), step, history })
+        Ok(Self { pages, dirty: PageSet::empty(GUEST_PAGES), changes: Vec::new(), step, history })
     }
 
     /// The registers, as saved at a cut.
@@ -182,6 +190,11 @@ impl Guest {
     /// Takes the set of pages written since the last call.
     pub fn take_dirty(&mut self) -> PageSet {
         self.dirty.take()
+    }
+
+    /// Takes what it did to its disk since the last call.
+    pub fn take_changes(&mut self) -> Vec<DiskChange> {
+        std::mem::take(&mut self.changes)
     }
 
     /// Puts pages back into the set of written ones, after a harvest that came to nothing.
@@ -223,6 +236,7 @@ impl Guest {
             let at = mix(self.history ^ n);
             self.write(written_page(at), offset(at), at);
         }
+        self.write_disk(mix(self.history ^ 3));
         if self.step.is_multiple_of(16) {
             let page = written_page(self.history);
             self.pages[index(page)].fill(0);
@@ -231,10 +245,13 @@ impl Guest {
     }
 
     fn execute(&mut self, request: &Request) -> Answer {
-        let spot = |n: u64| mix(self.history ^ n << 8);
+        let history = self.history;
+        let spot = |n: u64| mix(history ^ n << 8);
         let (writes, reads) = ([spot(1), spot(2), spot(3)], [spot(4), spot(5), spot(6)]);
         writes.iter().for_each(|at| self.write(written_page(*at), offset(*at), *at));
         let reads = reads.iter().fold(0, |hash, at| mix(hash ^ xxh3_64(&self.pages[index(data_page(*at))])));
+        self.write_disk(spot(7));
+        let reads = mix(reads ^ xxh3_64(&self.pages[index(GUEST_PAGES + spot(8) % DISK_BLOCKS)]));
         let Request { client, seq, .. } = *request;
         let answer = Answer { client, seq, step: self.step, history: self.history, reads };
         let slot = 1 + u64::from(client);
@@ -248,10 +265,52 @@ impl Guest {
         self.write(0, 8, self.history);
     }
 
+    /// Writes a sector of its disk, or empties one.
+    fn write_disk(&mut self, hash: u64) {
+        let (block, sector) = ((hash >> 8) % DISK_BLOCKS, (hash >> 16) % (PAGE_BYTES as u64 / SECTOR_BYTES));
+        let offset = block * PAGE_BYTES as u64 + sector * SECTOR_BYTES;
+        let content = if hash.is_multiple_of(8) { [0; 8] } else { hash.to_le_bytes() };
+        let data = Bytes::from(content.repeat(index(SECTOR_BYTES) / 8));
+        let change = if hash.is_multiple_of(8) {
+            Change::Zero { offset, bytes: SECTOR_BYTES }
+        } else {
+            Change::Write { offset, data }
+        };
+        let change = DiskChange { disk: 0, change };
+        change_disk(&mut self.pages, &change);
+        self.changes.push(change);
+    }
+
     fn write(&mut self, page: u64, at: usize, value: u64) {
         self.pages[index(page)][at..at + 8].copy_from_slice(&value.to_le_bytes());
         self.dirty.insert(PageIndex(page));
     }
+}
+
+/// Memory that holds nothing, and a disk that holds this.
+#[must_use]
+pub fn blank(on_disk: u8) -> Image {
+    let mut image = vec![[0; PAGE_BYTES]; IMAGE_PAGES];
+    image[index(GUEST_PAGES)..].as_flattened_mut().fill(on_disk);
+    image
+}
+
+/// Makes a change to the disk in an image.
+pub fn change_disk(image: &mut Image, change: &DiskChange) {
+    let range = change.change.range();
+    let disk = image[index(GUEST_PAGES)..].as_flattened_mut();
+    let range = index(range.start)..index(range.end);
+    match &change.change {
+        Change::Write { data, .. } | Change::Copy { data, .. } => disk[range].copy_from_slice(data),
+        Change::Zero { .. } | Change::Flush => disk[range].fill(0),
+    }
+}
+
+/// What a block of the disk in an image holds, as it is copied.
+#[must_use]
+pub fn copy_of(image: &Image, block: PageIndex) -> DiskChange {
+    let data = Bytes::copy_from_slice(&image[index(GUEST_PAGES + block.0)]);
+    DiskChange { disk: 0, change: Change::Copy { offset: block.0 * PAGE_BYTES as u64, data } }
 }
 
 fn data_page(hash: u64) -> u64 {

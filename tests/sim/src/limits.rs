@@ -2,6 +2,10 @@
 
 /// Pages of the simulated guest: enough for several parts an epoch, few enough to compare whole images.
 pub const GUEST_PAGES: u64 = 24;
+/// Blocks of the simulated guest's disk, each as large as a page and an extent.
+pub const DISK_BLOCKS: u64 = 6;
+/// Parts into which an epoch's changes of the disk are spread, at most.
+pub const DISK_PARTS: usize = 4;
 /// Pages in a part: small, so that an epoch has several parts and can be torn between them.
 pub const PART_PAGES: usize = 2;
 /// Pages an active process keeps the sent content of: enough for the hot ones, few enough that cold ones push each other out.

@@ -323,16 +323,18 @@ async fn the_machine_can_be_asked_for_figures_and_for_what_it_has() {
 }
 
 #[tokio::test]
-async fn a_protected_vm_with_a_writable_disk_is_refused() {
+async fn a_replica_that_cannot_journal_what_it_promises_of_its_disk_says_so() {
     let Some(lab) = Lab::new() else { return };
     let disk = lab.path("disk");
     fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    fs::create_dir(lab.path("disk.journal")).unwrap();
     let spec = fs::read_to_string(lab.path("vm.toml")).unwrap();
     fs::write(lab.path("vm.toml"), format!("{spec}[[disk]]\npath = {disk:?}\n")).unwrap();
-    let output = run(lab.command("active", "a", &[]).stdin(Stdio::null()));
-    assert_eq!(output.status.code(), Some(3));
+    let passive = ["--listen", "127.0.0.1:0", "--allow", &lab.key("a")];
+    let output = run(lab.command("passive", "b", &passive).stdin(Stdio::null()));
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("writable") && said.contains("readonly = true"), "{said}");
+    assert!(said.contains("the journal") && said.contains("disk.journal"), "{said}");
+    assert_eq!(output.status.code(), Some(4));
 }
 
 #[tokio::test]

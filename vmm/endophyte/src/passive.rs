@@ -21,8 +21,8 @@ use crate::session::{answer, first_message, judge};
 use crate::signals::Latch;
 use crate::wire::{LinkWire, receive};
 
-/// Bytes that staging may need beyond one copy of the guest.
-const STAGING_SLACK: usize = 64 << 20;
+/// Bytes that staging may need beyond one copy of the guest: what three epochs bring of its disks, and more.
+const STAGING_SLACK: usize = 256 << 20;
 
 /// Holds a replica; becomes the active when the active is lost.
 pub(crate) fn run(args: &PassiveArgs) -> Result<ExitCode, Exit> {

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
+use mycelium_ram_core::disk::DiskChange;
 use mycelium_ram_core::message::{Accept, Heartbeat, Ingress, Message, Offer, Output};
 use mycelium_ram_core::output::{GateMode, Offered, OutputQueue};
 use mycelium_ram_core::primary::{Action, Event, Primary, PrimaryConfig};
 use mycelium_ram_core::record::{Change, Record};
 use mycelium_ram_core::settle::Request as ArbiterRequest;
 use mycelium_ram_core::shadow::Shadow;
-use mycelium_ram_core::{EpochId, Generation, IngressSeq, Member, NodeId, Time};
+use mycelium_ram_core::{EpochId, Generation, IngressSeq, Member, NodeId, PageIndex, Time};
 
 use super::release::Releaser;
 use super::session::Session;
@@ -42,6 +43,9 @@ pub struct Active {
     pub(super) gate: OutputQueue<Output>,
     pub(super) releaser: Releaser,
     pub(super) sessions: BTreeMap<Member, Session>,
+    /// Blocks of the disk copied in the open epoch.
+    pub(super) copies: BTreeMap<PageIndex, DiskChange>,
+    pub(super) copying: bool,
     pub(super) links: BTreeMap<Member, Link>,
     pub(super) conns: u64,
     pub(super) ingress: IngressSeq,
@@ -74,6 +78,8 @@ impl Active {
             gate,
             releaser: Releaser::default(),
             sessions: BTreeMap::new(),
+            copies: BTreeMap::new(),
+            copying: false,
             shadow: Shadow::new(limits::GUEST_PAGES, limits::SHADOW_PAGES),
             state_before: None,
             links: BTreeMap::new(),
@@ -135,6 +141,7 @@ impl Active {
             Timer::CutDone => self.cut_done(cx),
             Timer::SendNext(member) => self.send_next(member, cx),
             Timer::ReleaseNext => self.release_next(cx),
+            Timer::CopyNext => self.copy_next(cx),
             Timer::GuestTick => self.guest_tick(cx),
             Timer::Resume => self.resume(cx),
             Timer::Announce(n) => self.announce(n, cx),

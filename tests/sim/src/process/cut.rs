@@ -7,8 +7,9 @@ use mycelium_ram_core::{EpochId, PageSet};
 
 use super::Cx;
 use super::active::Active;
-use super::session::{Sealed, content};
+use super::session::{Sealed, Session, content};
 use crate::effect::{Effect, Point, Report, Timer};
+use crate::guest::copy_of;
 use crate::limits;
 
 impl Active {
@@ -50,6 +51,10 @@ impl Active {
 
     fn seal(&mut self, cx: &mut Cx<'_>) {
         let dirty = self.guest.take_dirty();
+        let (changes, mut copies) = (self.guest.take_changes(), std::mem::take(&mut self.copies));
+        for block in self.sessions.values().filter_map(Session::lacks_at_once).flat_map(PageSet::iter) {
+            copies.entry(block).or_insert_with(|| copy_of(self.guest.pages(), block));
+        }
         let epoch = self.gate.seal();
         let sealed = Sealed {
             epoch,
@@ -61,6 +66,8 @@ impl Active {
             shadow: &self.shadow,
             before: self.state_before.as_ref(),
             gate: &self.gate,
+            changes: &changes,
+            copies: &copies,
         };
         let mut carried = PageSet::empty(limits::GUEST_PAGES);
         let mut filled = Vec::new();
@@ -78,6 +85,7 @@ impl Active {
                 self.sessions.values_mut().for_each(|session| session.shadowed(page, epoch));
             }
         }
+        self.copy_later(cx);
         cx.report(Report::Sealed(epoch));
         cx.fx.push(Effect::Point(Point::SealedUnsent));
         let silent = self.gate.between(epoch.prev(), epoch).next().is_none();

@@ -28,6 +28,8 @@ pub struct Costs {
     pub pause: (u64, u64),
     /// Sending one frame.
     pub send: (u64, u64),
+    /// Copying one block of the disk.
+    pub copy: (u64, u64),
     /// Applying one epoch to the image.
     pub apply: (u64, u64),
     /// Setting up the vCPUs at a takeover.
@@ -43,6 +45,7 @@ impl Default for Costs {
         Self {
             pause: (50 * US, 600 * US),
             send: (5 * US, 60 * US),
+            copy: (100 * US, 5 * MS),
             apply: (20 * US, 300 * US),
             resume: (200 * US, 3 * MS),
             guest_tick: (3 * MS, 14 * MS),

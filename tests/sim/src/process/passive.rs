@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use mycelium_ram_core::disk::read_part;
 use mycelium_ram_core::ingress::IngressLog;
-use mycelium_ram_core::message::{Accept, Message, Offer, Output};
+use mycelium_ram_core::message::{Accept, Message, Offer, Output, PartKind};
 use mycelium_ram_core::page_codec::{CheckedPart, PAGE_BYTES};
 use mycelium_ram_core::record::{Change, Record};
 use mycelium_ram_core::replica::{Action, Event, Replica, ReplicaConfig};
@@ -14,7 +15,7 @@ use mycelium_ram_core::{EpochId, Member, VmId, state_codec};
 
 use super::{Cx, Todo};
 use crate::effect::{ConnId, Effect, Input, Point, Report, Timer};
-use crate::guest::{Image, Request};
+use crate::guest::{self, Image, Request, change_disk};
 use crate::limits;
 
 /// The replica's state.
@@ -56,7 +57,8 @@ impl Passive {
             active: offer.active,
             conn: None,
             stager: Stager::new(limits::STAGE_BYTES),
-            image: vec![[0; PAGE_BYTES]; usize::try_from(limits::GUEST_PAGES).expect("a small guest")],
+            // Its disk has been somebody else's.
+            image: guest::blank(0xee),
             state: Bytes::new(),
             newest_state: None,
             backlog: VecDeque::new(),
@@ -264,7 +266,19 @@ impl Passive {
 }
 
 fn apply(image: &mut Image, part: &Piece) {
-    let part = CheckedPart::check(part.payload.clone(), limits::GUEST_PAGES)
-        .expect("the active sends well-formed parts");
-    part.apply(|page, change| change.apply(&mut image[usize::try_from(page.0).expect("a small guest")]));
+    let payload = part.payload.clone();
+    match part.kind {
+        PartKind::Pages => {
+            let part =
+                CheckedPart::check(payload, limits::GUEST_PAGES).expect("the active sends well-formed parts");
+            part.apply(|page, change| {
+                change.apply(&mut image[usize::try_from(page.0).expect("a small guest")]);
+            });
+        }
+        PartKind::Disks => {
+            let changes = read_part(&payload, &[limits::DISK_BLOCKS * PAGE_BYTES as u64]);
+            let changes = changes.expect("the active sends well-formed parts");
+            changes.iter().for_each(|change| change_disk(image, change));
+        }
+    }
 }

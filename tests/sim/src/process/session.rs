@@ -1,11 +1,12 @@
 //! Sending epochs to one replica.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
+use mycelium_ram_core::disk::{DiskChange, DiskPartWriter, ExtentLedger, ExtentMap, in_order};
 use mycelium_ram_core::message::{EpochEnd, EpochPart, Message, Output, PartKind};
 use mycelium_ram_core::output::OutputQueue;
-use mycelium_ram_core::page_codec::PartWriter;
+use mycelium_ram_core::page_codec::{PAGE_BYTES, PartWriter};
 use mycelium_ram_core::shadow::Shadow;
 use mycelium_ram_core::stage::{content_hash, part_hash};
 use mycelium_ram_core::{EpochId, IngressSeq, Member, PageIndex, PageLedger, PageSet, Time, state_codec};
@@ -13,7 +14,7 @@ use mycelium_ram_core::{EpochId, IngressSeq, Member, PageIndex, PageLedger, Page
 use super::Cx;
 use super::active::Active;
 use crate::effect::{ConnId, Effect, Point, Timer};
-use crate::guest::{Image, Page};
+use crate::guest::{Image, Page, copy_of};
 use crate::limits;
 
 /// An epoch at the end of its cut, with the guest still stopped.
@@ -29,6 +30,9 @@ pub(super) struct Sealed<'a> {
     /// The epoch before, and its state.
     pub(super) before: Option<&'a (EpochId, Bytes)>,
     pub(super) gate: &'a OutputQueue<Output>,
+    /// What the guest did to its disk, and what it held at some time of the epoch.
+    pub(super) changes: &'a [DiskChange],
+    pub(super) copies: &'a BTreeMap<PageIndex, DiskChange>,
 }
 
 /// What one replica has been sent and is still owed.
@@ -37,6 +41,9 @@ pub(super) struct Session {
     conn: Option<ConnId>,
     base: Option<EpochId>,
     ledger: PageLedger,
+    extents: ExtentLedger,
+    /// What it lost of the disk is to be in the next epoch.
+    at_once: bool,
     unacked: BTreeSet<EpochId>,
     /// The primary knows that all it lacked is on its way.
     told_filled: bool,
@@ -50,6 +57,8 @@ impl Session {
             conn,
             base: None,
             ledger: PageLedger::owing_all(limits::GUEST_PAGES),
+            extents: ExtentLedger::owing_all(limits::DISK_BLOCKS),
+            at_once: false,
             unacked: BTreeSet::new(),
             told_filled: false,
             outbox: VecDeque::new(),
@@ -67,6 +76,7 @@ impl Session {
 
     pub(super) fn acked(&mut self, through: EpochId) {
         self.ledger.acked(through);
+        self.extents.acked(through);
         self.unacked = self.unacked.split_off(&through.next());
     }
 
@@ -84,11 +94,14 @@ impl Session {
     /// Queues the epoch for this replica, unless it is not connected or has enough to do: then the pages stay owed and go
     /// with a later epoch. Says which pages it carries.
     pub(super) fn send(&mut self, member: Member, sealed: &Sealed<'_>, cx: &mut Cx<'_>) -> Option<PageSet> {
+        let written = written(sealed.changes);
         if self.conn.is_none() || self.unacked.len() >= limits::SENT_EPOCHS {
+            self.extents.owe(&written);
             return None;
         }
         let pages = self.ledger.send_in(sealed.epoch);
-        let parts = self.encode(&pages, sealed);
+        let mut parts = self.encode(&pages, sealed);
+        parts.extend(self.encode_disk(&written, sealed));
         let outputs = sealed.gate.between(self.base.unwrap_or_default(), sealed.epoch).cloned().collect();
         let mut end = EpochEnd {
             epoch: sealed.epoch,
@@ -101,10 +114,9 @@ impl Session {
             state: state_codec::encode(self.state_before(sealed), &sealed.state),
             outputs,
         };
-        end.content_hash = content_hash(parts.iter().map(|p| part_hash(PartKind::Pages, p)), &end);
-        for (index, payload) in (0..).zip(parts) {
-            let part =
-                EpochPart { epoch: sealed.epoch, base: self.base, index, kind: PartKind::Pages, payload };
+        end.content_hash = content_hash(parts.iter().map(|(kind, p)| part_hash(*kind, p)), &end);
+        for (index, (kind, payload)) in (0..).zip(parts) {
+            let part = EpochPart { epoch: sealed.epoch, base: self.base, index, kind, payload };
             self.outbox.push_back((Message::Part(part).encode(), Point::PartSent));
         }
         self.outbox.push_back((Message::End(end).encode(), Point::EndSent));
@@ -116,7 +128,37 @@ impl Session {
 
     /// Whether the epoch sent last is the first since the handshake with which this replica has all it lacked.
     pub(super) fn is_newly_filled(&mut self) -> bool {
-        !std::mem::replace(&mut self.told_filled, true)
+        self.extents.owed().is_empty() && !std::mem::replace(&mut self.told_filled, true)
+    }
+
+    /// Blocks of the disk it lacks.
+    pub(super) fn lacks(&self) -> &PageSet {
+        self.extents.owed()
+    }
+
+    /// What of it is to be copied before the epoch ends.
+    pub(super) fn lacks_at_once(&self) -> Option<&PageSet> {
+        self.at_once.then(|| self.extents.owed())
+    }
+
+    /// The blocks it lacks and that were copied, then what the guest did.
+    fn encode_disk(&mut self, written: &PageSet, sealed: &Sealed<'_>) -> Vec<(PartKind, Bytes)> {
+        let mut copied = PageSet::empty(limits::DISK_BLOCKS);
+        let owed = self.extents.owed();
+        sealed.copies.keys().filter(|block| owed.contains(**block)).for_each(|block| copied.insert(*block));
+        let copies = sealed.copies.iter().filter(|(block, _)| copied.contains(**block)).map(|(_, copy)| copy);
+        let (mut writer, mut parts) = (DiskPartWriter::default(), Vec::new());
+        let changes = in_order(copies, sealed.changes);
+        // Several parts, so that changes can be torn from each other.
+        for some in changes.chunks(changes.len().div_ceil(limits::DISK_PARTS).max(1)) {
+            for change in some {
+                let _ = writer.push(change, |_| Ok::<_, ()>(()));
+            }
+            parts.extend(writer.finish().map(|part| (PartKind::Disks, part)));
+        }
+        self.extents.send_in(sealed.epoch, &copied, written);
+        self.at_once = false;
+        parts
     }
 
     /// The shadow now has what this page had at the end of `epoch`.
@@ -128,7 +170,7 @@ impl Session {
         sealed.before.filter(|(epoch, _)| Some(*epoch) == self.base).map(|(_, state)| &state[..])
     }
 
-    fn encode(&self, pages: &PageSet, sealed: &Sealed<'_>) -> Vec<Bytes> {
+    fn encode(&self, pages: &PageSet, sealed: &Sealed<'_>) -> Vec<(PartKind, Bytes)> {
         let (mut writer, mut parts) = (PartWriter::default(), Vec::new());
         for page in pages.iter() {
             let held = sealed.shadow.get(page).filter(|_| self.ledger.holds_shadow(page));
@@ -140,7 +182,7 @@ impl Session {
         if writer.pages() > 0 {
             parts.push(writer.finish());
         }
-        parts
+        parts.into_iter().map(|part| (PartKind::Pages, part)).collect()
     }
 
     fn kick(&mut self, member: Member, cx: &mut Cx<'_>) {
@@ -150,6 +192,15 @@ impl Session {
             cx.after(cost, Timer::SendNext(member));
         }
     }
+}
+
+/// The blocks that changes touch.
+fn written(changes: &[DiskChange]) -> PageSet {
+    let block = PAGE_BYTES as u64;
+    let map = ExtentMap::with_extents_of(block, &[limits::DISK_BLOCKS * block]);
+    let mut written = PageSet::empty(limits::DISK_BLOCKS);
+    changes.iter().for_each(|change| map.touch(change, &mut written));
+    written
 }
 
 pub(super) fn content(image: &Image, page: PageIndex) -> &Page {
@@ -163,12 +214,40 @@ impl Active {
         session.sending = self.sessions.get(&member).is_some_and(|s| s.sending);
         self.sessions.insert(member, session);
         cx.fx.push(Effect::Point(Point::SeedBegun));
+        self.copy_later(cx);
+    }
+
+    /// Has a block copied soon, if somebody lacks one.
+    pub(super) fn copy_later(&mut self, cx: &mut Cx<'_>) {
+        let some_lack = self.sessions.values().any(|session| !session.lacks().is_empty());
+        if some_lack && !std::mem::replace(&mut self.copying, true) {
+            let cost = cx.rng.between(cx.costs.copy);
+            cx.after(cost, Timer::CopyNext);
+        }
+    }
+
+    /// Copies a block that somebody lacks, as it is now.
+    pub(super) fn copy_next(&mut self, cx: &mut Cx<'_>) {
+        self.copying = false;
+        let lacking = self.sessions.values().flat_map(|session| session.lacks().iter());
+        let lacking: BTreeSet<PageIndex> = lacking.collect();
+        let left: Vec<PageIndex> =
+            lacking.into_iter().filter(|block| !self.copies.contains_key(block)).collect();
+        if !left.is_empty() {
+            let block = cx.rng.pick(&left);
+            self.copies.insert(block, copy_of(self.guest.pages(), block));
+        }
+        self.copy_later(cx);
     }
 
     pub(super) fn resend(&mut self, member: Member, kept: EpochId) {
         let conn = self.accepted(member);
         let Some(session) = self.sessions.get_mut(&member) else { return };
         session.ledger.abort_after(kept);
+        session.extents.acked(kept);
+        let was_filled = session.extents.owed().is_empty();
+        session.extents.abort_after(kept);
+        session.at_once = was_filled && !session.extents.owed().is_empty();
         session.unacked.clear();
         session.outbox.clear();
         (session.base, session.told_filled) = (Some(kept), false);

@@ -201,13 +201,15 @@ impl Disk {
     /// From here on what is promised of the disk is journaled. The machine has not run.
     ///
     /// # Errors
-    /// [`ImageError::Journal`].
+    /// [`ImageError::NoJournal`].
     pub(crate) fn begin_journal(&self) -> Result<(), ImageError> {
         let mut inner = self.lock();
         let device = &mut inner.device;
-        let begun = Journal::begin(&device.spec.path);
-        device.journal =
-            Some(begun.map_err(|source| ImageError::Journal { path: device.spec.path.clone(), source })?);
+        let path = device.spec.path.clone();
+        match Journal::begin(&path) {
+            Ok(journal) => device.journal = Some(journal),
+            Err(source) => return Err(ImageError::NoJournal { path, source }),
+        }
         Ok(())
     }
 

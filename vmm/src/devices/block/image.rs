@@ -101,6 +101,15 @@ pub enum ImageError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// A replica's disk needs a journal.
+    #[error("cannot keep {} as the journal of a replica's disk: {source}; use an image file in a folder that this user may write to",
+            journal::path_of(path).display())]
+    NoJournal {
+        /// Path of the disk.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// It is not the disk it was.
     #[error("disk {} has {is} bytes and had {was}; both nodes must name the same image", path.display())]
     Resized {

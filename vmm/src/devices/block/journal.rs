@@ -46,6 +46,9 @@ pub(super) struct Journal {
 impl Journal {
     /// An empty journal beside `image`, whose content the image has already.
     pub(super) fn begin(image: &Path) -> io::Result<Self> {
+        if !image.metadata()?.is_file() {
+            return Err(io::Error::other("the disk is a device, whose folder is lost with the host"));
+        }
         let file =
             OpenOptions::new().create(true).read(true).write(true).truncate(false).open(path_of(image))?;
         let mut journal = Self { file, end: 0, begins: VecDeque::new() };
@@ -211,6 +214,7 @@ pub fn fuzz_journal(data: &[u8]) {
 pub fn seeds_journal() -> Vec<Vec<u8>> {
     let folder = tempfile::tempdir().expect("a folder can be made");
     let image = folder.path().join("image");
+    File::create_new(&image).expect("an image can be made");
     let mut journal = Journal::begin(&image).expect("a journal can be made");
     let write = Change::Write { offset: 512, data: Bytes::from_static(&[7; 512]) };
     let zero = Change::Zero { offset: 4096, bytes: 8192 };
@@ -225,6 +229,12 @@ mod tests {
     use proptest::prelude::*;
 
     const DISK: u64 = 64 << 10;
+
+    fn image_in(folder: &tempfile::TempDir) -> PathBuf {
+        let image = folder.path().join("disk.img");
+        File::create_new(&image).unwrap();
+        image
+    }
 
     fn write(block: u64, byte: u8) -> Change {
         Change::Write { offset: block * 512, data: Bytes::from(vec![byte; 512]) }
@@ -243,7 +253,7 @@ mod tests {
     #[test]
     fn a_journal_is_emptied_when_it_begins() {
         let folder = tempfile::tempdir().unwrap();
-        let image = folder.path().join("disk.img");
+        let image = image_in(&folder);
         let mut journal = Journal::begin(&image).unwrap();
         journal.append(1, [&write(0, 1), &Change::Flush].into_iter()).unwrap();
         assert_eq!(
@@ -258,7 +268,7 @@ mod tests {
     #[test]
     fn epochs_after_the_takeover_never_were() {
         let folder = tempfile::tempdir().unwrap();
-        let mut journal = Journal::begin(&folder.path().join("disk.img")).unwrap();
+        let mut journal = Journal::begin(&image_in(&folder)).unwrap();
         for epoch in 1..=5 {
             journal.append(epoch, [&write(epoch, 1)].into_iter()).unwrap();
         }
@@ -272,7 +282,7 @@ mod tests {
     #[test]
     fn an_epoch_longer_than_a_record_is_all_or_nothing() {
         let folder = tempfile::tempdir().unwrap();
-        let image = folder.path().join("disk.img");
+        let image = image_in(&folder);
         let mut journal = Journal::begin(&image).unwrap();
         let disk = 8u64 << 20;
         let long = Change::Write { offset: 0, data: Bytes::from(vec![3; 4 << 20]) };
@@ -298,7 +308,7 @@ mod tests {
             cut: bool,
         ) {
             let folder = tempfile::tempdir().unwrap();
-            let mut journal = Journal::begin(&folder.path().join("disk.img")).unwrap();
+            let mut journal = Journal::begin(&image_in(&folder)).unwrap();
             let mut ends = Vec::new();
             for (n, changes) in (1..).zip(&epochs) {
                 let changes: Vec<Change> = changes.iter().map(|(block, byte)| write(*block, *byte)).collect();

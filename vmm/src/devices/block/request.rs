@@ -8,6 +8,7 @@ use virtio_bindings::virtio_blk::{
 };
 
 use super::image::Geometry;
+use crate::limits::DISK_REQUEST_BYTES_MAX;
 
 /// Bytes of the header before the data.
 pub(super) const HEADER_BYTES: usize = 16;
@@ -86,7 +87,10 @@ impl Operation {
     pub(super) fn parse(asked: Asked<'_>, geometry: &Geometry) -> Result<Operation, Refused> {
         let (kind, rest) = asked.header.split_first_chunk::<4>().ok_or(Refused::Wrong)?;
         let sector = rest.last_chunk::<8>().map(|bytes| u64::from_le_bytes(*bytes)).ok_or(Refused::Wrong)?;
-        let within = |bytes: u64| geometry.range(sector, bytes).ok_or(Refused::Wrong);
+        let within = |bytes: u64| {
+            let range = geometry.range(sector, bytes).filter(|_| bytes <= DISK_REQUEST_BYTES_MAX);
+            range.ok_or(Refused::Wrong)
+        };
         match u32::from_le_bytes(*kind) {
             VIRTIO_BLK_T_IN => Ok(Operation::Read { offset: within(asked.in_bytes)?, bytes: asked.in_bytes }),
             VIRTIO_BLK_T_FLUSH => Ok(Operation::Flush),
@@ -172,6 +176,16 @@ mod tests {
         for (sector, bytes) in [(2047, 1024), (2048, 512), (u64::MAX, 512), (u64::MAX / 512, 512), (0, 100)] {
             assert_eq!(parse(VIRTIO_BLK_T_IN, sector, 0, bytes, &DISK), Err(Refused::Wrong), "{sector}");
             assert_eq!(parse(VIRTIO_BLK_T_OUT, sector, bytes, 0, &DISK), Err(Refused::Wrong), "{sector}");
+        }
+    }
+
+    #[test]
+    fn a_request_without_measure_is_refused() {
+        let disk = Geometry { bytes: 1 << 40, ..DISK };
+        for kind in [VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT] {
+            let of = |bytes| parse(kind, 0, bytes, bytes, &disk);
+            assert!(of(DISK_REQUEST_BYTES_MAX).is_ok());
+            assert_eq!(of(DISK_REQUEST_BYTES_MAX + 512), Err(Refused::Wrong));
         }
     }
 
