@@ -207,12 +207,12 @@ mod tests {
     use super::*;
     use crate::ports::DiskReader;
 
-    const EXTENTS: u64 = 3;
+    const EXTENTS: usize = 3;
 
     #[derive(Debug, Default)]
     struct Shelf {
         /// The byte each extent is filled with.
-        content: Mutex<[u8; EXTENTS as usize]>,
+        content: Mutex<[u8; EXTENTS]>,
         kicked: AtomicU32,
     }
 
@@ -239,7 +239,7 @@ mod tests {
             Ok(())
         }
         fn disks(&self) -> Vec<u64> {
-            vec![EXTENTS * EXTENT_BYTES]
+            vec![EXTENTS as u64 * EXTENT_BYTES]
         }
         fn disk_reader(&self) -> Arc<dyn DiskReader> {
             Arc::new(self.clone())
@@ -274,7 +274,7 @@ mod tests {
         machine: OneDisk,
         log: Arc<DiskLog>,
         disks: Disks,
-        replica: [u8; EXTENTS as usize],
+        replica: [u8; EXTENTS],
         epoch: EpochId,
     }
 
@@ -284,7 +284,7 @@ mod tests {
         fn new() -> Self {
             let (machine, log) = (OneDisk::default(), Arc::new(DiskLog::default()));
             let disks = Disks::new(&machine, log.clone()).unwrap();
-            Self { machine, log, disks, replica: [0xff; EXTENTS as usize], epoch: EpochId(0) }
+            Self { machine, log, disks, replica: [0xff; EXTENTS], epoch: EpochId(0) }
         }
 
         /// The guest fills an extent.

@@ -121,7 +121,6 @@ pub fn extend(history: u64, entry: &Entry) -> u64 {
     }
 }
 
-const IMAGE_PAGES: usize = (GUEST_PAGES + DISK_BLOCKS) as usize;
 const FIRST_DATA_PAGE: u64 = 1 + CLIENTS as u64;
 const HOT_PAGES: u64 = 5;
 /// One write in so many goes to any page.
@@ -149,7 +148,7 @@ impl Guest {
     /// # Errors
     /// What the guest would die of: registers that do not fit its memory.
     pub fn resume(pages: Image, state: &[u8]) -> Result<Self, String> {
-        if pages.len() != IMAGE_PAGES || state.len() != 16 {
+        if pages.len() != index(GUEST_PAGES + DISK_BLOCKS) || state.len() != 16 {
             return Err(format!("{} pages and {} bytes of state", pages.len(), state.len()));
         }
         let (step, history) = (word(state, 0), word(state, 8));
@@ -290,7 +289,7 @@ impl Guest {
 /// Memory that holds nothing, and a disk that holds this.
 #[must_use]
 pub fn blank(on_disk: u8) -> Image {
-    let mut image = vec![[0; PAGE_BYTES]; IMAGE_PAGES];
+    let mut image = vec![[0; PAGE_BYTES]; index(GUEST_PAGES + DISK_BLOCKS)];
     image[index(GUEST_PAGES)..].as_flattened_mut().fill(on_disk);
     image
 }

@@ -159,6 +159,8 @@ struct Vigil {
 impl Vigil {
     const SHORTEST: Duration = Duration::from_micros(4);
     const LONGEST: Duration = Duration::from_micros(64);
+    /// However much there is to do, other events have their turn after this.
+    const TURN: Duration = Duration::from_millis(10);
 
     /// A sleep lasted this long.
     fn slept(&mut self, sleep: Duration) {
@@ -174,8 +176,9 @@ impl Vigil {
         if self.length.is_zero() {
             return;
         }
-        let mut since = Instant::now();
-        while since.elapsed() < self.length {
+        let begun = Instant::now();
+        let mut since = begun;
+        while since.elapsed() < self.length && begun.elapsed() < Self::TURN {
             match device.look() {
                 Found::Work => since = Instant::now(),
                 Found::Nothing => std::hint::spin_loop(),

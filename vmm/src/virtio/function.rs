@@ -91,13 +91,13 @@ pub(crate) trait DeviceType: Send + 'static {
         None
     }
 
-    /// Looks for something to do and does it; whether there was any. The driver is not asked to notify of more. Called again and
-    /// again for a while by a worker thread of the device's own, which then calls [`DeviceType::serve`] for every queue.
+    /// Looks for something to do and does it; the driver is not asked to notify of more. Called again and again for a while by a
+    /// worker thread of the device's own, which then calls [`DeviceType::serve`] for every queue. Most devices rather sleep.
     ///
     /// # Errors
     /// As [`DeviceType::serve`].
-    fn look(&mut self, _io: &mut Io<'_>) -> Result<bool, ChainError> {
-        Ok(false)
+    fn look(&mut self, _io: &mut Io<'_>) -> Result<Found, ChainError> {
+        Ok(Found::Enough)
     }
 
     /// The queues that are served when descriptor `source` is ready. None of them: [`DeviceType::event`] is called.
@@ -511,14 +511,10 @@ impl<D: DeviceType> VirtioDevice for Function<D> {
         }
         inner.watched = true;
         let (device, mut io) = inner.split(&self.ram);
-        match device.look(&mut io) {
-            Ok(true) => Found::Work,
-            Ok(false) => Found::Nothing,
-            Err(error) => {
-                self.break_down(&mut inner, error);
-                Found::Enough
-            }
-        }
+        device.look(&mut io).unwrap_or_else(|error| {
+            self.break_down(&mut inner, error);
+            Found::Enough
+        })
     }
 
     fn look_away(&self) {

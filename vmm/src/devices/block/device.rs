@@ -28,7 +28,7 @@ use crate::memory::{GuestRam, HostRange};
 use crate::spec::DiskSpec;
 use crate::state::{Fields, Payload, SectionId, StateError};
 use crate::threads::ThreadKind;
-use crate::virtio::{Blueprint, ChainError, DeviceType, Function, Io, Place, Turn, read_image};
+use crate::virtio::{Blueprint, ChainError, DeviceType, Found, Function, Io, Place, Turn, read_image};
 
 const DEVICE_TYPE: u16 = 2;
 const CLASS_STORAGE: [u8; 3] = [1, 0x80, 0];
@@ -413,7 +413,7 @@ impl DeviceType for Block {
         Some(ThreadKind::Disk)
     }
 
-    fn look(&mut self, io: &mut Io<'_>) -> Result<bool, ChainError> {
+    fn look(&mut self, io: &mut Io<'_>) -> Result<Found, ChainError> {
         self.glance(io)
     }
 

@@ -7,7 +7,7 @@ use super::device::{Block, Pending};
 use super::engine::Finished;
 use super::request::{Asked, HEADER_BYTES, Operation, RANGE_BYTES, Refused};
 use crate::limits::DISK_TURN_REQUESTS;
-use crate::virtio::{ChainError, Io, Turn};
+use crate::virtio::{ChainError, Found, Io, Turn};
 
 /// Where the parts of a request are in its chain.
 struct Layout {
@@ -32,8 +32,8 @@ impl Block {
         Ok(turn)
     }
 
-    /// Answers what is over and takes what has come, from all queues. Whether there was anything.
-    pub(super) fn glance(&mut self, io: &mut Io<'_>) -> Result<bool, ChainError> {
+    /// Answers what is over and takes what has come, from all queues.
+    pub(super) fn glance(&mut self, io: &mut Io<'_>) -> Result<Found, ChainError> {
         let over = self.engine.is_over();
         if over {
             self.reap(io)?;
@@ -53,7 +53,7 @@ impl Block {
         if taken > 0 {
             self.engine.submit();
         }
-        Ok(over || taken > 0)
+        Ok(if over || taken > 0 { Found::Work } else { Found::Nothing })
     }
 
     /// Takes requests from the queues that had to wait.
