@@ -273,6 +273,16 @@ impl GuestRam {
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), into.as_mut_ptr(), from.bytes) };
     }
 
+    /// Copies `from`, one range after the other, into `into`, which is as long as all of them.
+    pub(crate) fn gather(&self, from: &[HostRange], into: &mut [u8]) {
+        let mut rest = into;
+        for range in from {
+            let (part, behind) = rest.split_at_mut(range.bytes);
+            self.copy_out(*range, part);
+            rest = behind;
+        }
+    }
+
     fn holds(&self, range: HostRange) -> bool {
         let inside = |slot: Slot<'_>| {
             let start = usize::try_from(slot.host).unwrap_or(usize::MAX);

@@ -95,10 +95,6 @@ fn copy_out(ram: &GuestRam, memory: &[HostRange], align: usize) -> Bytes {
     let total: usize = memory.iter().map(|range| range.bytes).sum();
     let mut bytes = vec![0; total + align - 1];
     let start = bytes.as_ptr().align_offset(align);
-    let mut at = start;
-    for range in memory {
-        ram.copy_out(*range, &mut bytes[at..at + range.bytes]);
-        at += range.bytes;
-    }
+    ram.gather(memory, &mut bytes[start..start + total]);
     Bytes::from(bytes).slice(start..start + total)
 }

@@ -7,13 +7,13 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_WRITE_ZEROES,
 };
 
+pub(super) use mycelium_ram_core::disk::SECTOR_BYTES;
+
 use super::image::Geometry;
 use crate::limits::DISK_REQUEST_BYTES_MAX;
 
 /// Bytes of the header before the data.
 pub(super) const HEADER_BYTES: usize = 16;
-/// Bytes of a sector, the unit of every address.
-pub(super) const SECTOR_BYTES: u64 = 512;
 /// Bytes of the range in a discard or write-zeroes request.
 pub(super) const RANGE_BYTES: usize = 16;
 /// Flag of a write-zeroes range: the space may be given back.

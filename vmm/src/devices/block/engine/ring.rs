@@ -280,11 +280,7 @@ impl Flight {
         let mut bytes = vec![0; total + align];
         let start = bytes.as_ptr().align_offset(align);
         if let Operation::Write { .. } = operation {
-            let mut at = start;
-            for range in memory {
-                ram.copy_out(*range, &mut bytes[at..at + range.bytes]);
-                at += range.bytes;
-            }
+            ram.gather(memory, &mut bytes[start..start + total]);
         }
         let base = bytes[start..].as_mut_ptr().cast();
         self.left.push(libc::iovec { iov_base: base, iov_len: total });
