@@ -18,6 +18,11 @@ pub(crate) const WARM_UP: Duration = Duration::from_millis(700);
 /// How long an idle VM is watched, seconds.
 pub(crate) const IDLE_SECONDS: u64 = 10;
 
+/// How long a busy host is watched for false alarms with `--quick`.
+pub(crate) const SOAK_QUICK: Duration = Duration::from_secs(10);
+/// How often it is looked at meanwhile.
+pub(crate) const SOAK_STEP: Duration = Duration::from_secs(5);
+
 /// RAM of guests whose RAM is not what is measured, MiB: room for 64 Ki dirty pages and the `cold` pattern's sixteenfold region
 /// of smaller sets.
 pub(crate) const RAM_MIB: u32 = 512;

@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use bench_vms::programs;
@@ -28,6 +29,9 @@ pub(crate) struct Options {
     /// Rounds in which everybody has a turn: 3, with --quick 1.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) repeats: Option<u32>,
+    /// How long a busy host is watched for takeovers that nothing calls for, minutes: 1, with --quick 10 seconds.
+    #[arg(long, value_name = "MIN", value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub(crate) soak: Option<u64>,
     /// Folder of endophyte, mycelium and native-guest; beside this program if not given.
     #[arg(long, value_name = "DIR", env = "MYCELIUM_PROGRAMS")]
     pub(crate) programs: Option<PathBuf>,
@@ -53,6 +57,14 @@ impl Options {
 
     pub(crate) fn rounds(&self) -> u32 {
         self.repeats.unwrap_or(if self.quick { limits::ROUNDS_QUICK } else { limits::ROUNDS })
+    }
+
+    pub(crate) fn soak_time(&self) -> Duration {
+        match self.soak {
+            Some(minutes) => Duration::from_secs(minutes * 60),
+            None if self.quick => limits::SOAK_QUICK,
+            None => Duration::from_secs(60),
+        }
     }
 
     /// Length of a turn of work.

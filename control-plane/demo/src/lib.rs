@@ -29,6 +29,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use mycelium_ram::clock;
+use mycelium_ram::core::Time;
+use mycelium_ram::drill::{self, Phase};
 use mycelium_ram::events::{Event, Stamped, Stats};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -53,6 +55,12 @@ use world::World;
 
 /// How often the timelines are looked at.
 const LOOK: Duration = Duration::from_millis(20);
+/// How often they are looked at for a phase, and for how long.
+const PHASE_LOOK: Duration = Duration::from_millis(1);
+const PHASE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the guest has to do without what is not the active, and how many requests it must answer in that time.
+const OUTAGE: Duration = Duration::from_secs(1);
+const WORKS_ON: u64 = 50;
 /// Readings of the guest's clocks before the load and after it.
 const IDLE_READINGS: usize = 20;
 
@@ -61,6 +69,7 @@ const IDLE_READINGS: usize = 20;
 /// # Errors
 /// When the world cannot be made or something does not happen in time; the message says what, with the nodes' logs.
 pub fn run(options: &DemoOptions, interrupted: &Arc<AtomicBool>) -> Result<Verdict> {
+    options.check().map_err(anyhow::Error::msg)?;
     needs::ensure(options)?;
     let programs = Programs::find(options)?;
     let folder = tempfile::Builder::new().prefix("mycelium-demo-").tempdir()?;
@@ -92,6 +101,9 @@ pub fn run(options: &DemoOptions, interrupted: &Arc<AtomicBool>) -> Result<Verdi
     result
 }
 
+/// What strikes, and in which phase of an epoch if not in any.
+type Strike = (Fault, Option<Phase>);
+
 struct Play {
     story: Story,
     /// What has happened on each node, and which were lost.
@@ -119,12 +131,17 @@ impl Play {
         let clock_watch = ClockWatch::start(world.server(), pace.reply);
         self.read_clocks(world, &clock_watch, pace)?;
         let client = Client::start(world.server(), options.connections.into(), pace.reply, pace.think);
-        self.take_over(world, &client.shared, options.fault)?;
+        if options.fault.is_loss() {
+            self.take_over(world, &client.shared, (options.fault, options.phase))?;
+        } else {
+            self.go_through(world, &client.shared, (options.fault, options.phase))?;
+            self.take_over(world, &client.shared, (Fault::Kill, None))?;
+        }
         while self.losses.len() + 1 < self.nodes.len() {
             self.protect_again(world, pace)?;
-            self.take_over(world, &client.shared, options.fault)?;
+            self.take_over(world, &client.shared, (Fault::Kill, None))?;
         }
-        if options.fault != Fault::Kill {
+        if matches!(options.fault, Fault::Stop | Fault::Link) {
             world.revive(0, options.fault)?;
             self.story.mark(clock::now().0, "node A is back; it must not say anything");
             self.watch(world, &client.shared, pace.after)?;
@@ -139,6 +156,7 @@ impl Play {
             guest: options.guest,
             kvm: world.kvm(),
             fault: options.fault,
+            phase: options.phase.map(Phase::name),
             seed: self.seed,
             began: self.story.began,
             names: world.names(),
@@ -157,22 +175,68 @@ impl Play {
     }
 
     /// Loads the guest, loses the node it runs on, and works on with the one that takes over.
-    fn take_over(&mut self, world: &mut impl World, shared: &Shared, fault: Fault) -> Result<()> {
+    fn take_over(&mut self, world: &mut impl World, shared: &Shared, loss: Strike) -> Result<()> {
         let (pace, names) = (world.pace(), world.names());
         self.load(world, shared)?;
         let (from, to) = (self.active(), self.replica().context("the replica is gone before the loss")?);
         let outstanding = shared.outstanding.load(Ordering::Relaxed);
-        let at = world.lose(from, fault)?;
+        let at = self.strike(world, loss)?;
         let last = self.losses.last().map(|last| last.at);
         self.losses.push(Loss { from, to, at, outstanding });
         let since =
             last.map_or(String::new(), |last| format!(", {:.1} s after the first", (at - last) as f64 / 1e9));
-        let fault = format!("{fault:?}").to_lowercase();
+        let fault = loss.0.name();
         self.story.lost(at);
         self.story.mark(at, &format!("node {} is lost ({fault}){since}; times count from here", names[from]));
         let what = format!("node {} to take over", names[to]);
         self.until(world, pace.start, &what, |play, _| play.resumed_at(to).is_some())?;
         self.go_on(world, shared)
+    }
+
+    /// Something goes wrong that is no reason to go elsewhere: the guest is served where it is, and protected again in the end.
+    fn go_through(&mut self, world: &mut impl World, shared: &Shared, strike: Strike) -> Result<()> {
+        let (pace, fault) = (world.pace(), strike.0);
+        self.load(world, shared)?;
+        let at = self.strike(world, strike)?;
+        self.story.mark(at, &format!("{} is lost", fault.what_is_lost()));
+        if fault == Fault::Replica {
+            self.until(world, pace.start, "the record to let the replica go", |play, _| {
+                !play.is_protected()
+            })?;
+        }
+        let before = shared.acked.load(Ordering::Relaxed);
+        self.watch(world, shared, OUTAGE)?;
+        let meanwhile = shared.acked.load(Ordering::Relaxed) - before;
+        self.story.mark(clock::now().0, &format!("{meanwhile} requests answered meanwhile; it comes back"));
+        if meanwhile < WORKS_ON {
+            bail!("only {meanwhile} requests were answered without {}", fault.what_is_lost());
+        }
+        world.revive(self.active(), fault)?;
+        self.until(world, pace.start, "the guest to be protected again", |play, _| play.is_protected())
+    }
+
+    /// Strikes the active or what it depends on, in the phase of an epoch if there is one.
+    fn strike(&mut self, world: &mut impl World, (fault, phase): Strike) -> Result<u64> {
+        let active = self.active();
+        let Some(phase) = phase else { return world.lose(active, fault) };
+        world.hold_epoch(active)?;
+        let deadline = clock::now() + PHASE_PATIENCE;
+        let held = loop {
+            self.look(world)?;
+            let held = takeover::when(&self.nodes[active], |e| matches!(e, Event::Drill { .. }));
+            if let Some(held) = held {
+                break Time(held);
+            }
+            if clock::now() > deadline {
+                bail!("no epoch was held while {}", phase.name());
+            }
+            std::thread::sleep(PHASE_LOOK);
+        };
+        let at = world.lose(active, fault)?;
+        if Time(at) > held + drill::HOLD {
+            bail!("the phase was over before the fault struck: is this machine very busy?");
+        }
+        Ok(at)
     }
 
     /// Waits until the next loss can be survived.

@@ -27,6 +27,7 @@ use crate::world::{Pace, World};
 
 const MAC: &str = "02:6d:79:63:65:02";
 const PATHS: usize = 2;
+const NAMES: &[&str] = &["A", "B"];
 const RAM_MIB: u32 = 192;
 const HOST_MIB: u32 = 1024;
 const ARBITER_PORT: u16 = 7600;
@@ -77,7 +78,7 @@ impl LinuxWorld {
         let cache = Cache::open()?;
         let kernel = Kernel::ensure(&cache)?;
         let image = linux_guest_image(&cache, &kernel, &programs.guest_agent)?;
-        let keys = Keys::make(dir)?;
+        let keys = Keys::make(dir, NAMES)?;
         fs::write(dir.join("vm.toml"), spec(&net))?;
         let listen = format!("{}:{ARBITER_PORT}", net.own_address(Wire::Management));
         let arbiter = Arbiter::start(programs, &keys, &listen)?;
@@ -147,7 +148,7 @@ fn boot(
     image: &GuestImage,
     dir: &Path,
 ) -> Result<[LabHost; 2]> {
-    let config = |n: usize, name: &str| -> HostConfig {
+    let config = |n: usize| -> HostConfig {
         let mut config = net.host_config(n, dir);
         config.memory_mib = HOST_MIB;
         config.files = vec![
@@ -156,12 +157,12 @@ fn boot(
             HostFile::data(&format!("{FOLDER}/initrd"), &image.initrd),
             HostFile::data(&format!("{FOLDER}/vm.toml"), dir.join("vm.toml")),
         ];
-        let mut key = HostFile::data(&format!("{FOLDER}/node.key"), dir.join(format!("{name}.key")));
+        let mut key = HostFile::data(&format!("{FOLDER}/node.key"), dir.join(format!("{}.key", NAMES[n])));
         key.mode = 0o600;
         config.files.push(key);
         config
     };
-    let (a, b) = (config(0, "A"), config(1, "B"));
+    let (a, b) = (config(0), config(1));
     std::thread::scope(|scope| {
         let a = scope.spawn(|| LabHost::start(kernel, &programs.lab_agent, a));
         let b = LabHost::start(kernel, &programs.lab_agent, b);
@@ -236,7 +237,7 @@ impl World for LinuxWorld {
     }
 
     fn names(&self) -> &'static [&'static str] {
-        &["A", "B"]
+        NAMES
     }
 
     fn events(&mut self, node: usize) -> Result<Vec<Stamped>> {
@@ -272,13 +273,18 @@ impl World for LinuxWorld {
                 self.hosts[node].lost = false;
                 (0..PATHS).try_for_each(|p| self.net.set_wire(node, Wire::Path(p), false))?;
             }
+            Fault::HandOver | Fault::ArbiterLink | Fault::Replica | Fault::Arbiter => {
+                bail!("emulated hosts cannot play this")
+            }
         }
         Ok(at)
     }
 
     fn revive(&mut self, node: usize, fault: Fault) -> Result<()> {
         match fault {
-            Fault::Kill => return Ok(()),
+            Fault::Kill | Fault::HandOver | Fault::ArbiterLink | Fault::Replica | Fault::Arbiter => {
+                return Ok(());
+            }
             Fault::Stop => self.hosts[node].host.cont(),
             Fault::Link => (0..PATHS).try_for_each(|p| self.net.set_wire(node, Wire::Path(p), true))?,
         }

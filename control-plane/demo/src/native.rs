@@ -3,9 +3,9 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use mycelium_lab::net::PrivateNamespace;
 use mycelium_ram::clock;
 use mycelium_ram::events::Stamped;
@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::arbiter::{Arbiter, Keys};
 use crate::capture::Seen;
-use crate::node::{self, ALL_CABLES, Node, PATH_CABLES, UDP_PAYLOAD};
+use crate::node::{self, ALL_CABLES, ARBITER_CABLE, Node, PATH_CABLES, UDP_PAYLOAD};
 use crate::options::{DemoOptions, Fault};
 use crate::programs::Programs;
 use crate::tail::Tail;
@@ -21,7 +21,9 @@ use crate::world::{Pace, World, last_lines};
 
 const ARBITER: &str = "10.77.1.1:7600";
 const PATH_PORT: u16 = 7700;
-const NAMES: [&str; 2] = ["A", "B"];
+const NAMES: &[&str] = &["A", "B", "C"];
+/// The one that holds the first replica.
+const REPLICA: usize = 1;
 
 #[derive(Debug)]
 struct NodeWorld {
@@ -34,8 +36,11 @@ struct NodeWorld {
 /// The world.
 #[derive(Debug)]
 pub(crate) struct NativeWorld {
-    nodes: [NodeWorld; 2],
-    _arbiter: Arbiter,
+    nodes: Vec<NodeWorld>,
+    arbiter: Option<Arbiter>,
+    programs: Programs,
+    keys: Keys,
+    options: DemoOptions,
 }
 
 impl NativeWorld {
@@ -43,31 +48,66 @@ impl NativeWorld {
     pub(crate) fn start(options: &DemoOptions, programs: &Programs, dir: &Path) -> Result<Self> {
         PrivateNamespace::enter()?;
         node::lay_bridges()?;
-        let keys = Keys::make(dir)?;
+        let names = &NAMES[..=usize::from(options.losses)];
+        let keys = Keys::make(dir, names)?;
         let arbiter = Arbiter::start(programs, &keys, ARBITER)?;
         fs::write(dir.join("vm.toml"), node::spec(programs))?;
-        let mut nodes = [NodeWorld::start(0, dir)?, NodeWorld::start(1, dir)?];
-        nodes[1].run_endophyte(programs, &keys, NAMES[1], options, &passive_args(&keys))?;
-        nodes[0].run_endophyte(programs, &keys, NAMES[0], options, &active_args(&keys))?;
-        Ok(Self { nodes, _arbiter: arbiter })
+        let nodes = (0..names.len()).map(|n| NodeWorld::start(n, dir)).collect::<Result<_>>()?;
+        let (programs, options) = (programs.clone(), options.clone());
+        let mut world = Self { nodes, arbiter: Some(arbiter), programs, keys, options };
+        (0..names.len()).rev().try_for_each(|n| world.run_endophyte(n))?;
+        Ok(world)
     }
+
+    fn run_endophyte(&mut self, n: usize) -> Result<()> {
+        let Self { programs, keys, options, .. } = self;
+        let node = &self.nodes[n];
+        fs::create_dir_all(&node.run_dir)?;
+        let log =
+            fs::OpenOptions::new().create(true).append(true).open(node.run_dir.join("endophyte.log"))?;
+        let mut command = node.node.enter(&programs.endophyte);
+        command
+            .arg(if n == 0 { "active" } else { "passive" })
+            .arg("--spec")
+            .arg(keys.dir.join("vm.toml"))
+            .arg("--key")
+            .arg(keys.dir.join(format!("{}.key", NAMES[n])))
+            .args(["--arbiter", &format!("{}@{ARBITER}", keys.arbiter), "--run-dir"])
+            .arg(&node.run_dir)
+            .arg("--api")
+            .arg(node.api())
+            .args(["--mtu", UDP_PAYLOAD, "--epoch-ms", &options.epoch_ms.to_string()])
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        // Each keeps a replica on the next, once it is the active.
+        if let Some(key) = keys.nodes.get(n + 1) {
+            command.args(["--replica", &format!("{key}@{}", path_sockets(n + 1).join(","))]);
+        }
+        if let Some(before) = n.checked_sub(1) {
+            command.args(["--allow", &keys.nodes[before].to_string()]);
+            for at in path_sockets(n) {
+                command.args(["--listen", &at]);
+            }
+        }
+        if let (0, Some(phase)) = (n, options.phase) {
+            command.args(["--drill", phase.name()]);
+        }
+        self.nodes[n].endophyte = Some(command.spawn().context("cannot start endophyte")?);
+        Ok(())
+    }
+}
+
+/// As an operator would.
+fn hand_over(programs: &Programs, api: &Path) -> Result<()> {
+    let mut command = Command::new(&programs.mycelium);
+    command.args(["vm", "failover", "--planned", "--api"]).arg(api).stdin(Stdio::null());
+    let output = command.output().context("cannot ask for a handover")?;
+    ensure!(output.status.success(), "no handover: {}", String::from_utf8_lossy(&output.stderr).trim_end());
+    Ok(())
 }
 
 fn path_sockets(n: usize) -> Vec<String> {
     node::path_addresses(n).iter().map(|address| format!("{address}:{PATH_PORT}")).collect()
-}
-
-fn active_args(keys: &Keys) -> Vec<String> {
-    let ticket = format!("{}@{}", keys.nodes[1], path_sockets(1).join(","));
-    vec!["active".into(), "--replica".into(), ticket]
-}
-
-fn passive_args(keys: &Keys) -> Vec<String> {
-    let mut args = vec!["passive".into(), "--allow".into(), keys.nodes[0].to_string()];
-    for address in path_sockets(1) {
-        args.extend(["--listen".into(), address]);
-    }
-    args
 }
 
 impl NodeWorld {
@@ -77,32 +117,8 @@ impl NodeWorld {
         Ok(Self { node: Node::start(n, dir)?, endophyte: None, run_dir, tail })
     }
 
-    fn run_endophyte(
-        &mut self,
-        programs: &Programs,
-        keys: &Keys,
-        name: &str,
-        options: &DemoOptions,
-        role: &[String],
-    ) -> Result<()> {
-        fs::create_dir_all(&self.run_dir)?;
-        let log = fs::File::create(self.run_dir.join("endophyte.log"))?;
-        let (role, rest) = role.split_first().context("no role")?;
-        let mut command = self.node.enter(&programs.endophyte);
-        command
-            .arg(role)
-            .arg("--spec")
-            .arg(keys.dir.join("vm.toml"))
-            .arg("--key")
-            .arg(keys.dir.join(format!("{name}.key")))
-            .args(["--arbiter", &format!("{}@{ARBITER}", keys.arbiter), "--run-dir"])
-            .arg(&self.run_dir)
-            .args(["--mtu", UDP_PAYLOAD, "--epoch-ms", &options.epoch_ms.to_string()])
-            .args(rest)
-            .stdout(log.try_clone()?)
-            .stderr(log);
-        self.endophyte = Some(command.spawn().context("cannot start endophyte")?);
-        Ok(())
+    fn api(&self) -> PathBuf {
+        self.run_dir.join("api.sock")
     }
 }
 
@@ -129,16 +145,21 @@ impl World for NativeWorld {
     }
 
     fn names(&self) -> &'static [&'static str] {
-        &NAMES
+        &NAMES[..self.nodes.len()]
     }
 
     fn events(&mut self, node: usize) -> Result<Vec<Stamped>> {
         Ok(self.nodes[node].tail.new_events())
     }
 
+    fn hold_epoch(&mut self, node: usize) -> Result<()> {
+        Ok(fs::write(self.nodes[node].run_dir.join("drill"), "")?)
+    }
+
     fn lose(&mut self, node: usize, fault: Fault) -> Result<u64> {
         self.wire_bytes();
-        let node = &self.nodes[node].node;
+        let api = self.nodes[node].api();
+        let NodeWorld { node, .. } = &self.nodes[node];
         let at = clock::now().0;
         match fault {
             Fault::Kill => {
@@ -147,14 +168,18 @@ impl World for NativeWorld {
             }
             Fault::Stop => node.signal_all(Signal::STOP),
             Fault::Link => node.set_cables(PATH_CABLES, false),
+            Fault::HandOver => hand_over(&self.programs, &api)?,
+            Fault::ArbiterLink => node.set_cables(ARBITER_CABLE, false),
+            Fault::Replica => self.nodes[REPLICA].node.kill_programs(),
+            Fault::Arbiter => self.arbiter = None,
         }
         Ok(at)
     }
 
     fn revive(&mut self, node: usize, fault: Fault) -> Result<()> {
-        let NodeWorld { node, endophyte, .. } = &self.nodes[node];
+        let NodeWorld { node, endophyte, .. } = &mut self.nodes[node];
         match fault {
-            Fault::Kill => {}
+            Fault::Kill | Fault::HandOver => {}
             Fault::Stop => {
                 // nsenter, outside, has stopped itself with its child.
                 if let Some(outside) = endophyte {
@@ -163,6 +188,14 @@ impl World for NativeWorld {
                 node.signal_all(Signal::CONT);
             }
             Fault::Link => node.set_cables(PATH_CABLES, true),
+            Fault::ArbiterLink => node.set_cables(ARBITER_CABLE, true),
+            Fault::Replica => {
+                if let Some(killed) = &mut self.nodes[REPLICA].endophyte {
+                    killed.wait()?;
+                }
+                self.run_endophyte(REPLICA)?;
+            }
+            Fault::Arbiter => self.arbiter = Some(Arbiter::start(&self.programs, &self.keys, ARBITER)?),
         }
         Ok(())
     }
@@ -184,7 +217,9 @@ impl World for NativeWorld {
     }
 
     fn logs(&self) -> String {
-        let tail = |n: usize| last_lines(&self.nodes[n].run_dir.join("endophyte.log"));
-        format!("node A:\n{}\nnode B:\n{}", tail(0), tail(1))
+        let tail = |(node, name): (&NodeWorld, &&str)| {
+            format!("node {name}:\n{}", last_lines(&node.run_dir.join("endophyte.log")))
+        };
+        self.nodes.iter().zip(NAMES).map(tail).collect::<Vec<_>>().join("\n")
     }
 }

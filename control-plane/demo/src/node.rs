@@ -34,6 +34,7 @@ pub(crate) const UDP_PAYLOAD: &str = "8952";
 const RAM_MIB: u32 = 256;
 /// First letters of the paths' cables, and of all of a node's.
 pub(crate) const PATH_CABLES: &[&str] = &["p0n", "p1n"];
+pub(crate) const ARBITER_CABLE: &[&str] = &["m"];
 pub(crate) const ALL_CABLES: &[&str] = &["c", "m", "p0n", "p1n"];
 
 /// The node.
@@ -190,6 +191,14 @@ impl Node {
     pub(crate) fn signal_all(&self, signal: Signal) {
         for pid in self.processes() {
             let _ = kill_process(pid, signal);
+        }
+    }
+
+    /// Kills what runs in it; the node itself is still there.
+    pub(crate) fn kill_programs(&self) {
+        let init = i32::try_from(self.init_pid).ok().and_then(Pid::from_raw);
+        for pid in self.processes().into_iter().filter(|pid| Some(*pid) != init) {
+            let _ = kill_process(pid, Signal::KILL);
         }
     }
 

@@ -112,6 +112,7 @@ pub(crate) fn in_words(event: &Event) -> Option<String> {
         Event::FirstOutput { .. } => "first output".to_owned(),
         Event::Expelled { reason } | Event::Stopped { reason } => format!("stopped: {reason}"),
         Event::Trouble { what } => format!("trouble: {what}"),
+        Event::Drill { phase } => format!("an epoch is held: {phase}"),
         Event::Guest { what } => format!("guest: {what}"),
         Event::Joined { .. }
         | Event::Dropped { .. }

@@ -141,6 +141,8 @@ impl<'e> Takeover<'e> {
         let taking = when(self.winner(), |e| matches!(e, Event::Taking { .. }));
         let suspects = self.winner().iter().filter(|e| matches!(e.event, Event::Suspect { .. }));
         let suspect = suspects.map(|e| e.t_ns).filter(|t| taking.is_none_or(|taking| *t <= taking)).max();
+        // In a handover nobody is suspected: it is detected when the replica is asked to take over.
+        let suspect = suspect.or(taking);
         let first = self.winner().iter().find_map(|e| match e.event {
             Event::FirstOutput { at_ns } => Some(at_ns),
             _ => None,
@@ -264,6 +266,7 @@ mod tests {
             guest: GuestKind::Native,
             kvm: String::new(),
             fault: Fault::Kill,
+            phase: None,
             seed: 1,
             began: 0,
             names: &["a", "b", "c"],

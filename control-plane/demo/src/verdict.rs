@@ -30,8 +30,12 @@ pub struct Verdict {
     pub guest: GuestKind,
     /// On which KVM.
     pub kvm: String,
-    /// How the host was lost.
+    /// What went wrong first.
     pub fault: Fault,
+    /// In which phase of an epoch, if that was chosen.
+    pub phase: Option<&'static str>,
+    /// Hosts lost in turn.
+    pub losses: usize,
     /// Repeat with this seed.
     pub seed: u64,
     /// Epochs committed by the lost host.
@@ -79,6 +83,7 @@ pub(crate) struct Evidence {
     pub(crate) guest: GuestKind,
     pub(crate) kvm: String,
     pub(crate) fault: Fault,
+    pub(crate) phase: Option<&'static str>,
     pub(crate) seed: u64,
     /// The demo's beginning on CLOCK_MONOTONIC, nanoseconds.
     pub(crate) began: u64,
@@ -120,6 +125,8 @@ impl Evidence {
             guest: self.guest,
             kvm: self.kvm.clone(),
             fault: self.fault,
+            phase: self.phase,
+            losses: self.losses.len(),
             seed: self.seed,
             epochs_committed: stats.committed,
             pause_us: stats.pause_us,

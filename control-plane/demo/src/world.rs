@@ -72,7 +72,12 @@ pub(crate) trait World {
         true
     }
 
-    /// Does the fault to a node. Returns when, on CLOCK_MONOTONIC, nanoseconds.
+    /// Has the node hold an epoch, in the phase the world was made with.
+    fn hold_epoch(&mut self, _node: usize) -> Result<()> {
+        anyhow::bail!("nothing is held here")
+    }
+
+    /// Strikes an active node. Returns when, on CLOCK_MONOTONIC, nanoseconds.
     fn lose(&mut self, node: usize, fault: Fault) -> Result<u64>;
 
     /// Undoes the fault, where it can be undone.

@@ -267,23 +267,39 @@ pub fn in_order<'a>(
 }
 
 /// What a replica lacks of the disks: extents it was never sent, or was sent in epochs that came to nothing.
+///
+/// It is filled with the epoch after which it lacks none. Output may wait for it from then on, so whatever it comes to lack later is
+/// owed at once: the next epoch it is sent must carry all of it.
 #[derive(Debug)]
 pub struct ExtentLedger {
     owed: PageSet,
     in_flight: BTreeMap<EpochId, PageSet>,
+    filled: Option<EpochId>,
 }
 
 impl ExtentLedger {
     /// Of a replica that has nothing.
     #[must_use]
     pub fn owing_all(extents: u64) -> Self {
-        Self { owed: PageSet::full(extents), in_flight: BTreeMap::new() }
+        Self { owed: PageSet::full(extents), in_flight: BTreeMap::new(), filled: None }
     }
 
     /// What has to be copied.
     #[must_use]
     pub fn owed(&self) -> &PageSet {
         &self.owed
+    }
+
+    /// What has to be copied before the next epoch is sent.
+    #[must_use]
+    pub fn owed_at_once(&self) -> Option<&PageSet> {
+        self.filled.map(|_| &self.owed)
+    }
+
+    /// The epoch with which it has all it lacked; none while it lacks some, or if that epoch came to nothing.
+    #[must_use]
+    pub fn filled(&self) -> Option<EpochId> {
+        self.filled
     }
 
     /// These changed in an epoch that is not sent to this replica.
@@ -297,6 +313,10 @@ impl ExtentLedger {
         let sent = self.in_flight.entry(epoch).or_insert_with(|| PageSet::empty(copied.capacity()));
         sent.union(copied);
         sent.union(written);
+        debug_assert!(self.filled.is_none() || self.owed.is_empty(), "{epoch} lacks what was owed at once");
+        if self.owed.is_empty() {
+            self.filled = self.filled.or(Some(epoch));
+        }
     }
 
     /// The replica has staged every epoch up to `through`.
@@ -306,6 +326,7 @@ impl ExtentLedger {
 
     /// Epochs after `kept` will never be staged as sent.
     pub fn abort_after(&mut self, kept: EpochId) {
+        self.filled = self.filled.filter(|filled| *filled <= kept);
         for (_, extents) in self.in_flight.split_off(&kept.next()) {
             if !sabotaged(Sabotage::ExtentsNotReturned) {
                 self.owed.union(&extents);
@@ -418,13 +439,27 @@ mod tests {
         ledger.send_in(EpochId(5), &set(4, &[0, 1]), &set(4, &[1, 3]));
         assert_eq!(*ledger.owed(), set(4, &[2, 3]));
         ledger.acked(EpochId(5));
+        assert_eq!((ledger.filled(), ledger.owed_at_once()), (None, None));
         ledger.send_in(EpochId(6), &set(4, &[2, 3]), &set(4, &[0]));
         ledger.send_in(EpochId(7), &set(4, &[]), &set(4, &[1]));
         assert!(ledger.owed().is_empty());
         ledger.abort_after(EpochId(6));
         assert_eq!(*ledger.owed(), set(4, &[1]));
+        assert_eq!((ledger.filled(), ledger.owed_at_once()), (Some(EpochId(6)), Some(&set(4, &[1]))));
         ledger.abort_after(EpochId(5));
         assert_eq!(*ledger.owed(), set(4, &[0, 1, 2, 3]));
+        assert_eq!((ledger.filled(), ledger.owed_at_once()), (None, None));
+    }
+
+    /// Found by the simulator: it was listed by an epoch before, and took over without what it had missed since.
+    #[test]
+    fn what_a_filled_replica_misses_is_owed_at_once() {
+        let mut ledger = ExtentLedger::owing_all(2);
+        ledger.send_in(EpochId(1), &set(2, &[0, 1]), &set(2, &[]));
+        ledger.owe(&set(2, &[1]));
+        assert_eq!(ledger.owed_at_once(), Some(&set(2, &[1])));
+        ledger.send_in(EpochId(3), &set(2, &[1]), &set(2, &[0]));
+        assert_eq!((ledger.filled(), ledger.owed_at_once()), (Some(EpochId(1)), Some(&set(2, &[]))));
     }
 
     fn change() -> impl Strategy<Value = DiskChange> {

@@ -15,6 +15,7 @@ pub mod codec;
 pub mod compress;
 pub mod detector;
 pub mod disk;
+pub mod hand_over;
 pub mod hot;
 pub mod ids;
 pub mod ingress;

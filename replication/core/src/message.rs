@@ -152,6 +152,12 @@ pub enum Message {
         generation: Generation,
         epoch: EpochId,
     },
+    /// The active of this generation has stopped its guest at the end of this epoch: go on with it. Later than version 4 in what it
+    /// says, not in how: who does not know it takes over when the active falls silent.
+    Yield {
+        generation: Generation,
+        epoch: EpochId,
+    },
 }
 
 impl Message {
@@ -206,6 +212,11 @@ impl Message {
                 out.put_u64_le(generation.0);
                 out.put_u64_le(epoch.0);
             }
+            Self::Yield { generation, epoch } => {
+                out.put_u8(9);
+                out.put_u64_le(generation.0);
+                out.put_u64_le(epoch.0);
+            }
         }
         out.freeze()
     }
@@ -240,6 +251,9 @@ impl Message {
                 generation: Generation(r.u64("generation")?),
                 epoch: EpochId(r.u64("epoch")?),
             },
+            9 => {
+                Self::Yield { generation: Generation(r.u64("generation")?), epoch: EpochId(r.u64("epoch")?) }
+            }
             other => return Err(DecodeError::Value { what: "kind", got: u64::from(other) }),
         };
         r.finish()?;
@@ -498,6 +512,7 @@ mod tests {
             (any::<u64>(), proptest::collection::vec((any::<u8>(), bytes(40)), 0..4))
                 .prop_map(|(n, frames)| Message::Ingress(Ingress { first: IngressSeq(n >> 1), frames })),
             any::<u64>().prop_map(|n| Message::Deposed { generation: Generation(n), epoch: EpochId(n) }),
+            any::<u64>().prop_map(|n| Message::Yield { generation: Generation(n), epoch: EpochId(n) }),
         ]
     }
 

@@ -13,11 +13,13 @@
 //! From `Joining` on the replica is *required*: no output leaves before it holds the epoch. It stays required until the
 //! arbiter has recorded its removal, because as long as the record may list it, it may take over from what it holds.
 //!
-//! Any record of a later generation stops the guest for good.
+//! Any record of a later generation stops the guest for good. That is also how a planned handover ends (see
+//! [`crate::hand_over`]).
 
 use std::time::Duration;
 
 use crate::detector::{Detector, DetectorConfig, Suspicion};
+use crate::hand_over::{HandOver, NotHandedOver};
 use crate::ids::{EpochId, Generation, Member, OpId, VmId};
 use crate::limits;
 use crate::message::Heartbeat;
@@ -48,6 +50,8 @@ pub struct PrimaryConfig {
     pub cut_share_pm: u32,
     /// Sealed epochs that may be unacknowledged before the next cut waits.
     pub epochs_in_flight: u64,
+    /// How long the guest may stand still for a planned handover.
+    pub hand_over_patience: Duration,
     /// An unanswered swap is sent again after this long.
     pub arbiter_retry: Duration,
     /// The record is read this often while something is wrong.
@@ -66,6 +70,7 @@ impl Default for PrimaryConfig {
             epoch_min: Duration::from_micros(500),
             cut_share_pm: 100,
             epochs_in_flight: 2,
+            hand_over_patience: Duration::from_secs(1),
             arbiter_retry: Duration::from_millis(100),
             record_poll: Duration::from_millis(100),
         }
@@ -104,6 +109,8 @@ pub enum Event {
     Arbiter(Reply),
     /// The operator wants this replica no more.
     Dismiss(Member),
+    /// The operator wants the guest to go on at this replica, or at any that is in sync.
+    HandOver(Option<Member>),
     /// The VM is to end here and nowhere else go on: take every replica off the record. Stop the guest first.
     Retire,
     /// Time has passed. Hand in everything that has arrived first.
@@ -128,6 +135,10 @@ pub enum Action {
     Heartbeat(Member, Heartbeat),
     /// Tell a stale process that it is deposed.
     TellDeposed(Member, Generation, EpochId),
+    /// Tell a replica that the guest stands at the end of this epoch, for it to take over.
+    Yield(Member, Generation, EpochId),
+    /// The guest was not handed over, and goes on here.
+    NotHandedOver(NotHandedOver),
     /// Let out what waits of the epochs up to this one.
     Release(EpochId),
     /// Switch the gate for output made from now on.
@@ -141,7 +152,7 @@ pub enum Action {
     /// Stop sending to this replica and close the connection; a process that holds epochs of ours must start again before
     /// it can be our replica once more.
     Drop(Member),
-    /// Stop the guest until `RunGuest`: the policy forbids to run unprotected.
+    /// Stop the guest until `RunGuest`: the policy forbids to run unprotected, or it is being handed over.
     PauseGuest,
     /// Let the guest go on.
     RunGuest,
@@ -164,6 +175,14 @@ pub enum StopReason {
         /// The active now.
         by: Member,
     },
+    /// A replica took over because it was asked to.
+    #[error("handed over to {to}, the active of generation {generation}")]
+    HandedOver {
+        /// The generation now.
+        generation: Generation,
+        /// The active now.
+        to: Member,
+    },
     /// The record is gone.
     #[error("the arbiter has no record of this VM any more")]
     RecordGone,
@@ -182,6 +201,8 @@ pub enum Protection {
     Protected(usize),
     /// A listed replica is silent; output waits.
     ReplicaSilent(Suspicion),
+    /// The guest stands still while a replica in sync takes over.
+    HandingOver,
     /// No replica is in sync and the policy is to halt.
     Halted,
     /// The guest was stopped for good.
@@ -243,6 +264,11 @@ impl Peer {
             || sabotaged(Sabotage::ListedBeforeFilled) && self.acked.is_some()
     }
 
+    /// Whether the guest can be handed to it.
+    fn may_be_yielded_to(&self) -> bool {
+        self.standing == Standing::InSync && !self.dismissed
+    }
+
     /// The newest epoch it acknowledged, or the one before its seed.
     fn acked_or_before(&self) -> EpochId {
         self.acked.unwrap_or_else(|| self.first.prev())
@@ -289,6 +315,7 @@ pub struct Primary {
     paused: bool,
     stopped: bool,
     retiring: bool,
+    hand_over: Option<HandOver>,
     doubt: bool,
     proposal: Option<Proposal>,
     ops: u64,
@@ -327,6 +354,7 @@ impl Primary {
             paused: false,
             stopped: false,
             retiring: false,
+            hand_over: None,
             doubt: false,
             proposal: None,
             ops,
@@ -384,11 +412,19 @@ impl Primary {
                 self.longest = if quiet { stretched } else { self.cfg.epoch_max };
             }
             Event::PagesPending => self.longest = self.cfg.epoch_max,
-            Event::CutFailed => self.cutting = false,
+            Event::CutFailed => {
+                self.cutting = false;
+                self.hand_over.iter_mut().for_each(HandOver::cut_failed);
+            }
             Event::Progress(count) => self.progress = count,
             Event::OutputPending(pending) => self.output_pending = pending,
             Event::Arbiter(reply) => self.answered(&reply, out),
             Event::Dismiss(member) => self.dismiss(member, out),
+            Event::HandOver(to) => {
+                if let Err(why) = self.begin_hand_over(now, to) {
+                    out.push(Action::NotHandedOver(why));
+                }
+            }
             Event::Retire => self.retiring = true,
             Event::Tick => self.tick(now, out),
         }
@@ -434,6 +470,38 @@ impl Primary {
         peer.dismissed = true;
         if matches!(peer.standing, Standing::Seeding | Standing::Joining { .. }) {
             self.drop_peer(member, out);
+        }
+    }
+
+    fn begin_hand_over(&mut self, now: Time, to: Option<Member>) -> Result<(), NotHandedOver> {
+        if self.hand_over.is_some() {
+            return Err(NotHandedOver::UnderWay);
+        }
+        if self.retiring {
+            return Err(NotHandedOver::Ending);
+        }
+        let any = self.peers.iter().find(|p| p.may_be_yielded_to()).map(|p| p.member);
+        let to = to.or(any).ok_or(NotHandedOver::NoReplica)?;
+        if !self.can_yield_to(to) {
+            return Err(NotHandedOver::NotInSync(to.node));
+        }
+        self.hand_over = Some(HandOver::begin(to, now, self.cfg.hand_over_patience));
+        Ok(())
+    }
+
+    fn can_yield_to(&self, member: Member) -> bool {
+        self.peers.iter().any(|p| p.member == member && p.may_be_yielded_to())
+    }
+
+    /// Yields when everything has left, or gives up.
+    fn go_on_handing_over(&mut self, now: Time, out: &mut Vec<Action>) {
+        let Some(hand_over) = self.hand_over else { return };
+        if let Some(why) = hand_over.failed(now, self.can_yield_to(hand_over.to)) {
+            self.hand_over = None;
+            out.push(Action::NotHandedOver(why));
+        } else if let Some(last) = self.hand_over.as_mut().and_then(|h| h.settled(self.released)) {
+            self.next_poll = now + self.cfg.heartbeat_every;
+            out.push(Action::Yield(hand_over.to, self.record.generation, last));
         }
     }
 
@@ -503,7 +571,14 @@ impl Primary {
     /// Takes note of a record the arbiter showed; a later generation stops the guest.
     fn see(&mut self, record: &Record, out: &mut Vec<Action>) {
         if record.active != self.me && record.generation >= self.record.generation {
-            self.stop(StopReason::Deposed { generation: record.generation, by: record.active }, out);
+            let (generation, by) = (record.generation, record.active);
+            let asked = self.hand_over.is_some_and(|h| h.to == by && h.yields().is_some());
+            let reason = if asked {
+                StopReason::HandedOver { generation, to: by }
+            } else {
+                StopReason::Deposed { generation, by }
+            };
+            self.stop(reason, out);
         } else if record.version >= self.record.version {
             self.record = record.clone();
             self.doubt = false;
@@ -562,6 +637,9 @@ impl Primary {
             let alone = self.peers.is_empty();
             self.next_heartbeat = now + if alone { self.cfg.record_poll } else { self.cfg.heartbeat_every };
             self.send_heartbeats(now, out);
+            if let Some((to, last)) = self.hand_over.and_then(|h| Some((h.to, h.yields()?))) {
+                out.push(Action::Yield(to, self.record.generation, last));
+            }
         }
         self.keep_asking(now, out);
         let due = self.next_tick();
@@ -622,9 +700,10 @@ impl Primary {
                 out.push(Action::Arbiter(proposal.request()));
             }
         }
-        let worried = self.doubt || self.peers.iter().any(|p| !p.standing.is_live());
+        let yields = self.hand_over.is_some_and(|h| h.yields().is_some());
+        let worried = self.doubt || yields || self.peers.iter().any(|p| !p.standing.is_live());
         if worried && now >= self.next_poll {
-            self.next_poll = now + self.cfg.record_poll;
+            self.next_poll = now + if yields { self.cfg.heartbeat_every } else { self.cfg.record_poll };
             out.push(Action::Arbiter(Request::Read));
         }
     }
@@ -633,6 +712,7 @@ impl Primary {
     fn advance(&mut self, now: Time, out: &mut Vec<Action>) {
         self.promote_seeded(out);
         self.release(now, out);
+        self.go_on_handing_over(now, out);
         self.propose(now, out);
         self.obey_policy(out);
         if self.retiring {
@@ -760,8 +840,9 @@ impl Primary {
 
     /// Under `Halt` the guest runs only while somebody is in sync: not after a takeover and not at the first boot either.
     fn obey_policy(&mut self, out: &mut Vec<Action>) {
-        let pause = self.must_halt();
-        if pause && self.gate == GateMode::Open {
+        let halt = self.must_halt();
+        let pause = halt || self.hand_over.is_some();
+        if halt && self.gate == GateMode::Open {
             self.hold_gate(out);
         }
         if pause != self.paused {
@@ -778,6 +859,7 @@ impl Primary {
     fn cut_if_due(&mut self, now: Time, out: &mut Vec<Action>) {
         if self.next_cut().is_some_and(|at| now >= at) {
             self.cutting = true;
+            self.hand_over.iter_mut().filter(|h| h.wants_cut()).for_each(|h| h.ends_with(self.open));
             self.output_pending = false;
             self.last_cut = now;
             out.push(Action::Cut(self.open));
@@ -788,7 +870,8 @@ impl Primary {
     #[must_use]
     pub fn next_tick(&self) -> Time {
         let suspect = self.peers.iter().filter_map(|p| p.detector.suspect_at());
-        suspect.chain(self.next_cut()).fold(self.next_heartbeat, Time::min)
+        let hand_over = self.hand_over.map(|h| h.due());
+        suspect.chain(self.next_cut()).chain(hand_over).fold(self.next_heartbeat, Time::min)
     }
 
     /// When the open epoch is to end if nothing happens before; none while nobody waits for it, or something has to happen
@@ -798,6 +881,12 @@ impl Primary {
         let in_flight = self.open.prev().0.saturating_sub(self.oldest_awaited()?.0);
         if self.stopped || self.retiring || self.cutting || in_flight >= self.cfg.epochs_in_flight {
             return None;
+        }
+        match self.hand_over {
+            Some(hand_over) if hand_over.wants_cut() => return Some(self.last_cut),
+            // Its guest stands still, and whoever takes over needs no epoch more.
+            Some(_) => return None,
+            None => {}
         }
         let shortest = self.cfg.epoch_min.max(self.cut_cost * 1000 / self.cfg.cut_share_pm.max(1));
         let length = if self.output_pending { shortest.min(self.cfg.epoch_max) } else { self.longest };
@@ -823,7 +912,9 @@ impl Primary {
     fn judge_protection(&self) -> Protection {
         let in_sync = self.peers.iter().filter(|p| p.standing == Standing::InSync).count();
         let lost = self.peers.iter().find(|p| !p.standing.is_live());
-        if self.paused {
+        if self.hand_over.is_some() {
+            Protection::HandingOver
+        } else if self.paused {
             Protection::Halted
         } else if let Some(peer) = lost {
             Protection::ReplicaSilent(peer.detector.suspicion().unwrap_or(Suspicion::Silent))

@@ -60,6 +60,8 @@ pub enum Event {
     Heartbeat(Heartbeat),
     /// An epoch is whole, verified and staged.
     Staged(EpochId),
+    /// The active of this generation has stopped its guest at the end of this epoch, for this replica to go on from there.
+    Yielded(Generation, EpochId),
     /// Counter of the staging loop.
     Progress(u64),
     /// The arbiter answered.
@@ -212,6 +214,7 @@ impl Replica {
         match event {
             Event::Heartbeat(hb) => self.heard(now, &hb),
             Event::Staged(epoch) => self.acknowledge(now, epoch, out),
+            Event::Yielded(generation, epoch) => self.yielded(now, (generation, epoch), out),
             Event::Progress(count) => self.progress = count,
             Event::Arbiter(reply) => self.answered(now, &reply, out),
             Event::Tick => self.tick(now, out),
@@ -329,6 +332,13 @@ impl Replica {
         {
             self.next_poll = now + self.cfg.record_poll;
             out.push(Action::Arbiter(Request::Read));
+        }
+    }
+
+    /// Said again with every heartbeat, so that a swap that fails is tried again, and one that cannot be tried yet is later.
+    fn yielded(&mut self, now: Time, (generation, epoch): (Generation, EpochId), out: &mut Vec<Action>) {
+        if generation == self.generation && self.staged == Some(epoch) && self.phase == Phase::Following {
+            self.try_takeover(now, out);
         }
     }
 

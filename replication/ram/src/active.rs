@@ -8,11 +8,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
+use mycelium_ram_core::hand_over::NotHandedOver;
 use mycelium_ram_core::message::{Heartbeat, Message};
 use mycelium_ram_core::primary::{Action, Event as Input, Primary, PrimaryConfig, Protection, StopReason};
 use mycelium_ram_core::record::Record;
 use mycelium_ram_core::settle::Reply;
-use mycelium_ram_core::{EpochId, Member, Time};
+use mycelium_ram_core::{EpochId, Generation, Member, NodeId, Time};
 
 use crate::clock;
 use crate::delays::Delays;
@@ -30,6 +31,18 @@ const STATS_EVERY: Duration = Duration::from_millis(100);
 
 /// Ending a VM waits this long for the arbiter to take its replicas off the record.
 const RETIRE_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Who has a guest that was to be handed over, or why it stayed.
+pub type HandOverEnd = Result<(Member, Generation), NotHandedOver>;
+
+/// Tells whoever asked for a handover how it ended.
+pub struct HandedOver(pub Box<dyn FnOnce(HandOverEnd) + Send>);
+
+impl std::fmt::Debug for HandedOver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HandedOver").finish_non_exhaustive()
+    }
+}
 
 /// What reaches the protocol thread.
 #[derive(Debug)]
@@ -59,6 +72,8 @@ pub enum Inbox {
     ResumeGuest,
     /// The operator wants this replica no more: off the record with it.
     Dismiss(Member),
+    /// Hand the guest to this node, or to any that may have it; who asked is told how it ended.
+    HandOver(Option<NodeId>, HandedOver),
     /// End the VM, here and everywhere: the operator or the guest itself wants it.
     Shutdown,
 }
@@ -124,6 +139,8 @@ struct Active {
     /// Who is in sync, as last told.
     told_in_sync: Vec<Member>,
     retire_by: Option<Time>,
+    /// Who waits to hear of a handover.
+    handing_over: Option<HandedOver>,
     ended: Option<Ended>,
 }
 
@@ -172,6 +189,7 @@ pub fn run<M: ActiveMachine>(
         told_acked: BTreeMap::new(),
         told_in_sync: Vec::new(),
         retire_by: None,
+        handing_over: None,
         ended: None,
     };
     active.events.note(protection_event(Protection::NoReplica));
@@ -267,6 +285,7 @@ impl Active {
             // A VM that is ending must not say another word.
             Inbox::ResumeGuest if self.retire_by.is_some() => {}
             Inbox::ResumeGuest => self.order(Order::Run(Hold::Operator)),
+            Inbox::HandOver(to, answer) => self.hand_over(to, answer),
             Inbox::Dismiss(member) => self.feed(Input::Dismiss(member)),
             Inbox::Shutdown => {
                 self.order(Order::Pause(Hold::Operator));
@@ -274,6 +293,27 @@ impl Active {
                 self.retire_by.get_or_insert(clock::now() + RETIRE_PATIENCE);
                 self.feed(Input::Retire);
             }
+        }
+    }
+
+    fn hand_over(&mut self, to: Option<NodeId>, answer: HandedOver) {
+        if self.handing_over.is_some() {
+            return (answer.0)(Err(NotHandedOver::UnderWay));
+        }
+        let incarnation = |node| self.core.record().in_sync.iter().map(|l| l.member).find(|m| m.node == node);
+        let member = to.map(|node| incarnation(node).ok_or(node)).transpose();
+        match member {
+            Err(node) => (answer.0)(Err(NotHandedOver::NotInSync(node))),
+            Ok(member) => {
+                self.handing_over = Some(answer);
+                self.feed(Input::HandOver(member));
+            }
+        }
+    }
+
+    fn answer_hand_over(&mut self, how: HandOverEnd) {
+        if let Some(answer) = self.handing_over.take() {
+            (answer.0)(how);
         }
     }
 
@@ -313,6 +353,11 @@ impl Active {
             Action::TellDeposed(to, generation, epoch) => {
                 self.datagram(to, &Message::Deposed { generation, epoch });
             }
+            Action::Yield(to, generation, epoch) => self.datagram(to, &Message::Yield { generation, epoch }),
+            Action::NotHandedOver(why) => {
+                self.events.note(Event::Trouble { what: why.to_string() });
+                self.answer_hand_over(Err(why));
+            }
             Action::Release(through) => {
                 self.releaser.release(through);
                 self.delays.released(through, clock::now());
@@ -327,6 +372,9 @@ impl Active {
             Action::Stop(reason) => {
                 self.gate.shut();
                 self.events.note(Event::Stopped { reason: reason.to_string() });
+                if let StopReason::HandedOver { generation, to } = reason {
+                    self.answer_hand_over(Ok((to, generation)));
+                }
                 self.ended = Some(Ended::Stopped(reason));
             }
             Action::Retired => self.ended = Some(Ended::Shutdown),
@@ -430,9 +478,12 @@ fn protection_event(protection: Protection) -> Event {
         Protection::ReplicaSilent(why) => {
             ("waiting", format!("a replica in sync is silent ({why:?}); output waits"))
         }
+        Protection::HandingOver => {
+            ("handing over", "the guest stands still while a replica in sync takes over".to_owned())
+        }
         Protection::Halted => ("halted", "a replica in sync is silent and the policy is to halt".to_owned()),
         Protection::Stopped => ("stopped", "another process is the active now".to_owned()),
     };
-    let protected = matches!(protection, Protection::Protected(_));
+    let protected = matches!(protection, Protection::Protected(_) | Protection::HandingOver);
     Event::Protection { state: state.to_owned(), reason, protected }
 }

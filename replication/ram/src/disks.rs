@@ -13,16 +13,6 @@ use crate::ports::{ActiveMachine, PortError};
 /// Changes that end an epoch which was to be long, bytes.
 const PENDING_BYTES: usize = 4 << 20;
 
-/// What a replica has of the disks.
-#[derive(Debug)]
-struct Holding {
-    ledger: ExtentLedger,
-    /// With this epoch it has everything.
-    filled: Option<EpochId>,
-    /// What it lost with a connection is to be in the next epoch, all of it: output may wait for this replica.
-    at_once: bool,
-}
-
 /// An epoch's part in the disks.
 #[derive(Debug, Default)]
 pub(crate) struct DiskEpoch {
@@ -53,7 +43,7 @@ pub(crate) struct Disks {
     map: ExtentMap,
     /// None if there are no disks.
     copier: Option<Copier>,
-    replicas: BTreeMap<Member, Holding>,
+    replicas: BTreeMap<Member, ExtentLedger>,
     /// A disk waits for room in the log.
     refused: bool,
     /// A disk cannot be read: there is no more copying before the next replica.
@@ -83,22 +73,20 @@ impl Disks {
             self.log.start();
         }
         self.given_up = false;
-        let ledger = ExtentLedger::owing_all(self.map.extents());
-        self.replicas.insert(member, Holding { ledger, filled: None, at_once: false });
+        self.replicas.insert(member, ExtentLedger::owing_all(self.map.extents()));
     }
 
     /// A replica that kept epochs up to `kept`.
     pub(crate) fn go_on(&mut self, member: Member, kept: EpochId) {
-        let Some(holding) = self.replicas.get_mut(&member) else { return };
-        holding.ledger.acked(kept);
-        holding.ledger.abort_after(kept);
-        holding.filled = holding.filled.filter(|filled| *filled <= kept);
-        holding.at_once = holding.filled.is_some();
+        if let Some(ledger) = self.replicas.get_mut(&member) {
+            ledger.acked(kept);
+            ledger.abort_after(kept);
+        }
     }
 
     pub(crate) fn acked(&mut self, member: Member, epoch: EpochId) {
-        if let Some(holding) = self.replicas.get_mut(&member) {
-            holding.ledger.acked(epoch);
+        if let Some(ledger) = self.replicas.get_mut(&member) {
+            ledger.acked(epoch);
         }
     }
 
@@ -126,14 +114,17 @@ impl Disks {
     pub(crate) fn copy_at_once(&mut self) -> Result<(), PortError> {
         let Some(copier) = &self.copier else { return Ok(()) };
         let mut needed = PageSet::empty(self.map.extents());
-        self.replicas.values().filter(|h| h.at_once).for_each(|h| needed.union(h.ledger.owed()));
+        self.replicas.values().filter_map(ExtentLedger::owed_at_once).for_each(|owed| needed.union(owed));
         copier.copy_now(needed.iter())
     }
 
     /// The epoch ends, for these replicas; the others will be sent it as part of a later one. The guest stands still.
     pub(crate) fn seal(&mut self, epoch: EpochId, sent_to: &[Member]) -> DiskEpoch {
         let Some(copier) = &self.copier else {
-            self.replicas.values_mut().for_each(|holding| holding.filled = holding.filled.or(Some(epoch)));
+            let nothing = PageSet::empty(0);
+            for (_, ledger) in self.replicas.iter_mut().filter(|(member, _)| sent_to.contains(member)) {
+                ledger.send_in(epoch, &nothing, &nothing);
+            }
             return DiskEpoch::default();
         };
         let (copied, failed) = copier.take();
@@ -144,19 +135,15 @@ impl Disks {
         let mut written = PageSet::empty(self.map.extents());
         taken.changes.iter().for_each(|change| self.map.touch(change, &mut written));
         let mut lacked = BTreeMap::new();
-        for (member, holding) in &mut self.replicas {
+        for (member, ledger) in &mut self.replicas {
             if !sent_to.contains(member) {
-                holding.ledger.owe(&written);
+                ledger.owe(&written);
                 continue;
             }
             let mut copies = PageSet::empty(self.map.extents());
-            let owed = holding.ledger.owed();
+            let owed = ledger.owed();
             copied.iter().filter(|c| owed.contains(c.extent)).for_each(|c| copies.insert(c.extent));
-            holding.ledger.send_in(epoch, &copies, &written);
-            holding.at_once = false;
-            if holding.ledger.owed().is_empty() {
-                holding.filled = holding.filled.or(Some(epoch));
-            }
+            ledger.send_in(epoch, &copies, &written);
             lacked.insert(*member, copies);
         }
         DiskEpoch { copied, lacked, changes: taken.changes }
@@ -167,7 +154,7 @@ impl Disks {
         self.make_room_known(machine);
         let Some(copier) = self.copier.as_ref().filter(|_| !self.given_up) else { return false };
         let mut owed = PageSet::empty(self.map.extents());
-        self.replicas.values().for_each(|holding| owed.union(holding.ledger.owed()));
+        self.replicas.values().for_each(|ledger| owed.union(ledger.owed()));
         if owed.is_empty() {
             return false;
         }
@@ -182,12 +169,16 @@ impl Disks {
 
     /// Replicas that have everything with this very epoch.
     pub(crate) fn filled_by(&self, epoch: EpochId) -> Vec<Member> {
-        self.replicas.iter().filter(|(_, h)| h.filled == Some(epoch)).map(|(member, _)| *member).collect()
+        self.replicas
+            .iter()
+            .filter(|(_, ledger)| ledger.filled() == Some(epoch))
+            .map(|(member, _)| *member)
+            .collect()
     }
 
     /// Bytes that are still to be copied to the replica that lacks most, and of how many.
     pub(crate) fn lacking(&self) -> (u64, u64) {
-        let extents = self.replicas.values().map(|holding| holding.ledger.owed().len()).max();
+        let extents = self.replicas.values().map(|ledger| ledger.owed().len()).max();
         let bytes = |extents: u64| extents * EXTENT_BYTES;
         (bytes(extents.unwrap_or(0)), bytes(self.map.extents()))
     }

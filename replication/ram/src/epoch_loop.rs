@@ -27,6 +27,7 @@ use mycelium_ram_core::{EpochId, IngressSeq, Member, PageIndex, PageLedger, Page
 use crate::clock;
 use crate::disk_log::DiskLog;
 use crate::disks::{DiskEpoch, Disks};
+use crate::drill::{self, Phase};
 use crate::events::{Event, EventLog};
 use crate::gate::Gate;
 use crate::gauges::{Bottleneck, Load};
@@ -361,10 +362,12 @@ impl<M: ActiveMachine> EpochLoop<M> {
     fn cut(&mut self, epoch: EpochId) -> Result<Vec<Sealed>, PortError> {
         self.copy_seeds_early(epoch)?;
         self.disks.copy_at_once()?;
+        drill::reached(Phase::Ending);
         let begun = clock::now();
         self.stop_guest()?;
         let busy = self.machine.busy();
         let taken = self.take_epoch(epoch);
+        drill::reached(Phase::Paused);
         self.continue_guest();
         // A replica that lacks much is not to wait for a guest that does nothing.
         self.cut_done.quiet &= !self.disks.copy_next(&self.machine);
@@ -561,6 +564,9 @@ impl<M: ActiveMachine> EpochLoop<M> {
         sealed.differs = differs;
         if base.is_some() {
             self.figures.pages += changed;
+        }
+        if !sealed.pages.is_empty() {
+            drill::reached(Phase::Sending);
         }
         self.send_disks(member, (epoch, base), &std::mem::take(&mut sealed.disks))?;
         self.send_end(member, epoch, base, std::mem::take(&mut sealed.outputs))

@@ -116,6 +116,8 @@ pub enum Event {
     Stopped { reason: String },
     /// Something failed and the VM goes on.
     Trouble { what: String },
+    /// An epoch is held in this phase, as a rehearsal wants it.
+    Drill { phase: String },
     /// The guest said something about itself (reset, power-off, panic), committed.
     Guest { what: String },
 }

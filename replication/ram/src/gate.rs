@@ -10,6 +10,7 @@ use mycelium_ram_core::output::{GateMode, Offered, OutputQueue};
 use mycelium_ram_core::{EpochId, Time};
 
 use crate::clock;
+use crate::drill::{self, Phase};
 use crate::events::Spread;
 use crate::ports::OutputPort;
 
@@ -166,10 +167,13 @@ impl Gate {
                 let now = clock::now();
                 chunk.iter().for_each(|held| inner.count(held.at, now));
                 drop(inner);
-                chunk
-                    .into_iter()
-                    .filter(|held| now <= by || !held.is_frame())
-                    .for_each(|held| self.emit(held));
+                for held in chunk {
+                    // Looked at for each: between two frames a process may be stopped for any time.
+                    if !held.is_frame() || clock::now() <= by {
+                        self.emit(held);
+                        drill::reached(Phase::Releasing);
+                    }
+                }
                 inner = self.lock();
             }
         }
@@ -374,6 +378,31 @@ mod tests {
         gate.seal();
         gate.release_by(EpochId(1), clock::now() - Duration::from_millis(1));
         assert_eq!(*world.said.lock().unwrap(), b"b", "what is on a log may be there twice");
+    }
+
+    #[test]
+    fn a_permission_that_goes_stale_between_two_frames_ends_there() {
+        /// Takes longer for a frame than the permission lasts, as a process that is stopped does.
+        #[derive(Debug)]
+        struct Stopped(AtomicUsize, Time);
+        impl OutputPort for Stopped {
+            fn emit(&self, _: &Output) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+                while clock::now() <= self.1 {
+                    std::thread::yield_now();
+                }
+            }
+            fn room(&self) {}
+        }
+        let by = clock::now() + Duration::from_millis(100);
+        let world = Arc::new(Stopped(AtomicUsize::new(0), by));
+        let gate = Gate::new(world.clone(), EpochId(1));
+        gate.set_mode(GateMode::Hold);
+        gate.offer(Port::Net(0), 0, b"a");
+        gate.offer(Port::Net(0), 0, b"b");
+        gate.seal();
+        gate.release_by(EpochId(1), by);
+        assert!(world.0.load(Ordering::Relaxed) <= 1);
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod copier;
 mod delays;
 pub mod disk_log;
 mod disks;
+pub mod drill;
 pub mod epoch_loop;
 pub mod events;
 pub mod gate;

@@ -205,8 +205,8 @@ impl Passive {
     }
 
     fn take_frame(&mut self, frame: Bytes) {
-        // Kind 4 is a heartbeat; everything else is staging's, decoded there.
-        if frame.get(1) != Some(&4) {
+        // A heartbeat, or word that the guest is ours to take; everything else is staging's, decoded there.
+        if !matches!(frame.get(1), Some(4 | 9)) {
             self.bytes += frame.len() as u64;
             let _ = self.jobs.send(Job::Frame(frame));
             return;
@@ -216,8 +216,9 @@ impl Passive {
                 self.active_clock.heard(clock::now(), hb.sent_at, hb.echo);
                 self.feed(Input::Heartbeat(hb));
             }
+            Ok(Message::Yield { generation, epoch }) => self.feed(Input::Yielded(generation, epoch)),
             Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "a heartbeat cannot be read"),
+            Err(error) => tracing::warn!(%error, "a datagram cannot be read"),
         }
     }
 

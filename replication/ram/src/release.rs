@@ -12,6 +12,7 @@ use std::time::Duration;
 use mycelium_ram_core::{EpochId, Time};
 
 use crate::clock;
+use crate::drill::{self, Phase};
 use crate::epoch_loop::Shared;
 use crate::gate::Gate;
 use crate::priority;
@@ -65,6 +66,9 @@ fn let_out(gate: &Gate, shared: &Shared, permissions: &Receiver<Permission>) {
     priority::work();
     while let Ok(first) = permissions.recv() {
         let Permission { through, by } = permissions.try_iter().last().unwrap_or(first);
+        if gate.bytes() > 0 {
+            drill::reached(Phase::Acked);
+        }
         gate.release_by(through, by);
         shared.released.fetch_max(through.0, Ordering::Relaxed);
     }

@@ -30,6 +30,8 @@ pub enum Input {
     Peers(Vec<Member>),
     /// The operator wants no replica on this node.
     Dismiss(NodeId),
+    /// The operator wants the guest to go on at a replica.
+    HandOver,
     /// A timer of its own.
     Timer(Timer),
 }
@@ -103,6 +105,8 @@ pub enum Point {
     BeforeReplay,
     Replayed,
     Dismissed,
+    HandOverAsked,
+    Yielded,
     TakeoverReceived,
     TakeoverAppended,
     TakeoverReplicated,
@@ -121,6 +125,8 @@ pub enum Report {
     Status(Protection),
     /// The guest resumes here after a takeover.
     Resumed(EpochId),
+    /// The guest was handed over and has ended here.
+    HandedOver,
     /// The image and the registers do not fit together.
     Broken(String),
     /// Something for the trace alone.

@@ -16,6 +16,8 @@ pub struct Stats {
     pub degrades: u64,
     pub down: u64,
     pub dismissals: u64,
+    pub hand_overs: u64,
+    pub handed_over: u64,
     pub resumed: u64,
     pub generations: u64,
     pub leaders_lost: u64,
@@ -36,6 +38,8 @@ impl AddAssign for Stats {
         self.degrades += o.degrades;
         self.down += o.down;
         self.dismissals += o.dismissals;
+        self.hand_overs += o.hand_overs;
+        self.handed_over += o.handed_over;
         self.resumed += o.resumed;
         self.generations += o.generations;
         self.leaders_lost += o.leaders_lost;

@@ -55,3 +55,8 @@ fn halt_let_output_out_before_the_next_replica_was_listed() {
 fn halt_let_output_out_on_the_word_of_a_dismissed_replica() {
     keeps_every_promise(4131);
 }
+
+#[test]
+fn a_replica_was_listed_without_what_it_had_missed_of_the_disk() {
+    keeps_every_promise(1529);
+}

@@ -47,6 +47,71 @@ fn a_primary_cut_off_from_its_replica_gives_way() {
     lose_by("link", Some(6.0));
 }
 
+/// Strikes while the active holds an epoch in each phase, or in CI in one; afterwards the VM is protected again and loses its host
+/// once more.
+fn strikes_in_every_phase(fault: &str, slice: &str) {
+    if !has_kvm() {
+        return;
+    }
+    let is_loss = ["kill", "stop", "link"].contains(&fault);
+    for (seed, phase) in PHASES.iter().enumerate().filter(|(_, phase)| whole_suite() || **phase == slice) {
+        let seed = (seed + 11).to_string();
+        let losses = if is_loss { "2" } else { "1" };
+        let words = ["--fault", fault, "--phase", phase, "--losses", losses, "--seed", &seed];
+        let Some(verdict) = demo(&words) else { return };
+        check(&verdict);
+        assert_eq!(verdict["phase"], **phase);
+        assert_eq!(number(&verdict, "/losses").to_string(), losses);
+        assert_eq!(verdict["failures"].as_array().map(Vec::len), Some(0), "{}", verdict["failures"]);
+    }
+}
+
+const PHASES: [&str; 5] = ["ending", "paused", "sending", "acked", "releasing"];
+
+#[test]
+fn a_host_is_killed_in_every_phase_of_an_epoch() {
+    strikes_in_every_phase("kill", "paused");
+}
+
+#[test]
+fn a_host_is_stopped_and_continued_in_every_phase_of_an_epoch() {
+    strikes_in_every_phase("stop", "releasing");
+}
+
+#[test]
+fn a_pair_is_parted_in_every_phase_of_an_epoch() {
+    strikes_in_every_phase("link", "sending");
+}
+
+#[test]
+fn an_active_is_parted_from_the_arbiter_in_every_phase_of_an_epoch() {
+    strikes_in_every_phase("arbiter-link", "ending");
+}
+
+#[test]
+fn a_replica_is_killed_in_every_phase_of_an_epoch() {
+    strikes_in_every_phase("replica", "sending");
+}
+
+#[test]
+fn an_arbiter_is_killed_and_restarted_in_every_phase_of_an_epoch() {
+    strikes_in_every_phase("arbiter", "acked");
+}
+
+/// For maintenance of its host, and of the next one.
+#[test]
+fn a_guest_is_handed_over_under_load() {
+    if !has_kvm() {
+        return;
+    }
+    for seed in 1..=rounds() {
+        let Some(verdict) = demo(&["--fault", "handover", "--seed", &seed.to_string()]) else { return };
+        check(&verdict);
+        assert_eq!(verdict["deposed_exit"], 0, "the old process has ended well");
+        println!("handed over: {}", verdict["failover_ms"]);
+    }
+}
+
 #[test]
 fn a_network_of_nodes_loses_two_of_three_in_turn() {
     if !has_kvm() {

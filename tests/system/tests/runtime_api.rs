@@ -7,9 +7,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use endophyte_api::{
-    AttachDiskRequest, InfoRequest, MetricsRequest, PauseRequest, PressPowerButtonRequest, ResumeRequest,
-    Role, SetAllowedRequest, SetBalloonRequest, SetReplicasRequest, SnapshotProgress, StopRequest, VmClient,
-    VmInfo, WatchRequest,
+    AttachDiskRequest, HandOverRequest, InfoRequest, MetricsRequest, PauseRequest, PressPowerButtonRequest,
+    ResumeRequest, Role, SetAllowedRequest, SetBalloonRequest, SetReplicasRequest, SnapshotProgress,
+    StopRequest, VmClient, VmInfo, WatchRequest,
 };
 use rhizomorph_link::Identity;
 use system_tests::process::{Running, reach};
@@ -202,6 +202,11 @@ impl Vm {
     /// Asks it to stop and returns its exit code.
     async fn stop(mut self) -> Option<i32> {
         self.api.stop(StopRequest {}).await.unwrap();
+        self.ends()
+    }
+
+    /// Waits for its end and returns its exit code.
+    fn ends(mut self) -> Option<i32> {
         self.process.0.wait().unwrap().code()
     }
 }
@@ -403,6 +408,44 @@ async fn protection_is_given_taken_and_given_again_through_losses() {
     d.until_protected().await;
     assert_eq!(d.stop().await, Some(0));
     assert_eq!(lab.listed(), 0);
+}
+
+#[tokio::test]
+async fn a_guest_is_handed_over_and_back() {
+    let Some(lab) = Lab::with_arbiter() else { return };
+    let mut b = lab.passive("b").await;
+    let to_b = b.ticket(&[lab.key("a")]).await;
+    let mut a = lab.node("active", "a", &[]).await;
+    let any = || HandOverRequest::default();
+    let refused = a.api.hand_over(any()).await.unwrap_err();
+    assert!(refused.message().contains("wait until the VM is protected"), "{refused}");
+    a.set_replicas(&[&to_b]).await;
+    a.until_protected().await;
+    let refused = b.api.hand_over(any()).await.unwrap_err();
+    assert!(refused.message().contains("ask the process that is its active"), "{refused}");
+    let elsewhere = HandOverRequest { node: lab.key("c") };
+    let refused = a.api.hand_over(elsewhere).await.unwrap_err();
+    assert!(refused.message().contains("holds no replica in sync"), "{refused}");
+    let wrong = HandOverRequest { node: "somewhere".to_owned() };
+    assert_eq!(a.api.hand_over(wrong).await.unwrap_err().code(), tonic::Code::InvalidArgument);
+
+    let reply = a.api.hand_over(HandOverRequest { node: lab.key("b") }).await.unwrap().into_inner();
+    assert_eq!((reply.node, reply.generation), (lab.key("b"), 2));
+    assert_eq!(a.ends(), Some(0));
+    let info = b.until("the guest", |i| i.role() == Role::Active).await;
+    let at = info.console_bytes;
+    b.console(at, "\n").await;
+
+    // Back to where it was, by a process of its own.
+    let mut a = lab.passive("a").await;
+    let to_a = a.ticket(&[lab.key("b")]).await;
+    b.set_replicas(&[&to_a]).await;
+    b.until_protected().await;
+    assert_eq!(b.api.hand_over(any()).await.unwrap().into_inner().generation, 3);
+    assert_eq!(b.ends(), Some(0));
+    let at = a.until("the guest", |i| i.role() == Role::Active).await.console_bytes;
+    a.console(at, "\n").await;
+    assert_eq!(a.stop().await, Some(0));
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use endophyte_vmm::spec::Policy;
 use mycelium_arbiter::client::Client;
 use mycelium_ram::active::{self, ActiveParts, Ended, Inbox};
 use mycelium_ram::events::{Event, EventLog};
+use mycelium_ram_core::primary::StopReason;
 use mycelium_ram_core::record::{Change, LossPolicy, Record, Refusal, Swap};
 use mycelium_ram_core::settle::{Reply, Request};
 use mycelium_ram_core::{EpochId, Member, OpId, VmId};
@@ -111,6 +112,10 @@ pub(crate) fn protect(
     announcer.stop();
     drop(terminal);
     match ended {
+        Ended::Stopped(reason @ StopReason::HandedOver { .. }) => {
+            node.say(&format!("{}: {reason}", node.vm));
+            Ok(ExitCode::SUCCESS)
+        }
         Ended::Stopped(reason) => {
             Err(anyhow!("the guest was stopped here: {reason}")).or_exit(Failure::Deposed)
         }
@@ -125,9 +130,15 @@ pub(crate) fn protect(
 
 /// Opens the guest to the API, and its console to the terminal if the spec asks for one.
 fn open_console(node: &Node, guest: &Guest, inbox: &Sender<Inbox>) -> std::io::Result<Option<StdoutCopy>> {
-    let inbox = inbox.clone();
-    let hold = move |hold| drop(inbox.send(if hold { Inbox::PauseGuest } else { Inbox::ResumeGuest }));
-    node.desk.take(Hands { machine: Arc::downgrade(&guest.machine), hold: Box::new(hold), order: None });
+    let (to_hold, to_hand_over) = (inbox.clone(), inbox.clone());
+    let hold = move |hold| drop(to_hold.send(if hold { Inbox::PauseGuest } else { Inbox::ResumeGuest }));
+    let hand_over = move |to, tell| drop(to_hand_over.send(Inbox::HandOver(to, tell)));
+    node.desk.take(Hands {
+        machine: Arc::downgrade(&guest.machine),
+        hold: Box::new(hold),
+        order: None,
+        hand_over: Some(Box::new(hand_over)),
+    });
     if !node.has_terminal() {
         return Ok(None);
     }

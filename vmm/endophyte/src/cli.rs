@@ -175,6 +175,10 @@ pub(crate) struct NodeArgs {
     /// cost the guest no fault. With 0, pages are sent whole and watched anew after each epoch.
     #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=65_536))]
     pub(crate) shadow_mib: u32,
+    /// For rehearsals of losses: once a file `drill` lies in the run folder, hold one epoch in this phase (ending, paused, sending,
+    /// acked or releasing) for 200 ms, and say so in the timeline.
+    #[arg(long, value_name = "PHASE", hide_short_help = true)]
+    pub(crate) drill: Option<mycelium_ram::drill::Phase>,
     #[command(flatten)]
     pub(crate) timing: TimingArgs,
     #[command(flatten)]

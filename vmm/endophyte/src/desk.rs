@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use endophyte_api::SnapshotProgress;
 use endophyte_vmm::machine::Machine;
 use endophyte_vmm::spec::VmSpec;
+use mycelium_ram::active::HandedOver;
+use mycelium_ram_core::NodeId;
 use rhizomorph_link::{AllowList, PeerKey, Ticket};
 use tokio::sync::mpsc::Sender;
 use tokio::sync::watch;
@@ -48,7 +50,12 @@ pub(crate) struct Hands {
     pub(crate) hold: Box<dyn Fn(bool) + Send>,
     /// Takes orders that only a VM without protection can carry out.
     pub(crate) order: Option<Box<dyn Fn(Order) + Send>>,
+    /// Has a replica go on with it: of a protected VM.
+    pub(crate) hand_over: Option<HandOver>,
 }
+
+/// Hands the guest to a node, or to any that may have it.
+pub(crate) type HandOver = Box<dyn Fn(Option<NodeId>, HandedOver) + Send>;
 
 /// What whoever runs the machine is asked to do with it.
 #[derive(Debug)]
@@ -161,6 +168,13 @@ impl Desk {
         let hands = self.hands();
         let carry_out = hands.as_ref().and_then(|hands| hands.order.as_ref());
         carry_out.map(|carry_out| carry_out(order)).is_some()
+    }
+
+    /// Has a replica go on with the guest. `false`: it does not run here, or has no protection.
+    pub(crate) fn hand_over(&self, to: Option<NodeId>, tell: HandedOver) -> bool {
+        let hands = self.hands();
+        let hand_over = hands.as_ref().and_then(|hands| hands.hand_over.as_ref());
+        hand_over.map(|hand_over| hand_over(to, tell)).is_some()
     }
 
     fn hands(&self) -> MutexGuard<'_, Option<Hands>> {

@@ -8,6 +8,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use endophyte_vmm::spec::{SerialSpec, VmSpec};
 use mycelium_arbiter::client::Client;
+use mycelium_ram::drill;
 use mycelium_ram::events::{Event, EventLog};
 use mycelium_ram::ports::Arbiter;
 use mycelium_ram_core::detector::DetectorConfig;
@@ -72,6 +73,9 @@ impl Node {
         };
         let board = watch::Sender::new(status);
         let events = run_dir.events(board.clone()).or_exit(Failure::Host)?;
+        if let Some(phase) = args.drill {
+            drill::prepare(phase, args.run_dir.join("drill"), events.clone());
+        }
         let tape = Tape::on_log(run_dir.serial_log().or_exit(Failure::Host)?);
         let (replicas, allowed) = (Replicas::new(board.clone()), Allowed::default());
         let peering = Peering { replicas: replicas.clone(), allowed: allowed.clone() };

@@ -4,6 +4,7 @@ mod idle;
 mod kv;
 mod lost_time;
 mod promotion;
+mod soak;
 
 use anyhow::{Context, Result};
 use bench_figures::{Better, Goal, Measured, Spread};
@@ -19,7 +20,7 @@ pub(crate) struct Group {
 }
 
 /// From what the guest loses to what the operator waits for.
-pub(crate) const GROUPS: [Group; 7] = [
+pub(crate) const GROUPS: [Group; 8] = [
     Group { names: &["guest_lost_time"], measure: lost_time::measure },
     Group { names: &["kv_peak", "kv_unprotected"], measure: kv::peak },
     Group { names: &["added_delay"], measure: kv::delay },
@@ -27,6 +28,7 @@ pub(crate) const GROUPS: [Group; 7] = [
     Group { names: &["idle_rate", "idle_cpu"], measure: idle::measure },
     Group { names: &["memory"], measure: idle::memory },
     Group { names: &["promotion"], measure: promotion::measure },
+    Group { names: &["false_takeovers"], measure: soak::measure },
 ];
 
 /// What a figure is called and how it is judged.

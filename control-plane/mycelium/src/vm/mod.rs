@@ -1,6 +1,7 @@
 //! `mycelium vm`: VMs on the nodes of the network.
 
 mod console;
+mod failover;
 mod list;
 mod migrate;
 mod orders;
@@ -11,8 +12,9 @@ mod target;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use mycelium_api::{FailoverVmRequest, ProtectVmRequest, RemoveVmRequest, StopVmRequest};
+use mycelium_api::{ProtectVmRequest, RemoveVmRequest, StopVmRequest};
 
+use failover::FailoverArgs;
 pub(crate) use list::listed;
 use list::{describe, inspect, list};
 use migrate::MigrateArgs;
@@ -37,8 +39,9 @@ pub(crate) enum VmCommand {
     Inspect(NameArgs),
     /// Keep a replica of a VM of this node on another one, or give it up (--off).
     Protect(ProtectArgs),
-    /// Kill a VM's process on this node, so that its replica takes over. Nothing acknowledged is lost.
-    Failover(NameArgs),
+    /// Have a VM's replica take over: by killing its process on this node, or by a handover (--planned). Nothing acknowledged is
+    /// lost.
+    Failover(FailoverArgs),
     /// Have a VM of this node stand still until it is resumed.
     Pause(Target),
     /// Let a paused VM go on.
@@ -115,11 +118,7 @@ pub(crate) fn run(command: VmCommand) -> Result<()> {
                 let vm = asking.daemon().await?.protect_vm(ask).await.map_err(|s| plain(&s))?;
                 asking.show(&vm.into_inner(), describe)
             }
-            VmCommand::Failover(NameArgs { asking, name }) => {
-                let ask = FailoverVmRequest { name: name.clone() };
-                let reply = asking.daemon().await?.failover_vm(ask).await.map_err(|s| plain(&s))?;
-                asking.show(&reply.into_inner(), |r| format!("{name} goes on on {}", r.node_name))
-            }
+            VmCommand::Failover(args) => failover::failover(&args).await,
             VmCommand::Stop(NameArgs { asking, name }) => {
                 let vm =
                     asking.daemon().await?.stop_vm(StopVmRequest { name }).await.map_err(|s| plain(&s))?;

@@ -39,6 +39,11 @@ pub(super) struct Process {
 }
 
 impl Target {
+    /// The VM's name, if it is that of a daemon's.
+    pub(super) fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
     /// Connects to the VM's process.
     pub(super) async fn process(&self) -> Result<Process> {
         if let Some(api) = &self.api {

@@ -661,3 +661,79 @@ fn a_replica_is_not_listed_before_it_has_the_disks() {
     desk.ack(2, next);
     assert_eq!(desk.standing(2), Some(Standing::InSync));
 }
+
+#[test]
+fn a_guest_is_handed_over_when_all_it_said_has_left() {
+    let (mut desk, _) = Desk::protected(LossPolicy::Degrade);
+    desk.tell(Event::HandOver(None));
+    assert!(desk.did(&Action::PauseGuest), "the guest stands still before its last epoch ends");
+    assert_eq!(desk.primary.protection(), Protection::HandingOver);
+    let last = desk.seal();
+    let yielded = Action::Yield(member(2), Generation(1), EpochId(last));
+    desk.pass(20, &[2]);
+    assert!(!desk.did(&yielded), "the replica does not hold it yet");
+    desk.ack(2, last);
+    assert_eq!(desk.released(), [last]);
+    assert!(desk.did(&yielded));
+    assert_eq!(desk.primary.open_epoch(), EpochId(last + 1), "no epoch comes after it");
+    // The replica proposes; until the record says so, it is asked again with every heartbeat.
+    desk.actions.clear();
+    desk.pass(20, &[2]);
+    assert!(desk.actions.iter().filter(|a| **a == yielded).count() >= 2);
+    let taken = swap(member(2), desk.record.version, 1, Change::TakeOver { epoch: EpochId(last) });
+    let Verdict::Apply(record) = decide(Some(&desk.record), &taken) else { panic!() };
+    desk.record = record;
+    desk.pass(20, &[2]);
+    assert!(desk.did(&Action::Stop(StopReason::HandedOver { generation: Generation(2), to: member(2) })));
+}
+
+#[test]
+fn a_guest_that_is_not_taken_in_time_goes_on() {
+    let (mut desk, _) = Desk::protected(LossPolicy::Degrade);
+    desk.tell(Event::HandOver(Some(member(2))));
+    let last = desk.seal();
+    desk.ack(2, last);
+    desk.pass(1100, &[2]);
+    let patience = Duration::from_secs(1);
+    assert!(desk.did(&Action::NotHandedOver(NotHandedOver::TooLate { member: member(2), patience })));
+    assert!(desk.did(&Action::RunGuest));
+    assert_eq!(desk.primary.protection(), Protection::Protected(1));
+    let next = desk.seal();
+    desk.ack(2, next);
+    assert_eq!(desk.released().last(), Some(&next));
+}
+
+#[test]
+fn a_replica_that_falls_silent_is_not_handed_the_guest() {
+    let (mut desk, _) = Desk::protected(LossPolicy::Degrade);
+    desk.tell(Event::HandOver(None));
+    desk.seal();
+    desk.pass(600, &[]);
+    assert!(desk.did(&Action::NotHandedOver(NotHandedOver::Lost(member(2)))));
+    assert!(desk.did(&Action::RunGuest));
+}
+
+#[test]
+fn nobody_who_is_not_in_sync_is_handed_the_guest() {
+    let mut desk = Desk::new(LossPolicy::Degrade);
+    desk.tell(Event::HandOver(None));
+    assert!(desk.did(&Action::NotHandedOver(NotHandedOver::NoReplica)));
+    let (mut desk, _) = Desk::protected(LossPolicy::Degrade);
+    desk.join(3);
+    desk.tell(Event::HandOver(Some(member(3))));
+    assert!(desk.did(&Action::NotHandedOver(NotHandedOver::NotInSync(member(3).node))));
+    desk.tell(Event::HandOver(Some(member(2))));
+    desk.tell(Event::HandOver(Some(member(2))));
+    assert!(desk.did(&Action::NotHandedOver(NotHandedOver::UnderWay)));
+}
+
+#[test]
+fn a_cut_that_fails_during_a_handover_is_made_again() {
+    let (mut desk, _) = Desk::protected(LossPolicy::Degrade);
+    desk.tell(Event::HandOver(None));
+    desk.pass(1, &[2]);
+    desk.tell(Event::CutFailed);
+    let last = desk.seal();
+    desk.ack(2, last);
+    assert!(desk.did(&Action::Yield(member(2), Generation(1), EpochId(last))));
+}

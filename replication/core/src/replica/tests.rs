@@ -296,3 +296,36 @@ fn stale_records_do_not_undo_newer_ones() {
     assert!(desk.replica.is_listed());
     assert_eq!(desk.expelled(), None);
 }
+
+#[test]
+fn a_guest_that_is_yielded_is_taken_without_waiting_for_silence() {
+    let mut desk = Desk::listed();
+    // Of another epoch than it holds, or of another generation.
+    desk.tell(Event::Yielded(Generation(1), EpochId(5)));
+    desk.tell(Event::Yielded(Generation(2), EpochId(4)));
+    assert!(desk.swaps().is_empty());
+    desk.tell(Event::Yielded(Generation(1), EpochId(4)));
+    let promoted =
+        |a: &Action| matches!(a, Action::Promote(EpochId(4), record) if record.active == member(2));
+    assert!(desk.actions.iter().any(promoted), "{:?}", desk.actions);
+}
+
+#[test]
+fn a_yielded_guest_is_not_taken_by_a_replica_that_is_not_listed() {
+    let mut desk = Desk::new();
+    desk.tell(Event::Staged(EpochId(4)));
+    desk.follow(250);
+    desk.tell(Event::Yielded(Generation(1), EpochId(4)));
+    assert!(desk.swaps().is_empty());
+}
+
+#[test]
+fn a_takeover_by_yielding_that_is_refused_is_tried_again() {
+    let mut desk = Desk::listed();
+    // The record has moved on since it was read.
+    desk.change(1, Change::List { member: member(3), since: EpochId(4) });
+    desk.tell(Event::Yielded(Generation(1), EpochId(4)));
+    assert_eq!(desk.record.generation, Generation(1));
+    desk.tell(Event::Yielded(Generation(1), EpochId(4)));
+    assert_eq!(desk.record.generation, Generation(2));
+}

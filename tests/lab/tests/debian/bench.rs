@@ -177,17 +177,27 @@ mac = "02:00:00:00:00:01"
 }
 
 /// The spec of a VM whose disk is only read: what the guest writes stays in its memory.
-pub(crate) fn readonly_spec() -> String {
+pub(crate) fn diskless_spec() -> String {
+    protected_spec(RAW_DISK, "cmdline = \"overlayroot=tmpfs\"", "readonly = true")
+}
+
+/// The spec of a VM whose disk is replicated.
+pub(crate) fn replicated_spec(disk: &str) -> String {
+    protected_spec(disk, "", "")
+}
+
+fn protected_spec(disk: &str, vm_words: &str, disk_words: &str) -> String {
     format!(
         r#"name = "debian"
 vcpus = 1
 ram_mib = 512
-cmdline = "overlayroot=tmpfs"
+serial = "stdio"
 rng = true
+{vm_words}
 
 [[disk]]
-path = "{RAW_DISK}"
-readonly = true
+path = "{disk}"
+{disk_words}
 
 [[net]]
 tap = "{GUEST_TAP}"

@@ -161,7 +161,7 @@ impl Witness {
         one_record::check(self, last)?;
         whole_epochs::check(self, last)?;
         output_commit::check(self, last, &reference)?;
-        nothing_lost::check(self, last)?;
+        nothing_lost::check(self, last, &reference)?;
         degrade_in_open::check(self)?;
         prompt_replay::check(self)?;
         bounded::check(self)?;

@@ -10,6 +10,8 @@ use crate::guest::{Answer, Entry, GENESIS, Guest};
 pub(super) struct Reference {
     /// The history that survived, with the answer to each request by the step it was executed in.
     pub(super) answers: BTreeMap<u64, Answer>,
+    /// An uninterrupted machine at its end.
+    pub(super) machine: Option<Guest>,
     /// Whether some guest survived.
     pub(super) exists: bool,
 }
@@ -44,6 +46,7 @@ impl Reference {
         let deepest = || w.answers.iter().map(|(_, _, a)| (a.step, a.history)).max();
         let history = survived.as_ref().map(Guest::history).or_else(|| deepest().map(|(_, h)| h));
         let Some(entries) = history.and_then(|h| past(w, h)) else { return Self::default() };
-        Self { answers: execute(&entries).1, exists: survived.is_some() }
+        let (machine, answers) = execute(&entries);
+        Self { answers, machine: Some(machine), exists: survived.is_some() }
     }
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use mycelium_ram_core::disk::DiskChange;
 use mycelium_ram_core::message::{Accept, Heartbeat, Ingress, Message, Offer, Output};
 use mycelium_ram_core::output::{GateMode, Offered, OutputQueue};
-use mycelium_ram_core::primary::{Action, Event, Primary, PrimaryConfig};
+use mycelium_ram_core::primary::{Action, Event, Primary, PrimaryConfig, StopReason};
 use mycelium_ram_core::record::{Change, Record};
 use mycelium_ram_core::settle::Request as ArbiterRequest;
 use mycelium_ram_core::shadow::Shadow;
@@ -124,6 +124,10 @@ impl Active {
             Input::Closed(conn) => self.closed(conn),
             Input::Peers(peers) => self.discover(&peers, cx),
             Input::Dismiss(node) => self.dismiss(node, cx),
+            Input::HandOver => {
+                self.tell(Event::HandOver(None), cx);
+                cx.fx.push(Effect::Point(Point::HandOverAsked));
+            }
             Input::Timer(timer) => self.timer(timer, cx),
         }
     }
@@ -252,6 +256,11 @@ impl Active {
             Action::TellDeposed(to, generation, epoch) => {
                 cx.datagram(to, &Message::Deposed { generation, epoch });
             }
+            Action::Yield(to, generation, epoch) => {
+                cx.datagram(to, &Message::Yield { generation, epoch });
+                cx.fx.push(Effect::Point(Point::Yielded));
+            }
+            Action::NotHandedOver(why) => cx.report(Report::Remark(why.to_string())),
             Action::Release(through) => self.release(through, decided_at, cx),
             Action::Gate(mode) => self.set_gate(mode, cx),
             Action::Arbiter(request) => ask(request, cx),
@@ -269,6 +278,9 @@ impl Active {
             }
             Action::Stop(reason) => {
                 self.gate.discard();
+                if matches!(reason, StopReason::HandedOver { .. }) {
+                    cx.report(Report::HandedOver);
+                }
                 cx.fx.push(Effect::Exit(reason.to_string()));
             }
             Action::Retired => cx.fx.push(Effect::Exit("retired".to_owned())),

@@ -107,7 +107,8 @@ impl Passive {
             Input::Timer(Timer::Tick) => self.tick(cx),
             Input::Timer(Timer::Step) => promoted = self.step(cx),
             Input::Timer(Timer::ApplyNext) => self.apply_next(cx),
-            Input::Frame(_) | Input::Foreign | Input::Peers(_) | Input::Dismiss(_) | Input::Timer(_) => {}
+            Input::Frame(_) | Input::Foreign | Input::Peers(_) | Input::Dismiss(_) => {}
+            Input::HandOver | Input::Timer(_) => {}
         }
         // A takeover that failed lets staging go on with what arrived meanwhile.
         self.stage_whole(cx);
@@ -127,11 +128,15 @@ impl Passive {
 
     fn datagram(&mut self, frame: &Bytes, cx: &mut Cx<'_>) {
         let message = Message::decode(frame).expect("the simulated network does not damage frames");
-        if let Message::Heartbeat(heartbeat) = message {
-            if heartbeat.from == self.active {
-                self.released = self.released.max(heartbeat.epoch.unwrap_or_default());
+        match message {
+            Message::Heartbeat(heartbeat) => {
+                if heartbeat.from == self.active {
+                    self.released = self.released.max(heartbeat.epoch.unwrap_or_default());
+                }
+                self.tell(Event::Heartbeat(heartbeat), cx);
             }
-            self.tell(Event::Heartbeat(heartbeat), cx);
+            Message::Yield { generation, epoch } => self.tell(Event::Yielded(generation, epoch), cx),
+            _ => {}
         }
     }
 

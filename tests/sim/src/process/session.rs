@@ -42,11 +42,7 @@ pub(super) struct Session {
     base: Option<EpochId>,
     ledger: PageLedger,
     extents: ExtentLedger,
-    /// What it lost of the disk is to be in the next epoch.
-    at_once: bool,
     unacked: BTreeSet<EpochId>,
-    /// The primary knows that all it lacked is on its way.
-    told_filled: bool,
     outbox: VecDeque<(Bytes, Point)>,
     sending: bool,
 }
@@ -58,9 +54,7 @@ impl Session {
             base: None,
             ledger: PageLedger::owing_all(limits::GUEST_PAGES),
             extents: ExtentLedger::owing_all(limits::DISK_BLOCKS),
-            at_once: false,
             unacked: BTreeSet::new(),
-            told_filled: false,
             outbox: VecDeque::new(),
             sending: false,
         }
@@ -126,9 +120,9 @@ impl Session {
         Some(pages)
     }
 
-    /// Whether the epoch sent last is the first since the handshake with which this replica has all it lacked.
+    /// Whether the epoch sent last is the one with which this replica has all it lacked.
     pub(super) fn is_newly_filled(&mut self) -> bool {
-        self.extents.owed().is_empty() && !std::mem::replace(&mut self.told_filled, true)
+        self.extents.filled().is_some() && self.extents.filled() == self.base
     }
 
     /// Blocks of the disk it lacks.
@@ -138,7 +132,7 @@ impl Session {
 
     /// What of it is to be copied before the epoch ends.
     pub(super) fn lacks_at_once(&self) -> Option<&PageSet> {
-        self.at_once.then(|| self.extents.owed())
+        self.extents.owed_at_once()
     }
 
     /// The blocks it lacks and that were copied, then what the guest did.
@@ -157,7 +151,6 @@ impl Session {
             parts.extend(writer.finish().map(|part| (PartKind::Disks, part)));
         }
         self.extents.send_in(sealed.epoch, &copied, written);
-        self.at_once = false;
         parts
     }
 
@@ -245,12 +238,10 @@ impl Active {
         let Some(session) = self.sessions.get_mut(&member) else { return };
         session.ledger.abort_after(kept);
         session.extents.acked(kept);
-        let was_filled = session.extents.owed().is_empty();
         session.extents.abort_after(kept);
-        session.at_once = was_filled && !session.extents.owed().is_empty();
         session.unacked.clear();
         session.outbox.clear();
-        (session.base, session.told_filled) = (Some(kept), false);
+        session.base = Some(kept);
         session.conn = conn;
     }
 

@@ -66,11 +66,13 @@ classes! {
     Dismissals = "dismissals",
     /// The leader of the arbiter's group dies at the very moment of a takeover.
     LeaderLoss = "leader-loss",
+    /// The operator has the guest go on elsewhere, while somebody fails or nobody does.
+    HandOvers = "hand-overs",
 }
 
 /// The classes that came later, each with its turn of sixteen: taken out of the others' turns, so that all other seeds stay
 /// the runs they were.
-const LATER: [(u64, Class); 2] = [(3, Class::Dismissals), (11, Class::LeaderLoss)];
+const LATER: [(u64, Class); 3] = [(3, Class::Dismissals), (11, Class::LeaderLoss), (15, Class::HandOvers)];
 
 const ACTIVE_POINTS: &[Point] = &[
     Point::BeforeCut,
@@ -136,6 +138,7 @@ impl Class {
             Self::Chaos => chaos(s, rng),
             Self::Dismissals => dismissals(s, rng),
             Self::LeaderLoss => leader_loss(s, rng),
+            Self::HandOvers => hand_overs(s, rng),
         }
     }
 }
@@ -462,5 +465,40 @@ fn leader_loss(s: &mut Scenario, rng: &mut Rng) {
     s.add(at(rng.pick(LEADER_POINTS), 1), election(rng));
     if rng.chance(300) {
         s.add(at(rng.pick(LEADER_POINTS), 2), election(rng));
+    }
+}
+
+fn hand_overs(s: &mut Scenario, rng: &mut Rng) {
+    s.heal_at = 3500 * MS;
+    s.arbiter.delay.1 = rng.between((1, 60)) * MS;
+    if rng.chance(300) {
+        s.paths.delay.1 = rng.between((5, 40)) * MS;
+    }
+    s.costs.cut_fails_pm = if rng.chance(300) { 200 } else { 0 };
+    let points = [ACTIVE_POINTS, REPLICA_POINTS].concat();
+    for n in 0..rng.between((1, 3)) {
+        let after = soon(rng) + n * 700 * MS;
+        s.add_protected(
+            When::Reached { point: rng.pick(&points), nth: 1 + rng.below(4), after },
+            What::HandOver,
+        );
+    }
+    if rng.chance(300) {
+        return;
+    }
+    // Between the request and the guest's first step elsewhere.
+    let points = [&[Point::Yielded, Point::HandOverAsked], ACTIVE_POINTS, TAKEOVER_POINTS].concat();
+    let when = When::Reached { point: rng.pick(&points), nth: 1 + rng.below(3), after: 250 * MS };
+    match rng.below(6) {
+        0 => s.add_protected(when, What::Crash(Who::Active, reboot(rng))),
+        1 => {
+            // From its swap to its first own replica the one that takes over is the only one.
+            s.survives = false;
+            s.add_protected(when, What::Crash(Who::Replica, reboot(rng)));
+        }
+        2 => s.add(when, What::Stall(rng.pick(&[Who::Active, Who::Replica, Who::Here]), stop_for(rng))),
+        3 => s.add(when, What::Cut(rng.pick(RIFTS), rng.between((30, 900)) * MS)),
+        4 => s.add(when, What::ArbiterDown(rng.between((20, 1500)) * MS)),
+        _ => s.add(when, What::Dismiss(Who::Replica, Some(rng.between((1, 400)) * MS))),
     }
 }

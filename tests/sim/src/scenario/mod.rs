@@ -66,6 +66,8 @@ pub enum What {
     /// The operator wants no replica on its node any more, but one on every node he did without; on this one again after so
     /// many nanoseconds, or never.
     Dismiss(Who, Option<u64>),
+    /// The operator has the guest go on at a replica, whichever.
+    HandOver,
     /// The leader of the arbiter's group dies; after so many nanoseconds another one leads.
     LeaderDies(u64),
 }

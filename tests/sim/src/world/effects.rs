@@ -150,6 +150,7 @@ impl World {
                 self.stats.resumed += 1;
                 self.witness.resumed.push((self.now, member, epoch));
             }
+            Report::HandedOver => self.stats.handed_over += 1,
             Report::Broken(ref why) => self.witness.broken.push((self.now, member, why.clone())),
             Report::Unbounded(ref what) => self.witness.unbounded.push((self.now, member, what.clone())),
             Report::Status(_) | Report::Remark(_) => {}

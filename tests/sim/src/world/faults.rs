@@ -122,6 +122,12 @@ impl World {
                 conns.into_iter().for_each(|c| self.conn_dies(c));
             }
             What::Dismiss(who, back) => self.dismiss(self.pick(who, here), back),
+            What::HandOver => {
+                if let Some(pid) = self.pick(Who::Active, None) {
+                    self.stats.hand_overs += 1;
+                    self.deliver(pid, Input::HandOver);
+                }
+            }
             What::LeaderDies(silence) => self.leader_dies(silence),
         }
     }

@@ -7,9 +7,9 @@ mod faults;
 mod finish;
 mod group;
 mod operator;
+mod queue;
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use mycelium_ram_core::record::Record;
@@ -32,6 +32,7 @@ use arbiter::Arbiter;
 use clients::Client;
 use faults::Armed;
 use group::Asked;
+use queue::Queue;
 
 /// A process of the run, in the order of their starts.
 pub(crate) type Pid = u32;
@@ -62,30 +63,6 @@ pub(crate) enum Event {
     Heal,
     Check,
     End,
-}
-
-#[derive(Debug)]
-struct Queued {
-    at: u64,
-    order: u64,
-    event: Event,
-}
-
-impl PartialEq for Queued {
-    fn eq(&self, other: &Self) -> bool {
-        self.order == other.order
-    }
-}
-impl Eq for Queued {}
-impl PartialOrd for Queued {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Queued {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, self.order).cmp(&(other.at, other.order))
-    }
 }
 
 /// What a stopped process finds when it goes on.
@@ -130,8 +107,7 @@ pub struct World {
     scenario: Scenario,
     vm: VmId,
     now: u64,
-    queue: BinaryHeap<Reverse<Queued>>,
-    queued: u64,
+    queue: Queue,
     rng: Rng,
     nodes: Vec<Node>,
     procs: BTreeMap<Pid, Proc>,
@@ -164,8 +140,7 @@ impl World {
         let mut world = Self {
             vm: VmId::new("vm").expect("a plain name"),
             now: 0,
-            queue: BinaryHeap::new(),
-            queued: 0,
+            queue: Queue::default(),
             rng,
             nodes,
             procs: BTreeMap::new(),
@@ -212,16 +187,16 @@ impl World {
     #[must_use]
     pub fn run(mut self) -> (Witness, Final, Stats, Trace) {
         while self.phase != Phase::Over
-            && let Some(Reverse(next)) = self.queue.pop()
+            && let Some((at, order, event)) = self.queue.pop()
         {
-            self.now = next.at;
+            self.now = at;
             self.stats.events += 1;
-            self.trace.fold(mix(next.at ^ next.order << 40));
+            self.trace.fold(mix(at ^ order << 40));
             if self.stats.events > limits::EVENTS {
                 self.witness.livelock = true;
                 break;
             }
-            self.happen(next.event);
+            self.happen(event);
         }
         let last = self.last_state();
         self.stats.virtual_ms = self.now / MS;
@@ -230,8 +205,7 @@ impl World {
     }
 
     fn after(&mut self, delay: u64, event: Event) {
-        self.queued += 1;
-        self.queue.push(Reverse(Queued { at: self.now + delay, order: self.queued, event }));
+        self.queue.push(self.now + delay, event);
     }
 
     fn note(&mut self, line: impl FnOnce() -> String) {

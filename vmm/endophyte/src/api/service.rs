@@ -10,13 +10,15 @@ use endophyte_api::vm_server::Vm;
 use endophyte_api::{
     AttachDiskRequest, AttachNetRequest, AttachResponse, BootRequest, BootResponse, CancelMigrationRequest,
     CancelMigrationResponse, ConsoleInput, ConsoleOutput, CreateRequest, CreateResponse, DetachRequest,
-    DetachResponse, InfoRequest, MetricsRequest, MetricsResponse, MigrateProgress, MigrateRequest,
-    PauseRequest, PauseResponse, PressPowerButtonRequest, PressPowerButtonResponse, ResizeConsoleRequest,
-    ResizeConsoleResponse, ResumeRequest, ResumeResponse, SetAllowedRequest, SetAllowedResponse,
-    SetBalloonRequest, SetBalloonResponse, SetReplicasRequest, SetReplicasResponse, SnapshotProgress,
-    SnapshotRequest, StopRequest, StopResponse, VmInfo, WatchRequest,
+    DetachResponse, HandOverRequest, HandOverResponse, InfoRequest, MetricsRequest, MetricsResponse,
+    MigrateProgress, MigrateRequest, PauseRequest, PauseResponse, PressPowerButtonRequest,
+    PressPowerButtonResponse, ResizeConsoleRequest, ResizeConsoleResponse, ResumeRequest, ResumeResponse,
+    SetAllowedRequest, SetAllowedResponse, SetBalloonRequest, SetBalloonResponse, SetReplicasRequest,
+    SetReplicasResponse, SnapshotProgress, SnapshotRequest, StopRequest, StopResponse, VmInfo, WatchRequest,
 };
 use endophyte_vmm::machine::Machine;
+use mycelium_ram::active::HandedOver;
+use mycelium_ram_core::NodeId;
 use rhizomorph_link::{PeerKey, Ticket};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
@@ -177,6 +179,27 @@ impl Vm for Service {
         let tickets: Vec<Ticket> = parse_all("tickets", &request.into_inner().tickets)?;
         peering.replicas.set(&tickets).map_err(|e| Status::invalid_argument(e.to_string()))?;
         Ok(Response::new(SetReplicasResponse {}))
+    }
+
+    async fn hand_over(
+        &self,
+        request: Request<HandOverRequest>,
+    ) -> Result<Response<HandOverResponse>, Status> {
+        self.peering("HandOver")?;
+        let node = request.into_inner().node;
+        let to = (!node.is_empty()).then(|| parse_all::<PeerKey>("node", &[node])).transpose()?;
+        let to = to.and_then(|keys| keys.first().map(|key| NodeId(key.0)));
+        let (tell, answer) = oneshot::channel();
+        // Who asked may have gone.
+        let tell = HandedOver(Box::new(|how| _ = tell.send(how)));
+        if !self.desk.hand_over(to, tell) {
+            return Err(self.nobody("the guest does not run here; ask the process that is its active"));
+        }
+        let (member, generation) = answer
+            .await
+            .map_err(|_| ending())?
+            .map_err(|why| Status::failed_precondition(why.to_string()))?;
+        Ok(Response::new(HandOverResponse { node: member.node.to_string(), generation: generation.0 }))
     }
 
     async fn set_allowed(
