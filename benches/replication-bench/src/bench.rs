@@ -10,7 +10,8 @@ use bench_figures::{Machine, Measured, Report, Style};
 use bench_vms::resp::Client;
 use bench_vms::wire::{self, ip};
 use bench_vms::{
-    Begin, Endophyte, Flavour, Pair, Programs, Protect, Qemu, Running, Setup, Stop, Vmm, Wire, programs,
+    Begin, Endophyte, Flavour, Move, Moved, Pair, Programs, Protect, Qemu, Running, Setup, Stop, Vmm, Wire,
+    programs,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use tempfile::TempDir;
@@ -28,6 +29,13 @@ pub(crate) struct Guarded<'a> {
     pub(crate) ram_mib: u32,
     /// Further words of the active's command line.
     pub(crate) options: &'a [&'a str],
+    /// Of both.
+    pub(crate) both: &'a [&'a str],
+}
+
+impl Guarded<'_> {
+    /// As a user has it.
+    pub(crate) const PLAIN: Guarded<'static> = Guarded { ram_mib: RAM_MIB, options: &[], both: &[] };
 }
 
 /// Everything a figure needs to be measured.
@@ -139,6 +147,21 @@ impl Bench {
         running.explain(done)
     }
 
+    /// Has QEMU move a guest of so much memory, which `fill` has done something to.
+    pub(crate) fn moved_by_qemu(
+        &self,
+        qemu: &Qemu,
+        ram_mib: u32,
+        channels: u32,
+        fill: impl FnOnce(SocketAddr) -> Result<()>,
+    ) -> Result<Moved> {
+        let wire = Wire::lay()?;
+        let _spare = SpareTap::lay()?;
+        let setup = Setup { ram_mib, wire: Some(&wire), ..Setup::default() };
+        let how = Move { spare_tap: SPARE_TAP, channels, work: self.work.path() };
+        qemu.move_over_tls(&setup, how, &self.stop, fill)
+    }
+
     /// Runs a protected guest for `work`.
     pub(crate) fn protected<T>(
         &self,
@@ -149,8 +172,12 @@ impl Bench {
         let _spare = SpareTap::lay()?;
         let spec = |tap| self.spec(&wire, tap, guarded.ram_mib);
         let (active_spec, passive_spec) = (spec(wire.tap()), spec(SPARE_TAP));
-        let protect =
-            Protect { active_spec: &active_spec, passive_spec: &passive_spec, options: guarded.options };
+        let protect = Protect {
+            active_spec: &active_spec,
+            passive_spec: &passive_spec,
+            options: guarded.options,
+            both: guarded.both,
+        };
         let mut pair = Pair::start(&self.programs, &protect, self.work.path(), &self.stop)?;
         let server = wire.server()?;
         Client::knock(server, &self.stop)?;

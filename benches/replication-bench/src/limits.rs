@@ -27,6 +27,9 @@ pub(crate) const SOAK_STEP: Duration = Duration::from_secs(5);
 /// of smaller sets.
 pub(crate) const RAM_MIB: u32 = 512;
 
+/// A guest writes a gigabyte in a second or two.
+pub(crate) const FILL_PATIENCE: Duration = Duration::from_secs(60);
+
 /// Keys the clients write and read.
 pub(crate) const KEYS: u64 = 10_000;
 

@@ -1,5 +1,6 @@
 //! A protected guest: arbiter, passive and active on this machine, over its loopback.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use rhizomorph_link::{Identity, PeerKey};
 use tempfile::TempDir;
 
 use crate::limits::{LOOK, PAIR_PATIENCE};
+use crate::process;
 use crate::stop::Stop;
 use crate::timeline;
 
@@ -38,6 +40,8 @@ pub struct Protect<'a> {
     pub passive_spec: &'a str,
     /// Further words of the active's command line.
     pub options: &'a [&'a str],
+    /// Further words of both command lines.
+    pub both: &'a [&'a str],
 }
 
 /// One side's process.
@@ -55,6 +59,9 @@ pub struct Pair {
     /// Where it may go on.
     pub passive: Side,
     arbiter: Child,
+    /// How the passive was started.
+    passive_words: Vec<OsString>,
+    endophyte: PathBuf,
     _folder: TempDir,
 }
 
@@ -78,12 +85,14 @@ impl Pair {
                 .arg("--key")
                 .arg(dir.join(format!("{name}.key")))
                 .args(["--arbiter", &format!("{}@{ARBITER}", keys.arbiter), "--run-dir"])
-                .arg(&run_dir);
+                .arg(&run_dir)
+                .args(protect.both);
             (command, run_dir)
         };
         let (mut command, run_dir) = common("passive", "b");
         command.args(["--allow", &keys.a.to_string()]);
         command.args(PATHS.iter().flat_map(|path| ["--listen", path]));
+        let passive_words = command.get_args().map(ToOwned::to_owned).collect();
         guard.0.push(spawn(command, &run_dir)?);
         let passive_dir = run_dir;
         let (mut command, run_dir) = common("active", "a");
@@ -98,6 +107,8 @@ impl Pair {
             active: Side { process: active, run_dir },
             passive: Side { process: passive, run_dir: passive_dir },
             arbiter,
+            passive_words,
+            endophyte: programs.endophyte.clone(),
             _folder: folder,
         };
         pair.until("the guest to be protected", stop, |pair| {
@@ -131,6 +142,18 @@ impl Pair {
         self.until("the active's figures", stop, |pair| {
             timeline::newest_stats(&pair.active.events()).filter(|(at, _)| *at > seen).map(|(_, stats)| stats)
         })
+    }
+
+    /// Kills the passive and starts another one, which the active has to send everything; does not wait for that.
+    pub fn renew_passive(&mut self, stop: &Stop) -> Result<()> {
+        self.passive.lose()?;
+        self.until("the replica to be given up", stop, |pair| {
+            (!timeline::is_protected(&pair.active.events())).then_some(())
+        })?;
+        let mut command = Command::new(&self.endophyte);
+        command.args(&self.passive_words);
+        self.passive.process = spawn(command, &self.passive.run_dir)?;
+        Ok(())
     }
 
     /// Kills the active; microseconds from the arbiter's decision for the passive to the guest's first instruction there.
@@ -170,14 +193,7 @@ impl Side {
 
     /// Processor time it has used, seconds.
     pub fn cpu_seconds(&self) -> Result<f64> {
-        let path = format!("/proc/{}/stat", self.pid());
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-        // After the name, which may hold anything but ends with the last parenthesis.
-        let fields: Vec<&str> = text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks = |place: usize| fields.get(place).and_then(|field| field.parse::<f64>().ok());
-        let (user, system) =
-            ticks(11).zip(ticks(12)).with_context(|| format!("{path} is not as expected"))?;
-        Ok((user + system) / rustix::param::clock_ticks_per_second() as f64)
+        process::cpu_seconds(self.pid())
     }
 
     fn has_ended(&mut self) -> bool {

@@ -14,7 +14,7 @@ use crate::{Begin, Prepared, Running, Setup, Vmm};
 /// What is started.
 pub const PROGRAM: &str = "qemu-system-x86_64";
 
-const QMP: &str = "qmp";
+pub(crate) const QMP: &str = "qmp";
 
 /// Name of the memory backend, which names the memfd.
 const RAM_MEMFD: &str = "memory-backend-memfd";
@@ -69,7 +69,7 @@ impl Qemu {
         format!("microvm,{bus},pit=off,pic=off,rtc=off,x-option-roms=off,auto-kernel-cmdline=off{ram}")
     }
 
-    fn words(&self, setup: &Setup<'_>, folder: &Path) -> Vec<String> {
+    fn words(&self, setup: &Setup<'_>, folder: &Path, tap: Option<&str>) -> Vec<String> {
         let ram = format!("{}M", setup.ram_mib);
         let mut words: Vec<String> = ["-enable-kvm", "-nodefaults", "-no-user-config", "-no-reboot"]
             .into_iter()
@@ -88,17 +88,38 @@ impl Qemu {
         if setup.saves_to.is_some() {
             add("-qmp", format!("unix:{},server=on,wait=off", folder.join(QMP).display()));
         }
-        words.extend(self.card(setup));
+        words.extend(tap.map(|_| "-mem-prealloc".to_owned()));
+        words.extend(self.card(setup, tap));
         words.extend(self.disk(setup));
         words
     }
 
-    fn card(&self, setup: &Setup<'_>) -> Vec<String> {
+    fn card(&self, setup: &Setup<'_>, tap: Option<&str>) -> Vec<String> {
         let Some(wire) = setup.wire else { return Vec::new() };
         let vhost = if self.flavour == Flavour::VhostOn { "on" } else { "off" };
-        let netdev = format!("tap,id=net,ifname={},script=no,downscript=no,vhost={vhost}", wire.tap());
+        let netdev =
+            format!("tap,id=net,ifname={},script=no,downscript=no,vhost={vhost}", tap.unwrap_or(wire.tap()));
         let device = format!("virtio-net-pci,netdev=net,mac={},disable-legacy=on", wire.mac());
         ["-netdev".to_owned(), netdev, "-device".to_owned(), device].into()
+    }
+
+    /// With a tap of its own it is a destination: its memory is there before anything comes.
+    pub(crate) fn prepare_on(
+        &self,
+        setup: &Setup<'_>,
+        begin: Begin<'_>,
+        folder: &Path,
+        tap: Option<&str>,
+    ) -> Result<Prepared> {
+        let mut command = Command::new(PROGRAM);
+        command.args(self.words(setup, folder, tap));
+        let mut inherited = Vec::new();
+        if let Begin::Restore(path) = begin {
+            let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+            command.arg("-incoming").arg(format!("fd:{}", file.as_raw_fd()));
+            inherited.push(file);
+        }
+        Ok(Prepared { command, inherited })
     }
 
     fn disk(&self, setup: &Setup<'_>) -> Vec<String> {
@@ -130,15 +151,7 @@ impl Vmm for Qemu {
     }
 
     fn prepare(&self, setup: &Setup<'_>, begin: Begin<'_>, folder: &Path) -> Result<Prepared> {
-        let mut command = Command::new(PROGRAM);
-        command.args(self.words(setup, folder));
-        let mut inherited = Vec::new();
-        if let Begin::Restore(path) = begin {
-            let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-            command.arg("-incoming").arg(format!("fd:{}", file.as_raw_fd()));
-            inherited.push(file);
-        }
-        Ok(Prepared { command, inherited })
+        self.prepare_on(setup, begin, folder, None)
     }
 
     fn save(&self, running: Running, file: &Path, stop: &Stop) -> Result<()> {
@@ -176,7 +189,7 @@ mod tests {
     }
 
     fn line(flavour: Flavour, setup: &Setup<'_>) -> String {
-        qemu(flavour).words(setup, Path::new("folder")).join(" ")
+        qemu(flavour).words(setup, Path::new("folder"), None).join(" ")
     }
 
     #[test]

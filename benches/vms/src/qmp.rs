@@ -15,13 +15,13 @@ use crate::stop::Stop;
 const LINE_BYTES_MAX: u64 = 256 * 1024;
 
 /// Bytes a second, so that QEMU's own limit is none.
-const NO_LIMIT: u64 = 100_000_000_000;
+pub(crate) const NO_LIMIT: u64 = 100_000_000_000;
 
 /// A connection that takes orders.
-pub(super) struct Qmp(BufReader<UnixStream>);
+pub(crate) struct Qmp(BufReader<UnixStream>);
 
 impl Qmp {
-    pub(super) fn connect(socket: &Path) -> Result<Self> {
+    pub(crate) fn connect(socket: &Path) -> Result<Self> {
         let stream = UnixStream::connect(socket).context("QEMU does not listen")?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut qmp = Self(BufReader::new(stream));
@@ -34,18 +34,23 @@ impl Qmp {
     pub(super) fn migrate_to_file(&mut self, file: &Path, stop: &Stop) -> Result<()> {
         self.order("migrate-set-parameters", &json!({ "max-bandwidth": NO_LIMIT }))?;
         self.order("migrate", &json!({ "uri": format!("exec:cat > {}", quoted(file)?) }))?;
+        self.finish_migration(stop, Duration::from_millis(20))
+    }
+
+    /// Waits for the end of a migration, with looks so far apart.
+    pub(crate) fn finish_migration(&mut self, stop: &Stop, between: Duration) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
             match self.order("query-migrate", &json!({}))?["status"].as_str() {
                 Some("completed") => return Ok(()),
                 Some(failed @ ("failed" | "cancelled")) => bail!("QEMU's migration has {failed}"),
-                _ => stop.pause(Duration::from_millis(20))?,
+                _ => stop.pause(between)?,
             }
         }
         bail!("QEMU did not finish within {} s", PATIENCE.as_secs())
     }
 
-    fn order(&mut self, command: &str, arguments: &Value) -> Result<Value> {
+    pub(crate) fn order(&mut self, command: &str, arguments: &Value) -> Result<Value> {
         let order = json!({ "execute": command, "arguments": arguments });
         writeln!(self.0.get_mut(), "{order}")?;
         loop {

@@ -6,6 +6,7 @@
 //! | `scattered` | every page, in a pseudo-random order | `pages` |
 //! | `hot` | the first sixteenth of the pages (at least one), again and again | `pages` |
 //! | `cold` | the next `pages` pages of a region sixteen times that size | 16 x `pages` |
+//! | `random` | every page once, whole, with words no compressor gains on; there is only one round | `pages` |
 //!
 //! Word 0 of a written page counts the writes it has had, word 1 holds its index with [`PAGE_TAG`] in the upper
 //! half. So the counters of all pages sum to the writes made, and a page that fell back to an older epoch shows.
@@ -39,6 +40,8 @@ pub enum Pattern {
     Hot,
     /// Each page rarely, moving through a large region.
     Cold,
+    /// Each page once, and all of it.
+    Random,
 }
 
 /// What to dirty.
@@ -56,7 +59,7 @@ pub struct DirtySpec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DirtySpecError {
     /// The first word.
-    #[error("the pattern must be contiguous, scattered, hot or cold")]
+    #[error("the pattern must be contiguous, scattered, hot, cold or random")]
     Pattern,
     /// The second word.
     #[error("the number of pages must be from 1 to {MAX_DIRTY_PAGES}")]
@@ -123,6 +126,7 @@ fn pattern_of(word: &[u8]) -> Option<Pattern> {
         (b"scattered", Pattern::Scattered),
         (b"hot", Pattern::Hot),
         (b"cold", Pattern::Cold),
+        (b"random", Pattern::Random),
     ];
     patterns.into_iter().find(|(name, _)| word.eq_ignore_ascii_case(name)).map(|(_, pattern)| pattern)
 }
@@ -164,7 +168,7 @@ impl Walk {
     fn step(&mut self) -> (u64, bool) {
         let first = self.writes() < self.spec.distinct_pages();
         let page = match self.spec.pattern {
-            Pattern::Contiguous | Pattern::Hot => u64::from(self.in_round),
+            Pattern::Contiguous | Pattern::Hot | Pattern::Random => u64::from(self.in_round),
             Pattern::Scattered => u64::from(self.shuffle.step()),
             Pattern::Cold => {
                 let window = self.rounds % u64::from(COLD_ROUNDS);
@@ -267,9 +271,13 @@ impl Dirtier {
     pub fn run_slice(&mut self, now_ns: u64) -> u32 {
         let owed = self.due(now_ns);
         let due = owed.min(DIRTY_SLICE_PAGES);
-        for _ in 0..due {
+        for made in 1..=due {
             let (page, first) = self.walk.step();
             self.write(page, first);
+            if self.walk.spec.pattern == Pattern::Random && self.walk.rounds > 0 {
+                self.stop();
+                return made;
+            }
         }
         // Time in which the guest did not run, such as a takeover, must not end in one long burst.
         if owed > due
@@ -326,6 +334,16 @@ impl Dirtier {
             page.write_volatile(count.wrapping_add(1));
             if first {
                 page.add(1).write_volatile(tag(low));
+            }
+        }
+        if first && self.walk.spec.pattern == Pattern::Random {
+            let mut word = index.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+            for at in 2..PAGE_WORDS {
+                word ^= word << 13;
+                word ^= word >> 7;
+                word ^= word << 17;
+                // SAFETY: as above; `at` is below the page's number of words.
+                unsafe { page.add(at).write_volatile(word) };
             }
         }
     }
@@ -386,6 +404,20 @@ mod tests {
 
     fn spec(pattern: Pattern, pages: u32, rate: u32) -> DirtySpec {
         DirtySpec { pattern, pages, pages_per_second: rate }
+    }
+
+    #[test]
+    fn random_pages_are_written_once_and_whole() {
+        let mut dirtier = Dirtier::new(spec(Pattern::Random, 3, 0), 0).unwrap();
+        dirtier.run_slice(0);
+        let stat = dirtier.stat();
+        assert_eq!((stat.running, stat.rounds, stat.page_writes), (false, 1, 3));
+        assert_eq!((dirtier.run_slice(1), dirtier.check()), (0, (0, 3)));
+        // SAFETY: three pages have been written, all of their words.
+        let words =
+            unsafe { core::slice::from_raw_parts(dirtier.region.as_ptr().cast::<u64>(), 3 * PAGE_WORDS) };
+        let different: BTreeSet<u64> = words.iter().copied().collect();
+        assert!(different.len() > 3 * (PAGE_WORDS - 2));
     }
 
     #[test]

@@ -91,7 +91,8 @@ impl Rig {
             )
         };
         let (active_spec, passive_spec) = (spec("a"), spec("b"));
-        let protect = Protect { active_spec: &active_spec, passive_spec: &passive_spec, options: &[] };
+        let protect =
+            Protect { active_spec: &active_spec, passive_spec: &passive_spec, ..Protect::default() };
         let pair = Pair::start(&programs, &protect, dir.path(), &Stop::default()).unwrap();
         for (side, spec) in [("a", &active_spec), ("b", &passive_spec)] {
             fs::write(dir.path().join(format!("{side}.toml")), spec).unwrap();

@@ -9,7 +9,7 @@ use super::Shape;
 use crate::bench::{Bench, Guarded};
 use crate::limits::{IDLE_SECONDS, RAM_MIB, WARM_UP};
 
-const PROTECT: Guarded<'static> = Guarded { ram_mib: RAM_MIB, options: &[] };
+const PROTECT: Guarded<'static> = Guarded::PLAIN;
 /// Of guest RAM, in both processes.
 const RAM_MEMFD: &str = "endophyte-ram";
 

@@ -15,7 +15,7 @@ use mycelium_ram::events::{Spread, Stats};
 
 use super::Shape;
 use crate::bench::{Bench, Guarded};
-use crate::limits::{RAM_MIB, WARM_UP};
+use crate::limits::WARM_UP;
 use crate::load::{self, Load};
 
 /// Bytes of a guest page.
@@ -42,7 +42,7 @@ const PARTS: [Part; 8] = [
     ("pause_copy", |stats| stats.pause.copy),
 ];
 
-const PROTECT: Guarded<'static> = Guarded { ram_mib: RAM_MIB, options: &[] };
+const PROTECT: Guarded<'static> = Guarded::PLAIN;
 
 pub(super) fn peak(bench: &Bench) -> Result<Vec<Measured>> {
     let qemu = bench.qemu();

@@ -14,7 +14,7 @@ use bench_vms::resp::Client;
 
 use super::Shape;
 use crate::bench::{Bench, Guarded};
-use crate::limits::{RAM_MIB, WARM_UP};
+use crate::limits::WARM_UP;
 
 const PATTERNS: [&str; 4] = ["contiguous", "scattered", "hot", "cold"];
 /// Pages of the pattern, and how the figure says it.
@@ -45,8 +45,8 @@ pub(super) fn measure(bench: &Bench) -> Result<Vec<Measured>> {
 }
 
 fn one(bench: &Bench, name: &str, pattern: &str, pages: u32) -> Result<Vec<Measured>> {
-    let ours = Guarded { ram_mib: RAM_MIB, options: &[] };
-    let plain = Guarded { ram_mib: RAM_MIB, options: &["--shadow-mib", "0"] };
+    let ours = Guarded::PLAIN;
+    let plain = Guarded { options: &["--shadow-mib", "0"], ..Guarded::PLAIN };
     let (mut our_turns, mut plain_turns) = (Vec::new(), Vec::new());
     for round in 1..=bench.options.rounds() {
         bench.show(&format!("{name}: round {round}"));

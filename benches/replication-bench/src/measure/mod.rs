@@ -4,6 +4,7 @@ mod idle;
 mod kv;
 mod lost_time;
 mod promotion;
+mod seed;
 mod soak;
 
 use anyhow::{Context, Result};
@@ -20,13 +21,14 @@ pub(crate) struct Group {
 }
 
 /// From what the guest loses to what the operator waits for.
-pub(crate) const GROUPS: [Group; 8] = [
+pub(crate) const GROUPS: [Group; 9] = [
     Group { names: &["guest_lost_time"], measure: lost_time::measure },
     Group { names: &["kv_peak", "kv_unprotected"], measure: kv::peak },
     Group { names: &["added_delay"], measure: kv::delay },
     Group { names: &["wire_ratio"], measure: kv::wire_ratio },
     Group { names: &["idle_rate", "idle_cpu"], measure: idle::measure },
     Group { names: &["memory"], measure: idle::memory },
+    Group { names: &["seed_rate"], measure: seed::measure },
     Group { names: &["promotion"], measure: promotion::measure },
     Group { names: &["false_takeovers"], measure: soak::measure },
 ];

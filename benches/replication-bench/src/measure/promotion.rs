@@ -22,7 +22,7 @@ pub(super) fn measure(bench: &Bench) -> Result<Vec<Measured>> {
         let mut values = Vec::new();
         for round in 1..=bench.options.rounds() {
             bench.show(&format!("{name}: round {round}"));
-            let protect = Guarded { ram_mib, options: &[] };
+            let protect = Guarded { ram_mib, ..Guarded::PLAIN };
             values.push(bench.protected(&protect, |pair, server| {
                 let mut load = Load::prepare(server)?;
                 load.run(server, Requests::Closed { connections: 8, pipeline: 1 }, WARM_UP, &bench.stop)?;

@@ -13,10 +13,10 @@ use mycelium_ram::events::{Event, Stamped};
 
 use super::Shape;
 use crate::bench::{Bench, Guarded};
-use crate::limits::{RAM_MIB, SOAK_STEP, WARM_UP};
+use crate::limits::{SOAK_STEP, WARM_UP};
 use crate::load::{Load, Shape as Requests};
 
-const PROTECT: Guarded<'static> = Guarded { ram_mib: RAM_MIB, options: &[] };
+const PROTECT: Guarded<'static> = Guarded::PLAIN;
 const CLIENTS: Requests = Requests::Closed { connections: 8, pipeline: 1 };
 
 pub(super) fn measure(bench: &Bench) -> Result<Vec<Measured>> {
