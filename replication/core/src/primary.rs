@@ -246,11 +246,33 @@ struct Peer {
     void: EpochId,
     /// My newest stamp it has seen.
     echo: Option<Time>,
-    /// The shortest time an echo took while this process was running, which is about the round trip.
-    echo_age_min: Option<Duration>,
+    round_trip: RoundTrip,
+    joined_at: Time,
     /// Its newest stamp I have seen.
     stamp: Option<Time>,
     detector: Detector,
+}
+
+/// About the round trip to a replica: the shortest time in which a stamp came back while this process was running.
+#[derive(Clone, Copy, Debug, Default)]
+struct RoundTrip {
+    shortest: Option<Duration>,
+    stamps: u32,
+}
+
+impl RoundTrip {
+    /// One stamp may have lain at the replica for any time; of so many, the quickest has not.
+    const STAMPS_MIN: u32 = 8;
+
+    fn add(&mut self, age: Duration) {
+        self.stamps = self.stamps.saturating_add(1);
+        self.shortest = Some(self.shortest.map_or(age, |shortest| shortest.min(age)));
+    }
+
+    /// Zero while nothing can be said.
+    fn known(self) -> Duration {
+        self.shortest.filter(|_| self.stamps >= Self::STAMPS_MIN).unwrap_or_default()
+    }
 }
 
 impl Peer {
@@ -286,7 +308,7 @@ impl Peer {
 
     /// Whether its word is young enough to release on. On long paths an echo is never younger than the round trip.
     fn is_fresh(&self, now: Time, fresh: Duration) -> bool {
-        let limit = fresh.max(self.echo_age_min.unwrap_or_default() * 2);
+        let limit = fresh.max(self.round_trip.known() * 2);
         self.echo.is_some_and(|echo| now.since(echo) <= limit) || sabotaged(Sabotage::StaleAckHonoured)
     }
 }
@@ -516,7 +538,8 @@ impl Primary {
             filled: None,
             void: EpochId(0),
             echo: None,
-            echo_age_min: None,
+            round_trip: RoundTrip::default(),
+            joined_at: now,
             stamp: None,
             detector: Detector::new(self.cfg.detector, self.cfg.heartbeat_every, now),
         }
@@ -527,12 +550,13 @@ impl Primary {
         if let Some(peer) = self.peers.iter_mut().find(|p| p.member == hb.from) {
             peer.detector.heard(now, hb.echo, hb.progress);
             peer.acked = peer.acked.max(hb.epoch);
+            // A stamp says something about the round trip when it comes back for the first time, unless it has waited: with a
+            // replica that was connected before, or in a socket of ours while this process was stopped.
+            let new = hb.echo.filter(|echo| *echo >= peer.joined_at && peer.echo < Some(*echo));
             peer.echo = peer.echo.max(hb.echo);
             peer.stamp = peer.stamp.max(Some(hb.sent_at));
-            // Word that waited in a socket while this process was stopped says nothing about the round trip.
-            if let (Some(echo), true) = (hb.echo, peer.detector.is_running(now)) {
-                let age = now.since(echo);
-                peer.echo_age_min = Some(peer.echo_age_min.map_or(age, |min| min.min(age)));
+            if let (Some(echo), true) = (new, peer.detector.is_running(now)) {
+                peer.round_trip.add(now.since(echo));
             }
         } else if hb.generation < self.record.generation {
             out.push(Action::TellDeposed(hb.from, self.record.generation, self.released));

@@ -59,6 +59,8 @@ sabotages! {
     ExtentsNotReturned = "extents-not-returned",
     /// What is copied of a disk is applied after what the guest wrote meanwhile.
     CopiesAfterChanges = "copies-after-changes",
+    /// A copy of a disk that was made for a replica which went is sent to the next one, without what was written in between.
+    CopiesOutliveTheLog = "copies-outlive-the-log",
     /// A replica is listed before it has the disks.
     ListedBeforeFilled = "listed-before-filled",
     /// After an epoch was aborted, changes are still told against what it carried.

@@ -74,6 +74,12 @@ impl Copier {
         Ok(())
     }
 
+    /// How many copies have been made in the open epoch.
+    #[cfg(test)]
+    pub(crate) fn copied(&self) -> usize {
+        lock(&self.desk.0).done.len()
+    }
+
     /// The epoch ends: what was copied in it, and why there is not more if a disk cannot be read.
     pub(crate) fn take(&self) -> (Vec<Copied>, Option<PortError>) {
         let mut desk = lock(&self.desk.0);

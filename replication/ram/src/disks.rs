@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mycelium_ram_core::disk::{DiskChange, EXTENT_BYTES, ExtentLedger, ExtentMap, in_order};
+use mycelium_ram_core::sabotage::{Sabotage, sabotaged};
 use mycelium_ram_core::{EpochId, Member, PageSet};
 
 use crate::copier::{COPIES_PER_EPOCH, Copied, Copier};
@@ -94,6 +95,10 @@ impl Disks {
         self.replicas.remove(&member);
         if self.replicas.is_empty() {
             self.refused |= self.log.stop().refused;
+            // What the guest writes from now on is in no epoch: a copy made before does not come right any more.
+            if let Some(copier) = self.copier.as_ref().filter(|_| !sabotaged(Sabotage::CopiesOutliveTheLog)) {
+                let _ = copier.take();
+            }
             // There may never be a cut again.
             self.make_room_known(machine);
         }
@@ -349,6 +354,21 @@ mod tests {
         desk.cut(true);
         assert!(desk.is_like_the_machine());
         assert_eq!(desk.disks.lacking().0, 0);
+    }
+
+    #[test]
+    fn a_copy_for_a_replica_that_went_is_not_sent_to_the_next_one() {
+        let mut desk = Desk::new();
+        desk.disks.begin(REPLICA);
+        desk.cut(true);
+        while desk.disks.copier.as_ref().unwrap().copied() < EXTENTS {
+            std::thread::yield_now();
+        }
+        desk.disks.forget(REPLICA, &desk.machine);
+        (0..EXTENTS).for_each(|extent| desk.write(extent, 9));
+        desk.disks.begin(REPLICA);
+        desk.fill();
+        assert!(desk.is_like_the_machine());
     }
 
     #[test]

@@ -103,8 +103,9 @@ impl Answer {
 pub struct Guest {
     pages: Image,
     dirty: PageSet,
-    /// What it did to its disk since the last call of `take_changes`.
+    /// What it did to its disk since the last call of `take_changes`, if somebody wants to know.
     changes: Vec<DiskChange>,
+    noting: bool,
     step: u64,
     history: u64,
 }
@@ -132,7 +133,7 @@ impl Guest {
     pub fn boot() -> Self {
         let pages = blank(0);
         let dirty = PageSet::empty(GUEST_PAGES);
-        let mut guest = Self { pages, dirty, changes: Vec::new(), step: 0, history: GENESIS };
+        let mut guest = Self { pages, dirty, changes: Vec::new(), noting: false, step: 0, history: GENESIS };
         for block in guest.pages[index(GUEST_PAGES)..].iter_mut().step_by(2) {
             block.fill(0x5a);
         }
@@ -156,7 +157,14 @@ impl Guest {
         if (step, history) != (step_ram, history_ram) {
             return Err(format!("registers are at step {step}, memory is at step {step_ram}"));
         }
-        Ok(Self { pages, dirty: PageSet::empty(GUEST_PAGES), changes: Vec::new(), step, history })
+        Ok(Self {
+            pages,
+            dirty: PageSet::empty(GUEST_PAGES),
+            changes: Vec::new(),
+            noting: false,
+            step,
+            history,
+        })
     }
 
     /// The registers, as saved at a cut.
@@ -194,6 +202,14 @@ impl Guest {
     /// Takes what it did to its disk since the last call.
     pub fn take_changes(&mut self) -> Vec<DiskChange> {
         std::mem::take(&mut self.changes)
+    }
+
+    /// Whether what it does to its disk is noted from now on; what has been is forgotten if it is not.
+    pub fn note_changes(&mut self, noting: bool) {
+        self.noting = noting;
+        if !noting {
+            self.changes.clear();
+        }
     }
 
     /// Puts pages back into the set of written ones, after a harvest that came to nothing.
@@ -277,7 +293,9 @@ impl Guest {
         };
         let change = DiskChange { disk: 0, change };
         change_disk(&mut self.pages, &change);
-        self.changes.push(change);
+        if self.noting {
+            self.changes.push(change);
+        }
     }
 
     fn write(&mut self, page: u64, at: usize, value: u64) {

@@ -57,6 +57,16 @@ fn halt_let_output_out_on_the_word_of_a_dismissed_replica() {
 }
 
 #[test]
+fn a_full_part_of_the_disk_was_not_sent() {
+    keeps_every_promise(5635);
+}
+
+#[test]
 fn a_replica_was_listed_without_what_it_had_missed_of_the_disk() {
     keeps_every_promise(1529);
+}
+
+#[test]
+fn a_stamp_from_before_a_cut_was_taken_for_a_round_trip() {
+    keeps_every_promise(9629);
 }

@@ -3,8 +3,8 @@
 
 use mycelium_sim::hunt::{Fault, hunt};
 
-/// More than the worst of them needs; most are found within twenty.
-const SEEDS: u64 = 300;
+/// More than the worst of them needs; most are found within thirty.
+const SEEDS: u64 = 700;
 
 #[test]
 fn every_deliberate_fault_is_noticed() {

@@ -299,12 +299,50 @@ fn a_first_echo_measured_across_a_stop_is_not_a_round_trip() {
 #[test]
 fn on_a_long_path_word_is_as_fresh_as_the_path_allows() {
     let (mut desk, _) = Desk::protected(LossPolicy::Degrade);
-    desk.primary.peers[0].echo_age_min = Some(Duration::from_millis(80));
+    let (seed, way) = (desk.primary.open.prev().0, Duration::from_millis(80));
+    desk.primary.peers[0].round_trip = RoundTrip::default();
+    desk.pass(100, &[]);
+    for _ in 0..RoundTrip::STAMPS_MIN {
+        desk.pass(1, &[]);
+        desk.heartbeat(2, Some(seed), Some(Time(desk.now.0 - 80_000_000)));
+    }
+    assert_eq!(desk.primary.peers[0].round_trip.known(), way);
+    desk.primary.cutting = false;
     let epoch = desk.seal();
     let said = desk.now;
     desk.now = desk.now + Duration::from_millis(90);
     desk.heartbeat(2, Some(epoch), Some(said));
-    assert_eq!(desk.released(), [epoch]);
+    assert_eq!(desk.released().last(), Some(&epoch));
+}
+
+/// Found by the simulator: it had been connected before a long cut, and the first thing it sent back was a stamp from then.
+#[test]
+fn a_stamp_from_before_a_replica_joined_is_not_a_round_trip() {
+    let mut desk = Desk::new(LossPolicy::Degrade);
+    let before = desk.now;
+    desk.now = desk.now + Duration::from_millis(700);
+    desk.join(2);
+    let seed = desk.seal();
+    desk.heartbeat(2, Some(seed), Some(before));
+    let next = desk.seal();
+    desk.heartbeat(2, Some(next), Some(before));
+    assert_eq!(desk.standing(2), Some(Standing::InSync));
+    assert_eq!(desk.released(), []);
+    desk.ack(2, next);
+    assert_eq!(desk.released(), [next]);
+}
+
+/// The same of a replica that was slow to answer the first of them.
+#[test]
+fn a_single_slow_stamp_is_not_a_round_trip() {
+    let (mut desk, _) = Desk::protected(LossPolicy::Degrade);
+    let mut peer = desk.primary.peers[0].round_trip;
+    peer.stamps = 0;
+    desk.primary.peers[0].round_trip = peer;
+    let (epoch, said) = (desk.seal(), desk.now);
+    desk.now = desk.now + Duration::from_millis(200);
+    desk.heartbeat(2, Some(epoch), Some(said));
+    assert_eq!(desk.released(), []);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use mycelium_ram_core::message::{Accept, Heartbeat, Ingress, Message, Offer, Out
 use mycelium_ram_core::output::{GateMode, Offered, OutputQueue};
 use mycelium_ram_core::primary::{Action, Event, Primary, PrimaryConfig, StopReason};
 use mycelium_ram_core::record::{Change, Record};
+use mycelium_ram_core::sabotage::{Sabotage, sabotaged};
 use mycelium_ram_core::settle::Request as ArbiterRequest;
 use mycelium_ram_core::shadow::Shadow;
 use mycelium_ram_core::{EpochId, Generation, IngressSeq, Member, NodeId, PageIndex, Time};
@@ -270,6 +271,12 @@ impl Active {
                 let served_on = self.sessions.remove(&member).and_then(|s| s.conn());
                 cx.fx.extend(served_on.map(Effect::Close));
                 self.unlink(member, cx);
+                if self.sessions.is_empty() {
+                    self.guest.note_changes(false);
+                    if !sabotaged(Sabotage::CopiesOutliveTheLog) {
+                        self.copies.clear();
+                    }
+                }
             }
             Action::PauseGuest => self.paused = true,
             Action::RunGuest => {

@@ -1,6 +1,7 @@
 //! Sending epochs to one replica.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::convert::Infallible;
 
 use bytes::Bytes;
 use mycelium_ram_core::disk::{DiskChange, DiskPartWriter, ExtentLedger, ExtentMap, in_order};
@@ -146,7 +147,11 @@ impl Session {
         // Several parts, so that changes can be torn from each other.
         for some in changes.chunks(changes.len().div_ceil(limits::DISK_PARTS).max(1)) {
             for change in some {
-                let _ = writer.push(change, |_| Ok::<_, ()>(()));
+                let full = writer.push(change, |part| {
+                    parts.push((PartKind::Disks, part));
+                    Ok::<_, Infallible>(())
+                });
+                full.unwrap_or_else(|never| match never {});
             }
             parts.extend(writer.finish().map(|part| (PartKind::Disks, part)));
         }
@@ -206,6 +211,7 @@ impl Active {
         // A timer of an earlier session with it may still run.
         session.sending = self.sessions.get(&member).is_some_and(|s| s.sending);
         self.sessions.insert(member, session);
+        self.guest.note_changes(true);
         cx.fx.push(Effect::Point(Point::SeedBegun));
         self.copy_later(cx);
     }
