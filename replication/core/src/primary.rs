@@ -93,6 +93,8 @@ pub enum Event {
     Deposed(Generation),
     /// The ordered cut is done: the epoch's content is fixed and on its way.
     Sealed(EpochId),
+    /// The epoch just sealed is not sent to this replica, which has enough to do with what it was sent before.
+    Spared(Member, EpochId),
     /// With this epoch, a replica has been sent everything it lacked when it joined; of the newest handshake.
     Filled(Member, EpochId),
     /// How the ordered cut went; comes before `Sealed`.
@@ -427,6 +429,7 @@ impl Primary {
             Event::Heartbeat(hb) => self.heard(now, &hb, out),
             Event::Deposed(generation) => self.doubt |= generation > self.record.generation,
             Event::Sealed(epoch) => self.sealed(epoch),
+            Event::Spared(member, epoch) => self.spared(member, epoch),
             Event::Filled(member, epoch) => self.filled(member, epoch),
             Event::CutDone(CutDone { cost, quiet }) => {
                 self.cut_cost = (self.cut_cost * 3 + cost) / 4;
@@ -569,6 +572,14 @@ impl Primary {
         self.open = epoch.next();
         if self.gate == GateMode::Open {
             self.released = epoch;
+        }
+    }
+
+    /// Whoever must be waited for is waited for all the same: it is sent what it lacks in a later epoch.
+    fn spared(&mut self, member: Member, epoch: EpochId) {
+        let seeding = |p: &&mut Peer| p.member == member && p.standing == Standing::Seeding;
+        if let Some(peer) = self.peers.iter_mut().find(seeding) {
+            peer.void = peer.void.max(epoch);
         }
     }
 

@@ -273,6 +273,7 @@ impl Active {
                 self.feed(Input::CutDone(done));
                 self.feed(Input::Sealed(epoch));
             }
+            Inbox::Epoch(Report::Spared(member, epoch)) => self.feed(Input::Spared(member, epoch)),
             Inbox::Epoch(Report::Filled(member, epoch)) => self.feed(Input::Filled(member, epoch)),
             Inbox::Epoch(Report::PagesPending) => self.feed(Input::PagesPending),
             Inbox::Epoch(Report::CutFailed) => self.feed(Input::CutFailed),

@@ -87,6 +87,8 @@ pub enum Hold {
 pub enum Report {
     /// The epoch is sealed and on its way.
     Sealed(EpochId, CutDone),
+    /// The epoch just sealed is not sent to this replica.
+    Spared(Member, EpochId),
     /// With this epoch a replica has been sent everything it lacked.
     Filled(Member, EpochId),
     /// The open epoch has more pages than an epoch should.
@@ -257,6 +259,9 @@ impl<M: ActiveMachine> EpochLoop<M> {
             Order::Cut(epoch) => match self.cut(epoch) {
                 Ok(sealed) => {
                     report(Report::Sealed(epoch, self.cut_done));
+                    let sent = |member: &Member| sealed.iter().any(|s| s.member == *member);
+                    let spared = self.streams.keys().filter(|member| !sent(member));
+                    spared.for_each(|member| report(Report::Spared(*member, epoch)));
                     self.disks.filled_by(epoch).into_iter().for_each(|m| report(Report::Filled(m, epoch)));
                     self.send_all(epoch, sealed);
                 }

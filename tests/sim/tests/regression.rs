@@ -70,3 +70,8 @@ fn a_replica_was_listed_without_what_it_had_missed_of_the_disk() {
 fn a_stamp_from_before_a_cut_was_taken_for_a_round_trip() {
     keeps_every_promise(9629);
 }
+
+#[test]
+fn cuts_waited_for_epochs_that_a_seeding_replica_was_spared() {
+    keeps_every_promise(18755);
+}

@@ -282,6 +282,25 @@ fn stale_word_releases_nothing() {
 }
 
 /// Found by the simulator: a first echo that had waited out a stop set the limit of freshness to the stop's length.
+/// Found by the simulator: the cuts waited for epochs that nobody had sent it, and it was never listed.
+#[test]
+fn a_replica_that_was_spared_epochs_while_another_set_the_pace_is_seeded_when_that_one_goes() {
+    let (mut desk, _) = Desk::protected(LossPolicy::Degrade);
+    desk.disks_take_long = true;
+    desk.join(3);
+    let seed = desk.seal();
+    desk.ack(2, seed);
+    for _ in 0..4 {
+        let epoch = desk.seal();
+        desk.tell(Event::Spared(member(3), EpochId(epoch)));
+        desk.ack(2, epoch);
+    }
+    desk.tell(Event::Dismiss(member(2)));
+    assert_eq!((desk.standing(2), desk.standing(3)), (None, Some(Standing::Seeding)));
+    desk.ack(3, seed);
+    desk.seal();
+}
+
 #[test]
 fn a_first_echo_measured_across_a_stop_is_not_a_round_trip() {
     let mut desk = Desk::new(LossPolicy::Degrade);

@@ -70,12 +70,14 @@ impl Active {
             copies: &copies,
         };
         let mut carried = PageSet::empty(limits::GUEST_PAGES);
-        let mut filled = Vec::new();
+        let (mut filled, mut spared) = (Vec::new(), Vec::new());
         for (member, session) in &mut self.sessions {
             session.owe(&dirty);
             if let Some(pages) = session.send(*member, &sealed, cx) {
                 carried.union(&pages);
                 filled.extend(session.is_newly_filled().then_some(*member));
+            } else {
+                spared.push(*member);
             }
         }
         self.state_before = Some((epoch, self.guest.state()));
@@ -92,6 +94,7 @@ impl Active {
         let quiet = silent && dirty.len() <= limits::QUIET_PAGES;
         self.tell(Event::CutDone(CutDone { cost: Duration::ZERO, quiet }), cx);
         self.tell(Event::Sealed(epoch), cx);
+        spared.into_iter().for_each(|member| self.tell(Event::Spared(member, epoch), cx));
         filled.into_iter().for_each(|member| self.tell(Event::Filled(member, epoch), cx));
     }
 }
