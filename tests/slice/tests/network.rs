@@ -91,8 +91,20 @@ async fn a_daemon_that_dies_finds_its_vms_again_and_a_failover_can_be_ordered() 
     let wrong = network.node("a").ask(&["vm", "failover", "store"]).unwrap_err();
     ensure!(format!("{wrong:#}").contains("no replica in sync"), "{wrong:#}");
 
-    network.node("b").ask(&["vm", "stop", "store"])?;
-    network.node("b").ask(&["vm", "rm", "store"])?;
+    // And back, without a silence.
+    let client = Counter::once_served(GUEST).await?;
+    counts(&client, 100).await?;
+    let handed = network.node("b").ask(&["vm", "failover", "store", "--planned"])?;
+    ensure!(handed["generation"] == 3 && handed["vm"] == "store", "{handed:#}");
+    let (active, replica) = network.protected("a").await.context("after the handover")?;
+    ensure!((active.as_str(), replica.as_str()) == ("a", "b"));
+    counts(&client, 100).await?;
+    client.finish().context("nothing acknowledged may be lost or repeated")?;
+    let wrong = network.node("b").ask(&["vm", "failover", "store", "--planned"]).unwrap_err();
+    ensure!(format!("{wrong:#}").contains("ask the process that is its active"), "{wrong:#}");
+
+    network.node("a").ask(&["vm", "stop", "store"])?;
+    network.node("a").ask(&["vm", "rm", "store"])?;
     eventually("no VM anywhere", || {
         network.node("a").ask(&["vm", "list"]).is_ok_and(|vms| vms.as_array().is_some_and(Vec::is_empty))
     })
