@@ -185,9 +185,12 @@ impl Play {
         self.losses.push(Loss { from, to, at, outstanding });
         let since =
             last.map_or(String::new(), |last| format!(", {:.1} s after the first", (at - last) as f64 / 1e9));
-        let fault = loss.0.name();
+        let what = match loss.0 {
+            Fault::HandOver => "hands the guest over".to_owned(),
+            fault => format!("is lost ({}){since}", fault.name()),
+        };
         self.story.lost(at);
-        self.story.mark(at, &format!("node {} is lost ({fault}){since}; times count from here", names[from]));
+        self.story.mark(at, &format!("node {} {what}; times count from here", names[from]));
         let what = format!("node {} to take over", names[to]);
         self.until(world, pace.start, &what, |play, _| play.resumed_at(to).is_some())?;
         self.go_on(world, shared)

@@ -118,6 +118,7 @@ pub(crate) fn in_words(event: &Event) -> Option<String> {
         | Event::Dropped { .. }
         | Event::InSync { .. }
         | Event::Held { .. }
+        | Event::Pace { .. }
         | Event::Stats(_)
         | Event::ReplicaStats { .. }
         | Event::Listed { .. } => {

@@ -119,6 +119,7 @@ mod tests {
             policy: LossPolicy::Degrade,
             authority: Authority::Primary,
             takeover_epoch: None,
+            pace: None,
             recent_ops: Vec::new(),
         }
     }

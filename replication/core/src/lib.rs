@@ -22,6 +22,7 @@ pub mod ingress;
 pub mod limits;
 pub mod message;
 pub mod output;
+pub mod pace;
 pub mod page_codec;
 pub mod pages;
 pub mod primary;

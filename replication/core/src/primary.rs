@@ -24,6 +24,7 @@ use crate::ids::{EpochId, Generation, Member, OpId, VmId};
 use crate::limits;
 use crate::message::Heartbeat;
 use crate::output::GateMode;
+use crate::pace::Pace;
 use crate::record::{Change, LossPolicy, Record, Swap};
 use crate::sabotage::{Sabotage, sabotaged};
 use crate::settle::{Proposal, Reply, Request, Settled};
@@ -113,6 +114,8 @@ pub enum Event {
     Dismiss(Member),
     /// The operator wants the guest to go on at this replica, or at any that is in sync.
     HandOver(Option<Member>),
+    /// Epochs are to end at this pace; once the record says so.
+    SetPace(Pace),
     /// The VM is to end here and nowhere else go on: take every replica off the record. Stop the guest first.
     Retire,
     /// Time has passed. Hand in everything that has arrived first.
@@ -340,6 +343,8 @@ pub struct Primary {
     stopped: bool,
     retiring: bool,
     hand_over: Option<HandOver>,
+    /// Not yet in the record.
+    wanted_pace: Option<Pace>,
     doubt: bool,
     proposal: Option<Proposal>,
     ops: u64,
@@ -361,7 +366,7 @@ impl Primary {
         ops: u64,
         now: Time,
     ) -> Self {
-        Self {
+        let mut primary = Self {
             cfg,
             me,
             record,
@@ -379,6 +384,7 @@ impl Primary {
             stopped: false,
             retiring: false,
             hand_over: None,
+            wanted_pace: None,
             doubt: false,
             proposal: None,
             ops,
@@ -386,7 +392,9 @@ impl Primary {
             next_heartbeat: now,
             next_poll: now,
             status: Protection::NoReplica,
-        }
+        };
+        primary.keep_pace();
+        primary
     }
 
     /// The VM.
@@ -405,6 +413,25 @@ impl Primary {
     #[must_use]
     pub fn open_epoch(&self) -> EpochId {
         self.open
+    }
+
+    /// How often epochs end now.
+    #[must_use]
+    pub fn pace(&self) -> Option<Pace> {
+        let PrimaryConfig { epoch_max, epoch_min, cut_share_pm, .. } = self.cfg;
+        Pace::new(epoch_max, epoch_min, cut_share_pm).ok()
+    }
+
+    /// As the record says, if it says something.
+    fn keep_pace(&mut self) {
+        if let Some(pace) = self.record.pace
+            && self.pace() != Some(pace)
+        {
+            self.cfg.epoch_max = pace.epoch_max();
+            self.cfg.epoch_min = pace.epoch_min();
+            self.cfg.cut_share_pm = pace.cut_share_pm();
+            self.longest = pace.epoch_max();
+        }
     }
 
     /// The newest epoch whose output has left.
@@ -450,6 +477,7 @@ impl Primary {
                     out.push(Action::NotHandedOver(why));
                 }
             }
+            Event::SetPace(pace) => self.wanted_pace = Some(pace),
             Event::Retire => self.retiring = true,
             Event::Tick => self.tick(now, out),
         }
@@ -617,6 +645,7 @@ impl Primary {
         } else if record.version >= self.record.version {
             self.record = record.clone();
             self.doubt = false;
+            self.keep_pace();
         }
     }
 
@@ -624,10 +653,12 @@ impl Primary {
         match change {
             Change::List { member, .. } => self.stand(*member, Standing::InSync),
             Change::Unlist { member } => self.drop_peer(*member, out),
+            Change::SetPace { pace } => self.wanted_pace = self.wanted_pace.filter(|wanted| wanted != pace),
             Change::Create { .. } | Change::TakeOver { .. } => {}
         }
         if record.version >= self.record.version {
             self.record = record;
+            self.keep_pace();
         }
     }
 
@@ -840,9 +871,15 @@ impl Primary {
         if self.proposal.is_some() {
             return;
         }
-        let Some((member, change)) = self.next_change() else { return };
-        let leaving = matches!(change, Change::Unlist { .. });
-        self.stand(member, if leaving { Standing::Leaving } else { Standing::Listing });
+        let change = match (self.next_change(), self.wanted_pace) {
+            (Some((member, change)), _) => {
+                let leaving = matches!(change, Change::Unlist { .. });
+                self.stand(member, if leaving { Standing::Leaving } else { Standing::Listing });
+                change
+            }
+            (None, Some(pace)) => Change::SetPace { pace },
+            (None, None) => return,
+        };
         self.ops += 1;
         let swap = Swap {
             vm: self.record.vm.clone(),

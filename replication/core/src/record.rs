@@ -7,6 +7,7 @@
 //!   (none) --Create--> generation 1, active A, in_sync {}
 //!   A: List(B)    in_sync + B     only the active proposes it, when B holds all that was released
 //!   A: Unlist(B)  in_sync - B     only the active: from the moment it is applied, commits do not wait for B
+//!   A: SetPace    pace            only the active
 //!   B: TakeOver   generation + 1, active B, in_sync {}     only a listed incarnation
 //! ```
 
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{EpochId, Generation, Member, OpId, VmId};
 use crate::limits;
+use crate::pace::Pace;
 use crate::sabotage::{Sabotage, sabotaged};
 
 /// What the active does when a replica is lost.
@@ -64,6 +66,9 @@ pub struct Record {
     pub in_sync: Vec<Listed>,
     /// What happens when a replica is lost.
     pub policy: LossPolicy,
+    /// How often epochs end, if somebody has said so; otherwise the active's own setting counts.
+    #[serde(default)]
+    pub pace: Option<Pace>,
     /// Who keeps this record.
     pub authority: Authority,
     /// The epoch the current active resumed from, after a takeover.
@@ -107,6 +112,11 @@ pub enum Change {
         /// The replica.
         member: Member,
     },
+    /// Say how often epochs are to end, from now on and after takeovers.
+    SetPace {
+        /// The pace.
+        pace: Pace,
+    },
     /// Become the active.
     TakeOver {
         /// The newest whole epoch the proposer holds: the guest resumes from its end.
@@ -143,7 +153,7 @@ pub enum Refusal {
     #[error("there is a record of this VM already")]
     Exists,
     /// Only the active may propose this.
-    #[error("only the active may change who is in sync")]
+    #[error("only the active may change who is in sync, and the pace")]
     NotActive,
     /// Only a listed incarnation may take over.
     #[error("only a replica that is listed in sync may take over")]
@@ -191,6 +201,7 @@ fn created(swap: &Swap, policy: LossPolicy) -> Record {
         active: swap.proposer,
         in_sync: Vec::new(),
         policy,
+        pace: None,
         authority: Authority::Local,
         takeover_epoch: None,
         recent_ops: vec![swap.op],
@@ -200,7 +211,7 @@ fn created(swap: &Swap, policy: LossPolicy) -> Record {
 fn changed(record: &Record, proposer: Member, change: &Change) -> Result<Record, Refusal> {
     let mut next = record.clone();
     match change {
-        Change::List { .. } | Change::Unlist { .. } if proposer != record.active => {
+        Change::List { .. } | Change::Unlist { .. } | Change::SetPace { .. } if proposer != record.active => {
             return Err(Refusal::NotActive);
         }
         Change::List { member, since } => {
@@ -211,6 +222,7 @@ fn changed(record: &Record, proposer: Member, change: &Change) -> Result<Record,
             }
         }
         Change::Unlist { member } => next.in_sync.retain(|l| l.member != *member),
+        Change::SetPace { pace } => next.pace = Some(*pace),
         Change::TakeOver { epoch } => {
             let listed = record.in_sync.iter().find(|l| l.member == proposer);
             match listed {

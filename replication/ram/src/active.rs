@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use mycelium_ram_core::hand_over::NotHandedOver;
 use mycelium_ram_core::message::{Heartbeat, Message};
+use mycelium_ram_core::pace::Pace;
 use mycelium_ram_core::primary::{Action, Event as Input, Primary, PrimaryConfig, Protection, StopReason};
 use mycelium_ram_core::record::Record;
 use mycelium_ram_core::settle::Reply;
@@ -72,6 +73,8 @@ pub enum Inbox {
     ResumeGuest,
     /// The operator wants this replica no more: off the record with it.
     Dismiss(Member),
+    /// End epochs at this pace, once the record has it.
+    SetPace(Pace),
     /// Hand the guest to this node, or to any that may have it; who asked is told how it ended.
     HandOver(Option<NodeId>, HandedOver),
     /// End the VM, here and everywhere: the operator or the guest itself wants it.
@@ -138,6 +141,7 @@ struct Active {
     told_acked: BTreeMap<Member, EpochId>,
     /// Who is in sync, as last told.
     told_in_sync: Vec<Member>,
+    told_pace: Option<Pace>,
     retire_by: Option<Time>,
     /// Who waits to hear of a handover.
     handing_over: Option<HandedOver>,
@@ -188,6 +192,7 @@ pub fn run<M: ActiveMachine>(
         told_first_output: false,
         told_acked: BTreeMap::new(),
         told_in_sync: Vec::new(),
+        told_pace: None,
         retire_by: None,
         handing_over: None,
         ended: None,
@@ -286,6 +291,7 @@ impl Active {
             // A VM that is ending must not say another word.
             Inbox::ResumeGuest if self.retire_by.is_some() => {}
             Inbox::ResumeGuest => self.order(Order::Run(Hold::Operator)),
+            Inbox::SetPace(pace) => self.feed(Input::SetPace(pace)),
             Inbox::HandOver(to, answer) => self.hand_over(to, answer),
             Inbox::Dismiss(member) => self.feed(Input::Dismiss(member)),
             Inbox::Shutdown => {
@@ -354,7 +360,10 @@ impl Active {
             Action::TellDeposed(to, generation, epoch) => {
                 self.datagram(to, &Message::Deposed { generation, epoch });
             }
-            Action::Yield(to, generation, epoch) => self.datagram(to, &Message::Yield { generation, epoch }),
+            Action::Yield(to, generation, epoch) => {
+                self.order(Order::ForwardInput);
+                self.datagram(to, &Message::Yield { generation, epoch });
+            }
             Action::NotHandedOver(why) => {
                 self.events.note(Event::Trouble { what: why.to_string() });
                 self.answer_hand_over(Err(why));
@@ -431,6 +440,10 @@ impl Active {
             self.events.note(Event::FirstOutput { at_ns: at.0 });
         }
         self.tell_in_sync();
+        if let Some(pace) = self.core.pace().filter(|pace| self.told_pace != Some(*pace)) {
+            self.told_pace = Some(pace);
+            self.events.note(Event::Pace { pace });
+        }
         if now >= self.next_stats {
             self.next_stats = now + STATS_EVERY;
             self.note_stats();

@@ -250,6 +250,7 @@ mod tests {
             Duration::ZERO
         }
         fn resume(&mut self) {}
+        fn forward_input(&mut self, _: bool) {}
         fn harvest(&mut self, _: &mut PageSet, _: &PageSet) -> Result<(), PortError> {
             Ok(())
         }

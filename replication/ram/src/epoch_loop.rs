@@ -67,6 +67,8 @@ pub enum Order {
     Pause(Hold),
     /// This reason to stand still is gone.
     Run(Hold),
+    /// The guest has been stopped to go on elsewhere: what arrives for it is forwarded, until it goes on here after all.
+    ForwardInput,
     /// Boot the guest anew.
     Reset,
     /// End the thread with the guest stopped for good.
@@ -276,6 +278,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
             Order::Drop(member) => self.forget(member),
             Order::Pause(why) => self.halt(why),
             Order::Run(why) => self.unhalt(why),
+            Order::ForwardInput => self.machine.forward_input(true),
             Order::Reset => self.reset(),
             Order::Stop => {}
         }
@@ -358,6 +361,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
 
     fn unhalt(&mut self, why: Hold) {
         if self.holds.remove(&why) && self.holds.is_empty() {
+            self.machine.forward_input(false);
             self.machine.resume();
             self.events.note(Event::Held { held: false });
         }

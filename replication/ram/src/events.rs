@@ -6,6 +6,7 @@ use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use mycelium_ram_core::pace::Pace;
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
@@ -116,6 +117,8 @@ pub enum Event {
     Stopped { reason: String },
     /// Something failed and the VM goes on.
     Trouble { what: String },
+    /// Epochs end at this pace from now on.
+    Pace { pace: Pace },
     /// An epoch is held in this phase, as a rehearsal wants it.
     Drill { phase: String },
     /// The guest said something about itself (reset, power-off, panic), committed.

@@ -67,6 +67,10 @@ pub trait ActiveMachine: Debug + Send + 'static {
     /// Lets the guest go on after [`ActiveMachine::pause`].
     fn resume(&mut self);
 
+    /// While the guest stands still, has what arrives for it counted and forwarded at once, as if it had been given it; or no more. It
+    /// gets it all the same, should it go on.
+    fn forward_input(&mut self, forward: bool);
+
     /// Adds the pages changed since the last harvest, by the guest or by devices, and begins a new count. Paused. Changed pages
     /// of `open` need not be watched anew: they may be in every harvest from now on, changed or not, until one in which they are
     /// not in `open`.

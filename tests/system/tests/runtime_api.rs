@@ -7,9 +7,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use endophyte_api::{
-    AttachDiskRequest, HandOverRequest, InfoRequest, MetricsRequest, PauseRequest, PressPowerButtonRequest,
-    ResumeRequest, Role, SetAllowedRequest, SetBalloonRequest, SetReplicasRequest, SnapshotProgress,
-    StopRequest, VmClient, VmInfo, WatchRequest,
+    AttachDiskRequest, HandOverRequest, InfoRequest, MetricsRequest, PauseRequest, Policy,
+    PressPowerButtonRequest, ResumeRequest, Role, SetAllowedRequest, SetBalloonRequest, SetReplicasRequest,
+    SnapshotProgress, StopRequest, VmClient, VmInfo, WatchRequest,
 };
 use rhizomorph_link::Identity;
 use system_tests::process::{Running, reach};
@@ -411,12 +411,93 @@ async fn protection_is_given_taken_and_given_again_through_losses() {
 }
 
 #[tokio::test]
+async fn a_policy_is_set_while_the_vm_runs_and_holds_after_a_takeover() {
+    let Some(lab) = Lab::with_arbiter() else { return };
+    let mut b = lab.passive("b").await;
+    let to_b = b.ticket(&[lab.key("a")]).await;
+    let mut a = lab.node("active", "a", &["--replica", &to_b]).await;
+    a.until_protected().await;
+    let preset = |name: &str| Policy { preset: name.to_owned(), ..Policy::default() };
+    assert_eq!(a.api.set_policy(Policy::default()).await.unwrap().into_inner().preset, "balanced");
+    for wrong in [
+        preset("quick"),
+        Policy { epoch_us: 5000, ..preset("balanced") },
+        Policy { epoch_us: 5000, ..Policy::default() },
+    ] {
+        let refused = a.api.set_policy(wrong).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused}");
+    }
+    let refused = b.api.set_policy(preset("performance")).await.unwrap_err();
+    assert!(refused.message().contains("ask the process that is its active"), "{refused}");
+
+    let set = a.api.set_policy(preset("consistency")).await.unwrap().into_inner();
+    assert_eq!((set.epoch_us, set.cut_share_percent), (10_000, 50));
+    assert_eq!(a.info().await.policy.unwrap().preset, "consistency");
+    assert_eq!(lab.record()["pace"]["epoch_max_us"], 10_000);
+    b.until("the replica to be listed", |i| i.listed).await;
+    drop(a);
+    b.until("the takeover", |i| i.role() == Role::Active).await;
+    let info = b.until("its policy", |i| i.policy.is_some()).await;
+    assert_eq!(info.policy.unwrap().preset, "consistency");
+    let api = lab.path("b.sock").display().to_string();
+    let words = ["vm", "policy", "--api", &api, "--json", "--epoch-ms", "40"];
+    let output = run(Command::new(program("mycelium").unwrap()).args(words));
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&said["epoch_us"], &said["cut_share_percent"], &said["preset"]),
+        (&40_000.into(), &50.into(), &"".into())
+    );
+}
+
+#[tokio::test]
+async fn of_two_replicas_one_takes_over_and_the_other_serves_it() {
+    let Some(lab) = Lab::with_arbiter() else { return };
+    let (mut b, mut c) = (lab.passive("b").await, lab.passive("c").await);
+    let to_b = b.ticket(&[lab.key("a"), lab.key("c")]).await;
+    let to_c = c.ticket(&[lab.key("a"), lab.key("b")]).await;
+    let mut a = lab.node("active", "a", &[]).await;
+    a.set_replicas(&[&to_b, &to_c]).await;
+    a.until("both in sync", |i| i.protected && i.replicas.iter().all(|r| r.state == "in sync")).await;
+    assert_eq!(lab.listed(), 2);
+    let first = [b.info().await.incarnation, c.info().await.incarnation];
+    for passive in [&mut b, &mut c] {
+        passive.until("it to know that it is listed", |i| i.listed).await;
+    }
+    drop(a);
+    // Whoever is first; the other one finds the record changed and begins anew.
+    let decided = async {
+        loop {
+            if b.info().await.role() == Role::Active || c.info().await.role() == Role::Active {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, decided).await.expect("one of them takes over");
+    let b_won = b.info().await.role() == Role::Active;
+    let (winner, loser, to_loser, was) =
+        if b_won { (&mut b, &mut c, to_c, &first[1]) } else { (&mut c, &mut b, to_b, &first[0]) };
+    assert_eq!(winner.info().await.generation, 2);
+    loser.until("a new incarnation", |i| i.incarnation != *was && i.role() == Role::Passive).await;
+    winner.set_replicas(&[&to_loser]).await;
+    winner.until_protected().await;
+    assert_eq!(lab.listed(), 1);
+    let at = winner.info().await.console_bytes;
+    winner.console(at, "\n").await;
+    let reply = winner.api.hand_over(HandOverRequest::default()).await.unwrap().into_inner();
+    assert_eq!(reply.generation, 3);
+    let at = loser.until("the guest", |i| i.role() == Role::Active).await.console_bytes;
+    loser.console(at, "\n").await;
+}
+
+#[tokio::test]
 async fn a_guest_is_handed_over_and_back() {
     let Some(lab) = Lab::with_arbiter() else { return };
     let mut b = lab.passive("b").await;
     let to_b = b.ticket(&[lab.key("a")]).await;
     let mut a = lab.node("active", "a", &[]).await;
     let any = || HandOverRequest::default();
+    a.until("its guest to run", |i| i.console_bytes > 0).await;
     let refused = a.api.hand_over(any()).await.unwrap_err();
     assert!(refused.message().contains("wait until the VM is protected"), "{refused}");
     a.set_replicas(&[&to_b]).await;

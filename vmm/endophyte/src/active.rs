@@ -17,7 +17,7 @@ use mycelium_ram_core::{EpochId, Member, OpId, VmId};
 
 use crate::cli::ActiveArgs;
 use crate::console::{StdoutCopy, type_stdin};
-use crate::desk::Hands;
+use crate::desk::{Hands, Protection};
 use crate::exit::{Exit, Failure, OrExit};
 use crate::guest::Guest;
 use crate::node::{Node, primary_config};
@@ -130,14 +130,17 @@ pub(crate) fn protect(
 
 /// Opens the guest to the API, and its console to the terminal if the spec asks for one.
 fn open_console(node: &Node, guest: &Guest, inbox: &Sender<Inbox>) -> std::io::Result<Option<StdoutCopy>> {
-    let (to_hold, to_hand_over) = (inbox.clone(), inbox.clone());
+    let (to_hold, to_hand_over, to_pace) = (inbox.clone(), inbox.clone(), inbox.clone());
     let hold = move |hold| drop(to_hold.send(if hold { Inbox::PauseGuest } else { Inbox::ResumeGuest }));
     let hand_over = move |to, tell| drop(to_hand_over.send(Inbox::HandOver(to, tell)));
     node.desk.take(Hands {
         machine: Arc::downgrade(&guest.machine),
         hold: Box::new(hold),
         order: None,
-        hand_over: Some(Box::new(hand_over)),
+        protection: Some(Protection {
+            hand_over: Box::new(hand_over),
+            set_pace: Box::new(move |pace| drop(to_pace.send(Inbox::SetPace(pace)))),
+        }),
     });
     if !node.has_terminal() {
         return Ok(None);

@@ -10,6 +10,7 @@ use endophyte_vmm::machine::Machine;
 use endophyte_vmm::spec::VmSpec;
 use mycelium_ram::active::HandedOver;
 use mycelium_ram_core::NodeId;
+use mycelium_ram_core::pace::Pace;
 use rhizomorph_link::{AllowList, PeerKey, Ticket};
 use tokio::sync::mpsc::Sender;
 use tokio::sync::watch;
@@ -50,8 +51,16 @@ pub(crate) struct Hands {
     pub(crate) hold: Box<dyn Fn(bool) + Send>,
     /// Takes orders that only a VM without protection can carry out.
     pub(crate) order: Option<Box<dyn Fn(Order) + Send>>,
-    /// Has a replica go on with it: of a protected VM.
-    pub(crate) hand_over: Option<HandOver>,
+    /// What only a protected VM can be told.
+    pub(crate) protection: Option<Protection>,
+}
+
+/// Orders to a VM with replicas.
+pub(crate) struct Protection {
+    /// Has a replica go on with it.
+    pub(crate) hand_over: HandOver,
+    /// Ends epochs at another pace; the board tells when.
+    pub(crate) set_pace: Box<dyn Fn(Pace) + Send>,
 }
 
 /// Hands the guest to a node, or to any that may have it.
@@ -173,8 +182,15 @@ impl Desk {
     /// Has a replica go on with the guest. `false`: it does not run here, or has no protection.
     pub(crate) fn hand_over(&self, to: Option<NodeId>, tell: HandedOver) -> bool {
         let hands = self.hands();
-        let hand_over = hands.as_ref().and_then(|hands| hands.hand_over.as_ref());
-        hand_over.map(|hand_over| hand_over(to, tell)).is_some()
+        let protection = hands.as_ref().and_then(|hands| hands.protection.as_ref());
+        protection.map(|protection| (protection.hand_over)(to, tell)).is_some()
+    }
+
+    /// Has epochs end at another pace. `false`: the guest does not run here, or has no protection.
+    pub(crate) fn set_pace(&self, pace: Pace) -> bool {
+        let hands = self.hands();
+        let protection = hands.as_ref().and_then(|hands| hands.protection.as_ref());
+        protection.map(|protection| (protection.set_pace)(pace)).is_some()
     }
 
     fn hands(&self) -> MutexGuard<'_, Option<Hands>> {

@@ -174,6 +174,10 @@ impl ActiveMachine for MachinePort {
         }
     }
 
+    fn forward_input(&mut self, forward: bool) {
+        self.machine.set_rx_ahead(forward);
+    }
+
     fn harvest(&mut self, into: &mut PageSet, open: &PageSet) -> Result<(), PortError> {
         self.machine.take_dirty_but_leave_open(into, open).map_err(port_error("cannot read the dirty log"))
     }

@@ -350,7 +350,7 @@ fn happenings(
     let to_machine = sender.clone();
     let order = move |order| drop(to_machine.send(Happening::Order(order)));
     let (hold, order) = (Box::new(hold), Some(Box::new(order) as Box<dyn Fn(Order) + Send>));
-    desk.take(Hands { machine: Arc::downgrade(machine), hold, order, hand_over: None });
+    desk.take(Hands { machine: Arc::downgrade(machine), hold, order, protection: None });
     pass_events(machine, sender.clone());
     Ok((receiver, sender))
 }

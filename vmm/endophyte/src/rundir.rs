@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use mycelium_ram::events::{Event, EventLog, Stamped, Stats};
+use mycelium_ram_core::pace::Pace;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -35,6 +36,9 @@ pub(crate) struct Status {
     /// Replicas that the record lists, as members.
     #[serde(default)]
     pub(crate) in_sync: Vec<String>,
+    /// How often epochs end, of an active.
+    #[serde(default)]
+    pub(crate) pace: Option<Pace>,
     pub(crate) staged_epoch: u64,
     pub(crate) listed: bool,
     pub(crate) stats: Stats,
@@ -60,6 +64,7 @@ impl Status {
             }
             Event::InSync { replicas } => self.in_sync.clone_from(replicas),
             Event::Held { held } => self.held = *held,
+            Event::Pace { pace } => self.pace = Some(*pace),
             Event::Stats(stats) => self.follow(*stats),
             Event::ReplicaStats { staged, .. } => self.staged_epoch = *staged,
             Event::Listed { listed } => {

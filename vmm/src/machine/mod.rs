@@ -159,6 +159,12 @@ impl Machine {
         self.nics().iter().for_each(|nic| nic.set_rx_enabled(enabled));
     }
 
+    /// While the machine is paused, cards' ports see what arrives at once, and not only when the guest gets it: for a guest that may go
+    /// on elsewhere.
+    pub fn set_rx_ahead(&self, ahead: bool) {
+        self.nics().iter().for_each(|nic| nic.set_rx_ahead(ahead));
+    }
+
     /// Gives card `nic` a packet from elsewhere, ahead of its tap's first queue and in the order of the calls. False if it was
     /// dropped: no such card, too long, or backlog full.
     pub fn inject_rx(&self, nic: usize, packet: &[u8]) -> bool {

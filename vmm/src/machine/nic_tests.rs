@@ -83,6 +83,43 @@ fn while_paused_nothing_moves_and_afterwards_all_of_it_does() {
 }
 
 #[test]
+fn a_paused_cards_port_sees_frames_ahead_and_the_guest_gets_them_if_it_goes_on() {
+    let Some(mut driver) = Driver::new() else { return };
+    driver.machine.set_rx_enabled(true);
+    driver.nic().pause();
+    driver.receive(0);
+    driver.wires[0].send(&[4; 60]).unwrap();
+    driver.nic().serve(RX);
+    assert!(driver.delivered().is_empty(), "not unless it is asked to");
+    driver.machine.set_rx_ahead(true);
+    driver.nic().serve(RX);
+    assert_eq!((driver.delivered(), driver.used(RX)), (vec![vec![4; 60]], 0));
+    driver.machine.set_rx_ahead(false);
+    driver.wires[0].send(&[5; 60]).unwrap();
+    driver.nic().serve(RX);
+    assert_eq!(driver.delivered().len(), 1);
+    driver.nic().resume();
+    driver.receive(2);
+    driver.nic().serve(RX);
+    assert_eq!(driver.used(RX), 2);
+    assert_eq!(
+        driver.delivered(),
+        [vec![4; 60], vec![4; 60], vec![5; 60]],
+        "once more, as the guest gets it"
+    );
+}
+
+#[test]
+fn a_card_that_discards_takes_nothing_ahead() {
+    let Some(driver) = Driver::new() else { return };
+    driver.nic().pause();
+    driver.machine.set_rx_ahead(true);
+    driver.wires[0].send(&[4; 60]).unwrap();
+    driver.nic().serve(RX);
+    assert!(driver.delivered().is_empty());
+}
+
+#[test]
 fn what_was_offered_before_the_cut_is_done_by_the_replica() {
     let Some(mut driver) = Driver::new() else { return };
     driver.nic().pause();

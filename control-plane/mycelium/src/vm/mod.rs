@@ -6,6 +6,7 @@ mod list;
 mod migrate;
 mod orders;
 mod plug;
+mod policy;
 mod snapshot;
 mod start;
 mod target;
@@ -20,6 +21,7 @@ use list::{describe, inspect, list};
 use migrate::MigrateArgs;
 use orders::BalloonArgs;
 use plug::{AttachCommand, DetachArgs};
+use policy::PolicyArgs;
 use snapshot::SnapshotArgs;
 use start::{RestoreArgs, RunArgs};
 use target::Target;
@@ -42,6 +44,8 @@ pub(crate) enum VmCommand {
     /// Have a VM's replica take over: by killing its process on this node, or by a handover (--planned). Nothing acknowledged is
     /// lost.
     Failover(FailoverArgs),
+    /// Show or set, while it runs, what a VM's speed is worth against its clients' waiting.
+    Policy(PolicyArgs),
     /// Have a VM of this node stand still until it is resumed.
     Pause(Target),
     /// Let a paused VM go on.
@@ -129,6 +133,7 @@ pub(crate) fn run(command: VmCommand) -> Result<()> {
                 asking.daemon().await?.remove_vm(ask).await.map_err(|s| plain(&s))?;
                 asking.show(&serde_json::json!({ "removed": name }), |_| format!("{name} is forgotten"))
             }
+            VmCommand::Policy(args) => policy::policy(&args).await,
             VmCommand::Pause(target) => orders::pause(&target).await,
             VmCommand::Resume(target) => orders::resume(&target).await,
             VmCommand::Snapshot(args) => snapshot::snapshot(&args).await,

@@ -794,3 +794,27 @@ fn a_cut_that_fails_during_a_handover_is_made_again() {
     desk.ack(2, last);
     assert!(desk.did(&Action::Yield(member(2), Generation(1), EpochId(last))));
 }
+
+#[test]
+fn a_pace_is_kept_once_the_record_has_it_and_by_whoever_takes_over() {
+    let (mut desk, _) = Desk::protected(LossPolicy::Degrade);
+    desk.tell(Event::SetPace(Pace::CONSISTENCY));
+    assert_eq!(desk.record.pace, Some(Pace::CONSISTENCY));
+    assert_eq!(desk.primary.pace(), Some(Pace::CONSISTENCY));
+    assert_eq!(desk.swaps().len(), 1, "it is proposed once");
+    let taken = swap(member(2), desk.record.version, 1, Change::TakeOver { epoch: EpochId(9) });
+    let Verdict::Apply(record) = decide(Some(&desk.record), &taken) else { panic!() };
+    let next = Primary::new(PrimaryConfig::default(), member(2), record, EpochId(9), 1, desk.now);
+    assert_eq!(next.pace(), Some(Pace::CONSISTENCY));
+}
+
+#[test]
+fn a_pace_is_proposed_again_when_the_arbiter_was_away() {
+    let (mut desk, _) = Desk::protected(LossPolicy::Degrade);
+    desk.arbiter_answers = false;
+    desk.tell(Event::SetPace(Pace::PERFORMANCE));
+    assert_ne!(desk.primary.pace(), Some(Pace::PERFORMANCE));
+    desk.arbiter_answers = true;
+    desk.pass(3000, &[2]);
+    assert_eq!(desk.primary.pace(), Some(Pace::PERFORMANCE));
+}

@@ -361,7 +361,7 @@ fn ask(request: ArbiterRequest, cx: &mut Cx<'_>) {
         ArbiterRequest::Swap(swap) => match swap.change {
             Change::List { .. } => Some(Point::ListSent),
             Change::Unlist { .. } => Some(Point::UnlistSent),
-            Change::Create { .. } | Change::TakeOver { .. } => None,
+            Change::Create { .. } | Change::SetPace { .. } | Change::TakeOver { .. } => None,
         },
     };
     cx.fx.push(Effect::Ask(request));

@@ -88,7 +88,7 @@ impl World {
                 match swap.change {
                     Change::TakeOver { .. } => self.stats.takeovers += 1,
                     Change::Unlist { .. } => self.stats.degrades += 1,
-                    Change::Create { .. } | Change::List { .. } => {}
+                    Change::Create { .. } | Change::List { .. } | Change::SetPace { .. } => {}
                 }
                 let change = &swap.change;
                 self.note(|| format!("arbiter: process {from} gets {change:?}, version {}", next.version));

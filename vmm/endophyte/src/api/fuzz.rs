@@ -4,8 +4,8 @@ use std::sync::Weak;
 
 use endophyte_api::vm_server::Vm;
 use endophyte_api::{
-    AttachDiskRequest, CreateRequest, DetachRequest, HandOverRequest, MigrateRequest, ResizeConsoleRequest,
-    SetAllowedRequest, SetReplicasRequest, SnapshotRequest,
+    AttachDiskRequest, CreateRequest, DetachRequest, HandOverRequest, MigrateRequest, Policy,
+    ResizeConsoleRequest, SetAllowedRequest, SetReplicasRequest, SnapshotRequest,
 };
 use mycelium_ram_core::hand_over::NotHandedOver;
 use prost::Message;
@@ -13,7 +13,7 @@ use tonic::{Code, Request, Status};
 
 use super::*;
 use crate::console::Tape;
-use crate::desk::{Allowed, HandOver, Hands, Order, Peering};
+use crate::desk::{Allowed, HandOver, Hands, Order, Peering, Protection};
 use crate::limits::ALLOWED_KEYS;
 use crate::replicas::Replicas;
 use crate::signals::Stopper;
@@ -41,7 +41,7 @@ async fn one_call(who: Who, call: u8, data: &[u8]) {
     let desk = desk(who);
     let (_ending, end) = watch::channel(false);
     let service = Service::new(Arc::clone(&desk), end);
-    let answer = match call % 20 {
+    let answer = match call % 21 {
         0 => made(data, |r| service.info(r)).await,
         1 => made(data, |r| service.watch(r)).await,
         2 => made(data, |r| service.pause(r)).await,
@@ -61,6 +61,7 @@ async fn one_call(who: Who, call: u8, data: &[u8]) {
         16 => made(data, |r| service.attach_disk(r)).await,
         17 => made(data, |r| service.attach_net(r)).await,
         18 => made(data, |r| service.detach(r)).await,
+        20 => made(data, |r| service.set_policy(r)).await,
         _ => made(data, |r| service.hand_over(r)).await,
     };
     if let Some(Err(status)) = answer {
@@ -99,12 +100,14 @@ fn desk(who: Who) -> Arc<Desk> {
         return desk;
     }
     let hand_over: HandOver = Box::new(|_, tell| (tell.0)(Err(NotHandedOver::NoReplica)));
+    let paced = board.clone();
+    let set_pace = Box::new(move |pace| paced.send_modify(|status| status.pace = Some(pace)));
     let order: Box<dyn Fn(Order) + Send> = Box::new(|order| drop(format!("{order:?}")));
     desk.take(Hands {
         machine: Weak::new(),
         hold: Box::new(move |hold| board.send_modify(|status| status.held = hold)),
         order: (who == Who::Alone).then_some(order),
-        hand_over: (who == Who::Protected).then_some(hand_over),
+        protection: (who == Who::Protected).then_some(Protection { hand_over, set_pace }),
     });
     desk.listens(rhizomorph_link::PeerKey([1; 32]), &[]);
     desk
@@ -147,6 +150,8 @@ pub fn seeds_api() -> Vec<Vec<u8>> {
         with(16, AttachDiskRequest { table: "path = \"/srv/disk\"".to_owned() }.encode_to_vec()),
         with(18, DetachRequest { name: "slot:3".to_owned(), timeout_s: 1 }.encode_to_vec()),
         with(19, HandOverRequest { node: "ab".repeat(32) }.encode_to_vec()),
+        with(20, Policy { preset: "consistency".to_owned(), ..Policy::default() }.encode_to_vec()),
+        with(20, Policy { epoch_us: 5000, cut_share_percent: 20, ..Policy::default() }.encode_to_vec()),
         with(11, ResizeConsoleRequest { port: 0, columns: 80, rows: 25 }.encode_to_vec()),
     ]
 }

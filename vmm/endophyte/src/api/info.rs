@@ -1,7 +1,10 @@
 //! The desk in the API's words.
 
-use endophyte_api::{Device, Figures, Replica, Role, VmInfo};
+use std::time::Duration;
+
+use endophyte_api::{Device, Figures, Policy, Replica, Role, VmInfo};
 use endophyte_vmm::machine::DeviceNow;
+use mycelium_ram_core::pace::Pace;
 use rhizomorph_link::PeerKey;
 
 use crate::desk::Desk;
@@ -46,6 +49,18 @@ pub(super) fn vm_info(desk: &Desk) -> VmInfo {
         listed: status.listed,
         staged_epoch: status.staged_epoch,
         last_trouble: status.last_trouble.unwrap_or_default(),
+        policy: status.pace.filter(|_| role == Role::Active).map(policy),
+    }
+}
+
+/// A pace in the API's words.
+pub(super) fn policy(pace: Pace) -> Policy {
+    let us = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+    Policy {
+        preset: pace.name().unwrap_or_default().to_owned(),
+        epoch_us: us(pace.epoch_max()),
+        epoch_min_us: us(pace.epoch_min()),
+        cut_share_percent: pace.cut_share_pm() / 10,
     }
 }
 

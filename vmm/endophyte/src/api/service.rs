@@ -11,7 +11,7 @@ use endophyte_api::{
     AttachDiskRequest, AttachNetRequest, AttachResponse, BootRequest, BootResponse, CancelMigrationRequest,
     CancelMigrationResponse, ConsoleInput, ConsoleOutput, CreateRequest, CreateResponse, DetachRequest,
     DetachResponse, HandOverRequest, HandOverResponse, InfoRequest, MetricsRequest, MetricsResponse,
-    MigrateProgress, MigrateRequest, PauseRequest, PauseResponse, PressPowerButtonRequest,
+    MigrateProgress, MigrateRequest, PauseRequest, PauseResponse, Policy, PressPowerButtonRequest,
     PressPowerButtonResponse, ResizeConsoleRequest, ResizeConsoleResponse, ResumeRequest, ResumeResponse,
     SetAllowedRequest, SetAllowedResponse, SetBalloonRequest, SetBalloonResponse, SetReplicasRequest,
     SetReplicasResponse, SnapshotProgress, SnapshotRequest, StopRequest, StopResponse, VmInfo, WatchRequest,
@@ -19,6 +19,7 @@ use endophyte_api::{
 use endophyte_vmm::machine::Machine;
 use mycelium_ram::active::HandedOver;
 use mycelium_ram_core::NodeId;
+use mycelium_ram_core::pace::Pace;
 use rhizomorph_link::{PeerKey, Ticket};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
@@ -28,7 +29,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::console::serve_console;
 use super::ended;
-use super::info::vm_info;
+use super::info::{policy, vm_info};
 use crate::create::{Asked, CREATED};
 use crate::desk::{Desk, Order, Peering};
 use crate::limits::{ALLOWED_KEYS, API_PATIENCE, API_QUEUE, DETACH_PATIENCE, DETACH_PATIENCE_MAX};
@@ -59,9 +60,7 @@ impl Service {
     }
 
     fn machine(&self) -> Result<Arc<Machine>, Status> {
-        self.desk.machine().ok_or_else(|| {
-            self.nobody("the guest does not run here (yet); ask the process that is its active")
-        })
+        self.desk.machine().ok_or_else(|| self.nobody(NOT_ACTIVE))
     }
 
     /// Why nobody carries an order out.
@@ -93,7 +92,7 @@ impl Service {
     async fn hold(&self, hold: bool) -> Result<(), Status> {
         let mut board = self.desk.board.subscribe();
         if !self.desk.hold(hold) {
-            return Err(self.nobody("the guest does not run here (yet); ask the process that is its active"));
+            return Err(self.nobody(NOT_ACTIVE));
         }
         // Under `--on-loss halt` a guest may keep standing for lack of a replica.
         let obeyed = board.wait_for(|s| s.held == hold || !hold && s.state == "halted");
@@ -105,6 +104,26 @@ impl Service {
             ))),
         }
     }
+}
+
+const NOT_ACTIVE: &str = "the guest does not run here (yet); ask the process that is its active";
+
+/// What a policy asks for.
+fn pace(asked: &Policy) -> Result<Pace, Status> {
+    let Policy { preset, epoch_us, epoch_min_us, cut_share_percent } = asked;
+    let plain = Policy { preset: preset.clone(), ..Policy::default() };
+    let wrong = |text: String| Status::invalid_argument(text);
+    if !preset.is_empty() {
+        let known = Pace::PRESETS.map(|(name, _)| name).join(", ");
+        return match Pace::named(preset) {
+            Some(pace) if *asked == plain => Ok(pace),
+            Some(_) => Err(wrong("a preset goes without numbers, numbers without a preset".to_owned())),
+            None => Err(wrong(format!("preset: {preset:?}: there are {known}"))),
+        };
+    }
+    let us = |us: u32| Duration::from_micros(us.into());
+    Pace::new(us(*epoch_us), us(*epoch_min_us), cut_share_percent.saturating_mul(10))
+        .map_err(|error| wrong(error.to_string()))
 }
 
 fn unprotected(call: &str) -> Status {
@@ -193,13 +212,34 @@ impl Vm for Service {
         // Who asked may have gone.
         let tell = HandedOver(Box::new(|how| _ = tell.send(how)));
         if !self.desk.hand_over(to, tell) {
-            return Err(self.nobody("the guest does not run here; ask the process that is its active"));
+            return Err(self.nobody(NOT_ACTIVE));
         }
         let (member, generation) = answer
             .await
             .map_err(|_| ending())?
             .map_err(|why| Status::failed_precondition(why.to_string()))?;
         Ok(Response::new(HandOverResponse { node: member.node.to_string(), generation: generation.0 }))
+    }
+
+    async fn set_policy(&self, request: Request<Policy>) -> Result<Response<Policy>, Status> {
+        self.peering("SetPolicy")?;
+        let mut board = self.desk.board.subscribe();
+        let asked = request.into_inner();
+        let now = board.borrow().pace;
+        if asked == Policy::default() {
+            return now.map(|pace| Response::new(policy(pace))).ok_or_else(|| self.nobody(NOT_ACTIVE));
+        }
+        let pace = pace(&asked)?;
+        if !self.desk.set_pace(pace) {
+            return Err(self.nobody(NOT_ACTIVE));
+        }
+        match timeout(API_PATIENCE, board.wait_for(|status| status.pace == Some(pace))).await {
+            Ok(_) => Ok(Response::new(policy(pace))),
+            Err(_) => Err(Status::deadline_exceeded(format!(
+                "the arbiter's record did not have it within {} s; it will when the arbiter answers",
+                API_PATIENCE.as_secs()
+            ))),
+        }
     }
 
     async fn set_allowed(

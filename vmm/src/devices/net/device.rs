@@ -69,6 +69,17 @@ enum Role {
     Unused,
 }
 
+/// What becomes of the tap's frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reception {
+    /// They are discarded.
+    Off,
+    /// The guest gets them.
+    On,
+    /// As `On`; and while the machine is paused the port sees them at once, in case the guest goes on elsewhere.
+    Ahead,
+}
+
 /// A network card.
 pub(crate) type Nic = Function<Net>;
 
@@ -78,7 +89,7 @@ pub(crate) struct Net {
     pub(super) attached: NicPort,
     /// Frames before those of the tap, per pair: from elsewhere, or waiting for more buffers.
     pub(super) backlogs: Vec<VecDeque<Box<[u8]>>>,
-    pub(super) rx_enabled: bool,
+    pub(super) reception: Reception,
     /// The driver has been asked to announce itself and has not answered yet.
     pub(super) announcing: bool,
     /// Pairs of queues the driver uses.
@@ -134,7 +145,17 @@ impl Nic {
 
     /// Takes frames from the tap, or discards them.
     pub(crate) fn set_rx_enabled(&self, enabled: bool) {
-        self.lock().device.rx_enabled = enabled;
+        self.lock().device.reception = if enabled { Reception::On } else { Reception::Off };
+        self.ring_all(rx);
+    }
+
+    /// Has the port see frames while the machine is paused, or no more. The guest gets them all the same, should it go on.
+    pub(crate) fn set_rx_ahead(&self, ahead: bool) {
+        let mut inner = self.lock();
+        if inner.device.reception != Reception::Off {
+            inner.device.reception = if ahead { Reception::Ahead } else { Reception::On };
+        }
+        drop(inner);
         self.ring_all(rx);
     }
 
@@ -179,7 +200,7 @@ impl Net {
             mac: spec.mac,
             attached,
             backlogs: vec![VecDeque::new(); pairs],
-            rx_enabled: false,
+            reception: Reception::Off,
             announcing: false,
             pairs: 1,
             agreed: Agreed::default(),
@@ -192,7 +213,12 @@ impl Net {
     }
 
     fn queue(&mut self, packet: &[u8]) -> bool {
-        let backlog = &mut self.backlogs[0];
+        self.queue_for(0, packet)
+    }
+
+    /// Has a packet wait for the guest to take it by a pair; false if it had to be dropped.
+    pub(super) fn queue_for(&mut self, pair: usize, packet: &[u8]) -> bool {
+        let backlog = &mut self.backlogs[pair];
         let fits = packet.len() <= PACKET_BYTES_MAX && backlog.len() < RX_BACKLOG_FRAMES;
         if fits {
             backlog.push_back(packet.into());
@@ -246,7 +272,7 @@ impl DeviceType for Net {
 
     fn serve(&mut self, index: u16, io: &mut Io<'_>) -> Result<Turn, ChainError> {
         match self.role(index) {
-            Role::Receive(pair) if !self.rx_enabled => Ok(self.discard(pair)),
+            Role::Receive(pair) if self.reception == Reception::Off => Ok(self.discard(pair)),
             Role::Receive(pair) => self.receive(pair, io),
             Role::Transmit(pair) => self.transmit(pair, io),
             Role::Control => self.control(index, io),
@@ -256,7 +282,11 @@ impl DeviceType for Net {
 
     fn serve_paused(&mut self, index: u16) -> Option<Turn> {
         match self.role(index) {
-            Role::Receive(pair) if !self.rx_enabled => Some(self.discard(pair)),
+            Role::Receive(pair) => match self.reception {
+                Reception::Off => Some(self.discard(pair)),
+                Reception::Ahead => Some(self.take_ahead(pair)),
+                Reception::On => None,
+            },
             _ => None,
         }
     }

@@ -16,13 +16,13 @@ pub enum Transmit {
 
 /// What a card's frames pass on their way out and in, each as a packet: a header and an Ethernet frame, see
 /// [`super::header`]. Both calls come from the device thread with the card
-/// locked: they must not wait, and while the machine is paused none comes.
+/// locked: they must not wait, and while the machine is paused none comes, unless it is to take frames ahead.
 pub trait NetPort: Send + Sync {
     /// Takes a packet from the guest, which sent it by that pair of its queues.
     fn transmit(&self, pair: u16, packet: &[u8]) -> Transmit;
 
     /// Sees a packet that is about to be put into guest receive buffers: it becomes part of guest state with
-    /// this call, in this order.
+    /// this call, in this order. With `Machine::set_rx_ahead`, also one that a paused guest will get when it goes on, and again then.
     fn deliver(&self, packet: &[u8]);
 }
 

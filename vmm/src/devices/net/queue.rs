@@ -54,6 +54,17 @@ impl Net {
         Turn::More
     }
 
+    /// Shows the port what the tap has for a guest that stands still.
+    pub(super) fn take_ahead(&mut self, pair: u16) -> Turn {
+        for _ in 0..NIC_TURN_FRAMES {
+            let Ok(bytes) = self.attached.tap.read(pair, &mut self.packet[..]) else { return Turn::Idle };
+            self.attached.port.deliver(&self.packet[..bytes]);
+            let packet: Box<[u8]> = self.packet[..bytes].into();
+            self.queue_for(usize::from(pair), &packet);
+        }
+        Turn::More
+    }
+
     pub(super) fn receive(&mut self, pair: u16, io: &mut Io<'_>) -> Result<Turn, ChainError> {
         let before = self.metrics.rx_frames;
         let turn = self.receive_turn(pair, io)?;
