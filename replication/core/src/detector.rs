@@ -176,6 +176,12 @@ impl Detector {
         Some(silent.min(one_way).min(hung) + Duration::from_nanos(1))
     }
 
+    /// The time of the last tick.
+    #[must_use]
+    pub fn ticked_at(&self) -> Time {
+        self.last_tick
+    }
+
     /// Silence so far, at the time of the last tick.
     #[must_use]
     pub fn silence(&self) -> Duration {

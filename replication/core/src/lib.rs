@@ -21,6 +21,7 @@ pub mod ids;
 pub mod ingress;
 pub mod limits;
 pub mod message;
+pub mod mode;
 pub mod output;
 pub mod pace;
 pub mod page_codec;

@@ -12,7 +12,7 @@ use crate::time::Time;
 
 /// Version of the frames. Peers of another version refuse each other in the handshake. Since 2, a card's frames have a header
 /// before them that says what is left to be done: checksums, segmentation. Since 4, parts of an epoch may be of disks.
-pub const WIRE_VERSION: u8 = 4;
+pub const WIRE_VERSION: u8 = 5;
 
 /// Where an output goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -76,6 +76,17 @@ pub struct Heartbeat {
     /// From a replica: the newest whole epoch it holds, which acknowledges all up to it. From the active: the newest
     /// epoch released.
     pub epoch: Option<EpochId>,
+}
+
+/// An active has stopped its guest for the receiver to go on with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Yield {
+    /// Its generation.
+    pub generation: Generation,
+    /// The epoch at whose end the guest stands.
+    pub epoch: EpochId,
+    /// Its clock. Whoever has seen a later stamp has missed that the guest goes on after all.
+    pub sent_at: Time,
 }
 
 /// What a part is about.
@@ -152,12 +163,8 @@ pub enum Message {
         generation: Generation,
         epoch: EpochId,
     },
-    /// The active of this generation has stopped its guest at the end of this epoch: go on with it. Later than version 4 in what it
-    /// says, not in how: who does not know it takes over when the active falls silent.
-    Yield {
-        generation: Generation,
-        epoch: EpochId,
-    },
+    /// The active has stopped its guest: go on with it.
+    Yield(Yield),
 }
 
 impl Message {
@@ -212,10 +219,11 @@ impl Message {
                 out.put_u64_le(generation.0);
                 out.put_u64_le(epoch.0);
             }
-            Self::Yield { generation, epoch } => {
+            Self::Yield(said) => {
                 out.put_u8(9);
-                out.put_u64_le(generation.0);
-                out.put_u64_le(epoch.0);
+                out.put_u64_le(said.generation.0);
+                out.put_u64_le(said.epoch.0);
+                out.put_u64_le(said.sent_at.0);
             }
         }
         out.freeze()
@@ -252,7 +260,8 @@ impl Message {
                 epoch: EpochId(r.u64("epoch")?),
             },
             9 => {
-                Self::Yield { generation: Generation(r.u64("generation")?), epoch: EpochId(r.u64("epoch")?) }
+                let (generation, epoch) = (Generation(r.u64("generation")?), EpochId(r.u64("epoch")?));
+                Self::Yield(Yield { generation, epoch, sent_at: Time(r.u64("stamp")?) })
             }
             other => return Err(DecodeError::Value { what: "kind", got: u64::from(other) }),
         };
@@ -512,7 +521,9 @@ mod tests {
             (any::<u64>(), proptest::collection::vec((any::<u8>(), bytes(40)), 0..4))
                 .prop_map(|(n, frames)| Message::Ingress(Ingress { first: IngressSeq(n >> 1), frames })),
             any::<u64>().prop_map(|n| Message::Deposed { generation: Generation(n), epoch: EpochId(n) }),
-            any::<u64>().prop_map(|n| Message::Yield { generation: Generation(n), epoch: EpochId(n) }),
+            any::<u64>().prop_map(|n| {
+                Message::Yield(Yield { generation: Generation(n), epoch: EpochId(n), sent_at: Time(n) })
+            }),
         ]
     }
 

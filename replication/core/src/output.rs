@@ -12,6 +12,8 @@ pub enum GateMode {
     Open,
     /// Protected: output waits for its epoch.
     Hold,
+    /// Protected, in `async`: output leaves at once while the lease lasts, and waits when it has ended.
+    Leased,
 }
 
 /// What happened to an output offered to the gate.
@@ -41,9 +43,14 @@ impl<T> OutputQueue<T> {
         Self { mode, open, held: VecDeque::new(), bytes: 0 }
     }
 
-    /// Offers an output of `bytes` bytes made now.
-    pub fn offer(&mut self, item: T, bytes: usize) -> Offered<T> {
-        if self.mode == GateMode::Open && self.held.is_empty() {
+    /// Offers an output of `bytes` bytes made now; `lease` says whether one lasts.
+    pub fn offer(&mut self, item: T, bytes: usize, lease: bool) -> Offered<T> {
+        let opens = match self.mode {
+            GateMode::Open => true,
+            GateMode::Hold => false,
+            GateMode::Leased => lease,
+        };
+        if opens && self.held.is_empty() {
             return Offered::Pass(item);
         }
         self.hold(item, bytes)
@@ -126,11 +133,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_leased_gate_is_open_while_the_lease_lasts_and_nothing_waits() {
+        let mut q = OutputQueue::new(GateMode::Leased, EpochId(1));
+        assert_eq!(q.offer('a', 1, true), Offered::Pass('a'));
+        assert_eq!(q.offer('b', 1, false), Offered::Held);
+        assert_eq!(q.offer('c', 1, true), Offered::Held, "it does not overtake");
+        q.seal();
+        assert_eq!(q.release(EpochId(1)), ['b', 'c']);
+        assert_eq!(q.offer('d', 1, true), Offered::Pass('d'));
+    }
+
+    #[test]
     fn nothing_leaves_before_its_epoch() {
         let mut q = OutputQueue::new(GateMode::Hold, EpochId(1));
-        assert_eq!(q.offer('a', 10), Offered::Held);
+        assert_eq!(q.offer('a', 10, false), Offered::Held);
         assert_eq!(q.seal(), EpochId(1));
-        assert_eq!(q.offer('b', 10), Offered::Held);
+        assert_eq!(q.offer('b', 10, false), Offered::Held);
         assert_eq!(q.release(EpochId(0)), []);
         assert_eq!(q.release(EpochId(1)), ['a']);
         assert_eq!(q.bytes(), 10);
@@ -142,21 +160,21 @@ mod tests {
     #[test]
     fn the_gate_is_bounded() {
         let mut q = OutputQueue::new(GateMode::Hold, EpochId(1));
-        assert_eq!(q.offer((), limits::GATE_BYTES), Offered::Held);
-        assert_eq!(q.offer((), 1), Offered::Full(()));
+        assert_eq!(q.offer((), limits::GATE_BYTES, false), Offered::Held);
+        assert_eq!(q.offer((), 1, false), Offered::Full(()));
         q.seal();
         q.release(EpochId(1));
-        assert_eq!(q.offer((), 1), Offered::Held);
+        assert_eq!(q.offer((), 1, false), Offered::Held);
     }
 
     #[test]
     fn an_open_gate_never_overtakes_what_waits() {
         let mut q = OutputQueue::new(GateMode::Hold, EpochId(1));
-        q.offer('a', 1);
+        q.offer('a', 1, false);
         q.set_mode(GateMode::Open);
-        assert_eq!(q.offer('b', 1), Offered::Held);
+        assert_eq!(q.offer('b', 1, false), Offered::Held);
         q.seal();
         assert_eq!(q.release(EpochId(1)), ['a', 'b']);
-        assert_eq!(q.offer('c', 1), Offered::Pass('c'));
+        assert_eq!(q.offer('c', 1, false), Offered::Pass('c'));
     }
 }

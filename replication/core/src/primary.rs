@@ -16,19 +16,26 @@
 //! Any record of a later generation stops the guest for good. That is also how a planned handover ends (see
 //! [`crate::hand_over`]).
 
+mod lease;
+mod peer;
+
 use std::time::Duration;
 
 use crate::detector::{Detector, DetectorConfig, Suspicion};
 use crate::hand_over::{HandOver, NotHandedOver};
 use crate::ids::{EpochId, Generation, Member, OpId, VmId};
 use crate::limits;
-use crate::message::Heartbeat;
+use crate::message::{Heartbeat, Yield};
+use crate::mode::Mode;
 use crate::output::GateMode;
 use crate::pace::Pace;
 use crate::record::{Change, LossPolicy, Record, Swap};
 use crate::sabotage::{Sabotage, sabotaged};
 use crate::settle::{Proposal, Reply, Request, Settled};
 use crate::time::Time;
+
+use lease::Begun;
+use peer::{Peer, RoundTrip, Standing};
 
 /// The active side's timing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +123,8 @@ pub enum Event {
     HandOver(Option<Member>),
     /// Epochs are to end at this pace; once the record says so.
     SetPace(Pace),
+    /// Output is to wait for its epoch, or not; once the record says so.
+    SetMode(Mode),
     /// The VM is to end here and nowhere else go on: take every replica off the record. Stop the guest first.
     Retire,
     /// Time has passed. Hand in everything that has arrived first.
@@ -141,13 +150,16 @@ pub enum Action {
     /// Tell a stale process that it is deposed.
     TellDeposed(Member, Generation, EpochId),
     /// Tell a replica that the guest stands at the end of this epoch, for it to take over.
-    Yield(Member, Generation, EpochId),
+    Yield(Member, Yield),
     /// The guest was not handed over, and goes on here.
     NotHandedOver(NotHandedOver),
     /// Let out what waits of the epochs up to this one.
     Release(EpochId),
     /// Switch the gate for output made from now on.
     Gate(GateMode),
+    /// Let output leave that nobody has committed, until this time and not longer; it replaces what was said before. Only with
+    /// the gate leased.
+    Lease(Time),
     /// Ask the arbiter.
     Arbiter(Request),
     /// Begin sending epochs to this replica, which has nothing: it is owed every page.
@@ -214,110 +226,6 @@ pub enum Protection {
     Stopped,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
-    Seeding,
-    Joining { need: EpochId },
-    Listing,
-    InSync,
-    Lost,
-    Leaving,
-}
-
-impl Standing {
-    /// Whether output must wait for the replica.
-    fn is_required(self) -> bool {
-        self != Self::Seeding
-    }
-
-    /// Whether the replica is expected to take and acknowledge epochs.
-    fn is_live(self) -> bool {
-        !matches!(self, Self::Lost | Self::Leaving)
-    }
-}
-
-#[derive(Debug)]
-struct Peer {
-    member: Member,
-    standing: Standing,
-    /// The operator wants it no more.
-    dismissed: bool,
-    /// The epoch that carries its seed.
-    first: EpochId,
-    acked: Option<EpochId>,
-    /// With this epoch it has all it lacked: pages come with the seed, disks take longer.
-    filled: Option<EpochId>,
-    /// Epochs up to this one are not on their way to it: they came to nothing, or were never sent while nobody waited for it.
-    void: EpochId,
-    /// My newest stamp it has seen.
-    echo: Option<Time>,
-    round_trip: RoundTrip,
-    joined_at: Time,
-    /// Its newest stamp I have seen.
-    stamp: Option<Time>,
-    detector: Detector,
-}
-
-/// About the round trip to a replica: the shortest time in which a stamp came back while this process was running.
-#[derive(Clone, Copy, Debug, Default)]
-struct RoundTrip {
-    shortest: Option<Duration>,
-    stamps: u32,
-}
-
-impl RoundTrip {
-    /// One stamp may have lain at the replica for any time; of so many, the quickest has not.
-    const STAMPS_MIN: u32 = 8;
-
-    fn add(&mut self, age: Duration) {
-        self.stamps = self.stamps.saturating_add(1);
-        self.shortest = Some(self.shortest.map_or(age, |shortest| shortest.min(age)));
-    }
-
-    /// Zero while nothing can be said.
-    fn known(self) -> Duration {
-        self.shortest.filter(|_| self.stamps >= Self::STAMPS_MIN).unwrap_or_default()
-    }
-}
-
-impl Peer {
-    fn holds(&self, epoch: EpochId) -> bool {
-        self.acked.is_some_and(|a| a >= epoch)
-    }
-
-    /// Whether it holds all it lacked when it joined.
-    fn is_filled(&self) -> bool {
-        self.filled.is_some_and(|epoch| self.holds(epoch))
-            || sabotaged(Sabotage::ListedBeforeFilled) && self.acked.is_some()
-    }
-
-    /// Whether the guest can be handed to it.
-    fn may_be_yielded_to(&self) -> bool {
-        self.standing == Standing::InSync && !self.dismissed
-    }
-
-    /// The newest epoch it acknowledged, or the one before its seed.
-    fn acked_or_before(&self) -> EpochId {
-        self.acked.unwrap_or_else(|| self.first.prev())
-    }
-
-    /// Whether the pace follows it. While the record is slow to let a dismissed one go, output goes on with its word.
-    fn sets_pace(&self) -> bool {
-        self.standing.is_live() || self.dismissed && self.detector.suspicion().is_none()
-    }
-
-    /// The newest epoch behind which nothing is on its way.
-    fn settled(&self) -> EpochId {
-        self.acked_or_before().max(self.void)
-    }
-
-    /// Whether its word is young enough to release on. On long paths an echo is never younger than the round trip.
-    fn is_fresh(&self, now: Time, fresh: Duration) -> bool {
-        let limit = fresh.max(self.round_trip.known() * 2);
-        self.echo.is_some_and(|echo| now.since(echo) <= limit) || sabotaged(Sabotage::StaleAckHonoured)
-    }
-}
-
 /// The active side's state.
 #[derive(Debug)]
 pub struct Primary {
@@ -345,6 +253,12 @@ pub struct Primary {
     hand_over: Option<HandOver>,
     /// Not yet in the record.
     wanted_pace: Option<Pace>,
+    wanted_mode: Option<Mode>,
+    begun: Begun,
+    /// The newest end of a lease.
+    leased_until: Time,
+    /// Echoes of stamps up to this one give no lease: with them in hand, a replica may be taking over as it was asked to.
+    echoes_from: Time,
     doubt: bool,
     proposal: Option<Proposal>,
     ops: u64,
@@ -385,6 +299,10 @@ impl Primary {
             retiring: false,
             hand_over: None,
             wanted_pace: None,
+            wanted_mode: None,
+            begun: Begun::new(resumed_from.next(), now),
+            leased_until: Time(0),
+            echoes_from: Time(0),
             doubt: false,
             proposal: None,
             ops,
@@ -478,6 +396,7 @@ impl Primary {
                 }
             }
             Event::SetPace(pace) => self.wanted_pace = Some(pace),
+            Event::SetMode(mode) => self.wanted_mode = Some(mode),
             Event::Retire => self.retiring = true,
             Event::Tick => self.tick(now, out),
         }
@@ -551,11 +470,16 @@ impl Primary {
         let Some(hand_over) = self.hand_over else { return };
         if let Some(why) = hand_over.failed(now, self.can_yield_to(hand_over.to)) {
             self.hand_over = None;
+            self.echoes_from = now;
             out.push(Action::NotHandedOver(why));
         } else if let Some(last) = self.hand_over.as_mut().and_then(|h| h.settled(self.released)) {
             self.next_poll = now + self.cfg.heartbeat_every;
-            out.push(Action::Yield(hand_over.to, self.record.generation, last));
+            out.push(self.yielding(hand_over.to, last, now));
         }
+    }
+
+    fn yielding(&self, to: Member, epoch: EpochId, now: Time) -> Action {
+        Action::Yield(to, Yield { generation: self.record.generation, epoch, sent_at: now })
     }
 
     fn new_peer(&self, now: Time, member: Member) -> Peer {
@@ -569,6 +493,7 @@ impl Primary {
             filled: None,
             void: EpochId(0),
             echo: None,
+            echo_heard_at: now,
             round_trip: RoundTrip::default(),
             joined_at: now,
             stamp: None,
@@ -584,7 +509,9 @@ impl Primary {
             // A stamp says something about the round trip when it comes back for the first time, unless it has waited: with a
             // replica that was connected before, or in a socket of ours while this process was stopped.
             let new = hb.echo.filter(|echo| *echo >= peer.joined_at && peer.echo < Some(*echo));
-            peer.echo = peer.echo.max(hb.echo);
+            if peer.echo < hb.echo {
+                (peer.echo, peer.echo_heard_at) = (hb.echo, now);
+            }
             peer.stamp = peer.stamp.max(Some(hb.sent_at));
             if let (Some(echo), true) = (new, peer.detector.is_running(now)) {
                 peer.round_trip.add(now.since(echo));
@@ -600,6 +527,7 @@ impl Primary {
         self.open = epoch.next();
         if self.gate == GateMode::Open {
             self.released = epoch;
+            self.begun.committed(epoch);
         }
     }
 
@@ -654,6 +582,7 @@ impl Primary {
             Change::List { member, .. } => self.stand(*member, Standing::InSync),
             Change::Unlist { member } => self.drop_peer(*member, out),
             Change::SetPace { pace } => self.wanted_pace = self.wanted_pace.filter(|wanted| wanted != pace),
+            Change::SetMode { mode } => self.wanted_mode = self.wanted_mode.filter(|wanted| wanted != mode),
             Change::Create { .. } | Change::TakeOver { .. } => {}
         }
         if record.version >= self.record.version {
@@ -704,7 +633,7 @@ impl Primary {
             self.next_heartbeat = now + if alone { self.cfg.record_poll } else { self.cfg.heartbeat_every };
             self.send_heartbeats(now, out);
             if let Some((to, last)) = self.hand_over.and_then(|h| Some((h.to, h.yields()?))) {
-                out.push(Action::Yield(to, self.record.generation, last));
+                out.push(self.yielding(to, last, now));
             }
         }
         self.keep_asking(now, out);
@@ -779,6 +708,7 @@ impl Primary {
         self.promote_seeded(out);
         self.release(now, out);
         self.go_on_handing_over(now, out);
+        self.lead(now, out);
         self.propose(now, out);
         self.obey_policy(out);
         if self.retiring {
@@ -818,7 +748,7 @@ impl Primary {
     fn some_left(&self) -> EpochId {
         match self.gate {
             _ if sabotaged(Sabotage::ListedWithoutHold) => self.released,
-            GateMode::Open => self.open,
+            GateMode::Open | GateMode::Leased => self.open,
             GateMode::Hold => self.released.max(self.held_from),
         }
     }
@@ -855,6 +785,7 @@ impl Primary {
         }
         if held_by_all > self.released && all_fresh {
             self.released = held_by_all;
+            self.begun.committed(held_by_all);
             out.push(Action::Release(held_by_all));
         }
     }
@@ -862,6 +793,7 @@ impl Primary {
     /// Nobody is required and the record lists nobody: run unprotected.
     fn open_gate(&mut self, out: &mut Vec<Action>) {
         self.released = self.open.prev();
+        self.begun.committed(self.released);
         self.gate = GateMode::Open;
         out.push(Action::Release(self.open));
         out.push(Action::Gate(GateMode::Open));
@@ -871,14 +803,16 @@ impl Primary {
         if self.proposal.is_some() {
             return;
         }
-        let change = match (self.next_change(), self.wanted_pace) {
-            (Some((member, change)), _) => {
-                let leaving = matches!(change, Change::Unlist { .. });
-                self.stand(member, if leaving { Standing::Leaving } else { Standing::Listing });
-                change
-            }
-            (None, Some(pace)) => Change::SetPace { pace },
-            (None, None) => return,
+        let change = if let Some((member, change)) = self.next_change() {
+            let leaving = matches!(change, Change::Unlist { .. });
+            self.stand(member, if leaving { Standing::Leaving } else { Standing::Listing });
+            change
+        } else if let Some(pace) = self.wanted_pace {
+            Change::SetPace { pace }
+        } else if let Some(mode) = self.wanted_mode.filter(|_| self.changes_mode() && self.may_change_mode(now)) {
+            Change::SetMode { mode }
+        } else {
+            return;
         };
         self.ops += 1;
         let swap = Swap {
@@ -934,6 +868,7 @@ impl Primary {
             self.hand_over.iter_mut().filter(|h| h.wants_cut()).for_each(|h| h.ends_with(self.open));
             self.output_pending = false;
             self.last_cut = now;
+            self.begun.begin(self.open.next(), now);
             out.push(Action::Cut(self.open));
         }
     }
@@ -961,7 +896,12 @@ impl Primary {
             None => {}
         }
         let shortest = self.cfg.epoch_min.max(self.cut_cost * 1000 / self.cfg.cut_share_pm.max(1));
-        let length = if self.output_pending { shortest.min(self.cfg.epoch_max) } else { self.longest };
+        let longest = match self.record.mode {
+            Mode::Sync => self.longest,
+            // Two of them must fit: one on its way and the open one.
+            Mode::Async(lease) => self.longest.min(lease.exposure() / 3),
+        };
+        let length = if self.output_pending { shortest.min(self.cfg.epoch_max) } else { longest };
         Some(self.last_cut + length)
     }
 

@@ -8,6 +8,7 @@
 //!   A: List(B)    in_sync + B     only the active proposes it, when B holds all that was released
 //!   A: Unlist(B)  in_sync - B     only the active: from the moment it is applied, commits do not wait for B
 //!   A: SetPace    pace            only the active
+//!   A: SetMode    mode            only the active, when no lease is out
 //!   B: TakeOver   generation + 1, active B, in_sync {}     only a listed incarnation
 //! ```
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{EpochId, Generation, Member, OpId, VmId};
 use crate::limits;
+use crate::mode::Mode;
 use crate::pace::Pace;
 use crate::sabotage::{Sabotage, sabotaged};
 
@@ -69,6 +71,9 @@ pub struct Record {
     /// How often epochs end, if somebody has said so; otherwise the active's own setting counts.
     #[serde(default)]
     pub pace: Option<Pace>,
+    /// Whether output waits for its epoch. Whoever takes over by this record goes by it.
+    #[serde(default)]
+    pub mode: Mode,
     /// Who keeps this record.
     pub authority: Authority,
     /// The epoch the current active resumed from, after a takeover.
@@ -117,6 +122,11 @@ pub enum Change {
         /// The pace.
         pace: Pace,
     },
+    /// Say whether output is to wait for its epoch, from now on and after takeovers.
+    SetMode {
+        /// The mode.
+        mode: Mode,
+    },
     /// Become the active.
     TakeOver {
         /// The newest whole epoch the proposer holds: the guest resumes from its end.
@@ -153,7 +163,7 @@ pub enum Refusal {
     #[error("there is a record of this VM already")]
     Exists,
     /// Only the active may propose this.
-    #[error("only the active may change who is in sync, and the pace")]
+    #[error("only the active may change who is in sync, the pace and the mode")]
     NotActive,
     /// Only a listed incarnation may take over.
     #[error("only a replica that is listed in sync may take over")]
@@ -202,6 +212,7 @@ fn created(swap: &Swap, policy: LossPolicy) -> Record {
         in_sync: Vec::new(),
         policy,
         pace: None,
+        mode: Mode::Sync,
         authority: Authority::Local,
         takeover_epoch: None,
         recent_ops: vec![swap.op],
@@ -211,7 +222,9 @@ fn created(swap: &Swap, policy: LossPolicy) -> Record {
 fn changed(record: &Record, proposer: Member, change: &Change) -> Result<Record, Refusal> {
     let mut next = record.clone();
     match change {
-        Change::List { .. } | Change::Unlist { .. } | Change::SetPace { .. } if proposer != record.active => {
+        Change::List { .. } | Change::Unlist { .. } | Change::SetPace { .. } | Change::SetMode { .. }
+            if proposer != record.active =>
+        {
             return Err(Refusal::NotActive);
         }
         Change::List { member, since } => {
@@ -223,6 +236,7 @@ fn changed(record: &Record, proposer: Member, change: &Change) -> Result<Record,
         }
         Change::Unlist { member } => next.in_sync.retain(|l| l.member != *member),
         Change::SetPace { pace } => next.pace = Some(*pace),
+        Change::SetMode { mode } => next.mode = *mode,
         Change::TakeOver { epoch } => {
             let listed = record.in_sync.iter().find(|l| l.member == proposer);
             match listed {

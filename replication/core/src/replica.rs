@@ -17,7 +17,8 @@ use std::time::Duration;
 
 use crate::detector::{Detector, DetectorConfig, Suspicion};
 use crate::ids::{EpochId, Generation, Member, OpId, VmId};
-use crate::message::Heartbeat;
+use crate::message::{Heartbeat, Yield};
+use crate::mode::{Lease, Mode};
 use crate::record::{Change, Record, Swap};
 use crate::sabotage::{Sabotage, sabotaged};
 use crate::settle::{Proposal, Reply, Request, Settled};
@@ -60,8 +61,8 @@ pub enum Event {
     Heartbeat(Heartbeat),
     /// An epoch is whole, verified and staged.
     Staged(EpochId),
-    /// The active of this generation has stopped its guest at the end of this epoch, for this replica to go on from there.
-    Yielded(Generation, EpochId),
+    /// The active has stopped its guest for this replica to go on with it.
+    Yielded(Yield),
     /// Counter of the staging loop.
     Progress(u64),
     /// The arbiter answered.
@@ -130,6 +131,8 @@ pub struct Replica {
     detector: Detector,
     suspected: bool,
     stamp: Option<Time>,
+    /// When the stamp came.
+    stamp_at: Time,
     proposal: Option<Proposal>,
     ops: u64,
     progress: u64,
@@ -161,6 +164,7 @@ impl Replica {
             detector: Detector::new(cfg.detector, cfg.heartbeat_every, now),
             suspected: false,
             stamp: None,
+            stamp_at: now,
             proposal: None,
             ops: 0,
             progress: 0,
@@ -203,7 +207,9 @@ impl Replica {
     /// When a `Tick` is due if nothing happens before.
     #[must_use]
     pub fn next_tick(&self) -> Time {
-        self.detector.suspect_at().map_or(self.next_heartbeat, |at| at.min(self.next_heartbeat))
+        let ahead = |at: &Time| *at > self.detector.ticked_at();
+        let lease = self.outwaited_at().filter(ahead).filter(|_| self.waits_to_take());
+        self.detector.suspect_at().into_iter().chain(lease).fold(self.next_heartbeat, Time::min)
     }
 
     /// Takes an event and appends what is to be done.
@@ -214,7 +220,7 @@ impl Replica {
         match event {
             Event::Heartbeat(hb) => self.heard(now, &hb),
             Event::Staged(epoch) => self.acknowledge(now, epoch, out),
-            Event::Yielded(generation, epoch) => self.yielded(now, (generation, epoch), out),
+            Event::Yielded(said) => self.yielded(now, said, out),
             Event::Progress(count) => self.progress = count,
             Event::Arbiter(reply) => self.answered(now, &reply, out),
             Event::Tick => self.tick(now, out),
@@ -224,7 +230,15 @@ impl Replica {
     fn heard(&mut self, now: Time, hb: &Heartbeat) {
         if hb.from == self.active && hb.generation == self.generation {
             self.detector.heard(now, hb.echo, hb.progress);
-            self.stamp = self.stamp.max(Some(hb.sent_at));
+            if self.stamp >= Some(hb.sent_at) {
+                return;
+            }
+            // What is not echoed gives no lease: it can end.
+            if !(self.waits_to_take() && self.lease_given().is_some()) {
+                (self.stamp, self.stamp_at) = (Some(hb.sent_at), now);
+            } else if sabotaged(Sabotage::LeaseRenewedInSuspicion) {
+                self.stamp = Some(hb.sent_at);
+            }
         }
     }
 
@@ -310,7 +324,9 @@ impl Replica {
         }
         self.suspected = suspicion.is_some();
         self.keep_asking(now, out);
-        if self.suspected && self.phase == Phase::Following {
+        let outwaited = self.outwaited_at().is_none_or(|at| now >= at);
+        let free = outwaited || sabotaged(Sabotage::LeaseNotOutwaited);
+        if self.waits_to_take() && free {
             self.try_takeover(now, out);
         }
         self.detector.expect_tick(self.next_tick());
@@ -336,10 +352,30 @@ impl Replica {
     }
 
     /// Said again with every heartbeat, so that a swap that fails is tried again, and one that cannot be tried yet is later.
-    fn yielded(&mut self, now: Time, (generation, epoch): (Generation, EpochId), out: &mut Vec<Action>) {
-        if generation == self.generation && self.staged == Some(epoch) && self.phase == Phase::Following {
+    /// No lease is out that this replica gave: the active has said so with its newest stamp.
+    fn yielded(&mut self, now: Time, said: Yield, out: &mut Vec<Action>) {
+        let newest = self.stamp <= Some(said.sent_at) || sabotaged(Sabotage::LeaseOutlivesHandover);
+        let mine = said.generation == self.generation && self.staged == Some(said.epoch);
+        if mine && newest && self.phase == Phase::Following {
             self.try_takeover(now, out);
         }
+    }
+
+    fn lease_given(&self) -> Option<Lease> {
+        match self.record.as_ref()?.mode {
+            Mode::Sync => None,
+            Mode::Async(lease) => Some(lease),
+        }
+    }
+
+    fn waits_to_take(&self) -> bool {
+        self.suspected && self.phase == Phase::Following
+    }
+
+    /// When the newest lease this replica may have given is sure to have ended; none if it gives none. The swap that follows is
+    /// refused if the record has another mode than the one this goes by.
+    fn outwaited_at(&self) -> Option<Time> {
+        self.lease_given().map(|lease| self.stamp_at + lease.outwaited())
     }
 
     fn try_takeover(&mut self, now: Time, out: &mut Vec<Action>) {

@@ -65,6 +65,16 @@ sabotages! {
     ListedBeforeFilled = "listed-before-filled",
     /// After an epoch was aborted, changes are still told against what it carried.
     StaleShadow = "stale-shadow",
+    /// A replica takes over without waiting for the lease it gave.
+    LeaseNotOutwaited = "lease-not-outwaited",
+    /// A replica that waits for its lease to end goes on giving new ones.
+    LeaseRenewedInSuspicion = "lease-renewed-in-suspicion",
+    /// The active counts a lease from when the echo arrives.
+    LeaseFromArrival = "lease-from-arrival",
+    /// An active that has given up a handover goes on speaking on echoes from before.
+    LeaseOutlivesHandover = "lease-outlives-handover",
+    /// Output that is not committed leaves however much would be lost.
+    ExposureUnbounded = "exposure-unbounded",
 }
 
 impl std::str::FromStr for Sabotage {

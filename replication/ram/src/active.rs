@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use mycelium_ram_core::hand_over::NotHandedOver;
 use mycelium_ram_core::message::{Heartbeat, Message};
+use mycelium_ram_core::mode::Mode;
 use mycelium_ram_core::pace::Pace;
 use mycelium_ram_core::primary::{Action, Event as Input, Primary, PrimaryConfig, Protection, StopReason};
 use mycelium_ram_core::record::Record;
@@ -21,7 +22,7 @@ use crate::delays::Delays;
 use crate::disk_log::DiskLog;
 use crate::epoch_loop::{EpochLoop, Hold, Order, Report, Shared};
 use crate::events::{Event, EventLog, Stats};
-use crate::gate::Gate;
+use crate::gate::{Gate, micros};
 use crate::ingress::IngressTap;
 use crate::ports::{ActiveMachine, Arbiter, Wire};
 use crate::priority;
@@ -75,6 +76,8 @@ pub enum Inbox {
     Dismiss(Member),
     /// End epochs at this pace, once the record has it.
     SetPace(Pace),
+    /// Have output wait for its epoch or not, once the record says so.
+    SetMode(Mode),
     /// Hand the guest to this node, or to any that may have it; who asked is told how it ended.
     HandOver(Option<NodeId>, HandedOver),
     /// End the VM, here and everywhere: the operator or the guest itself wants it.
@@ -142,6 +145,7 @@ struct Active {
     /// Who is in sync, as last told.
     told_in_sync: Vec<Member>,
     told_pace: Option<Pace>,
+    told_mode: Option<Mode>,
     retire_by: Option<Time>,
     /// Who waits to hear of a handover.
     handing_over: Option<HandedOver>,
@@ -193,6 +197,7 @@ pub fn run<M: ActiveMachine>(
         told_acked: BTreeMap::new(),
         told_in_sync: Vec::new(),
         told_pace: None,
+        told_mode: None,
         retire_by: None,
         handing_over: None,
         ended: None,
@@ -273,8 +278,8 @@ impl Active {
             }
             Inbox::Frame(frame) => self.take_frame(&frame),
             Inbox::Arbiter(reply) => self.feed(Input::Arbiter(reply)),
-            Inbox::Epoch(Report::Sealed(epoch, done)) => {
-                self.delays.sealed(epoch, clock::now());
+            Inbox::Epoch(Report::Sealed(epoch, done, bytes)) => {
+                self.delays.sealed(epoch, bytes, clock::now());
                 self.feed(Input::CutDone(done));
                 self.feed(Input::Sealed(epoch));
             }
@@ -292,6 +297,7 @@ impl Active {
             Inbox::ResumeGuest if self.retire_by.is_some() => {}
             Inbox::ResumeGuest => self.order(Order::Run(Hold::Operator)),
             Inbox::SetPace(pace) => self.feed(Input::SetPace(pace)),
+            Inbox::SetMode(mode) => self.feed(Input::SetMode(mode)),
             Inbox::HandOver(to, answer) => self.hand_over(to, answer),
             Inbox::Dismiss(member) => self.feed(Input::Dismiss(member)),
             Inbox::Shutdown => {
@@ -360,9 +366,9 @@ impl Active {
             Action::TellDeposed(to, generation, epoch) => {
                 self.datagram(to, &Message::Deposed { generation, epoch });
             }
-            Action::Yield(to, generation, epoch) => {
+            Action::Yield(to, said) => {
                 self.order(Order::ForwardInput);
-                self.datagram(to, &Message::Yield { generation, epoch });
+                self.datagram(to, &Message::Yield(said));
             }
             Action::NotHandedOver(why) => {
                 self.events.note(Event::Trouble { what: why.to_string() });
@@ -373,6 +379,11 @@ impl Active {
                 self.delays.released(through, clock::now());
             }
             Action::Gate(mode) => self.gate.set_mode(mode),
+            Action::Lease(until) => {
+                if self.gate.lease(until) {
+                    self.releaser.release_leased();
+                }
+            }
             Action::Arbiter(request) => self.arbiter.ask(request),
             Action::Seed(member) => self.connect(member, |wire| Order::Seed(member, wire)),
             Action::Resend(member, kept) => self.connect(member, |wire| Order::Resend(member, kept, wire)),
@@ -444,6 +455,11 @@ impl Active {
             self.told_pace = Some(pace);
             self.events.note(Event::Pace { pace });
         }
+        let mode = self.core.record().mode;
+        if self.told_mode != Some(mode) {
+            self.told_mode = Some(mode);
+            self.events.note(Event::Mode { mode });
+        }
         if now >= self.next_stats {
             self.next_stats = now + STATS_EVERY;
             self.note_stats();
@@ -475,6 +491,8 @@ impl Active {
             cut_us: delays.cut,
             commit_us: delays.commit,
             gate_bytes: self.gate.bytes() as u64,
+            exposure_us: self.core.exposure(clock::now()).map(micros),
+            exposure_bytes: self.delays.unreleased_bytes(),
             lag: sealed.0.saturating_sub(released.0),
             disk_left_bytes: figures.disk_left.0,
             disk_bytes: figures.disk_left.1,

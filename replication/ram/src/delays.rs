@@ -28,7 +28,8 @@ pub(crate) struct DelayFigures {
 pub(crate) struct Delays {
     pending: Option<Time>,
     ordered: Option<Time>,
-    sealed: VecDeque<(EpochId, Time)>,
+    /// When each was sealed, and how many bytes changed in it.
+    sealed: VecDeque<(EpochId, Time, u64)>,
     wait: Histogram<u64>,
     cut: Histogram<u64>,
     commit: Histogram<u64>,
@@ -60,22 +61,27 @@ impl Delays {
         self.ordered = Some(now);
     }
 
-    /// It has ended.
-    pub(crate) fn sealed(&mut self, epoch: EpochId, now: Time) {
+    /// It has ended; so many bytes changed in it.
+    pub(crate) fn sealed(&mut self, epoch: EpochId, bytes: u64, now: Time) {
         if let Some(ordered) = self.ordered.take() {
             record(&mut self.cut, ordered, now);
         }
         if self.sealed.len() == EPOCHS {
             self.sealed.pop_front();
         }
-        self.sealed.push_back((epoch, now));
+        self.sealed.push_back((epoch, now, bytes));
     }
 
     /// The output of all epochs up to this one leaves.
     pub(crate) fn released(&mut self, through: EpochId, now: Time) {
-        while let Some((_, at)) = self.sealed.pop_front_if(|(epoch, _)| *epoch <= through) {
+        while let Some((_, at, _)) = self.sealed.pop_front_if(|(epoch, _, _)| *epoch <= through) {
             record(&mut self.commit, at, now);
         }
+    }
+
+    /// Bytes that changed in epochs of which the output has not been released.
+    pub(crate) fn unreleased_bytes(&self) -> u64 {
+        self.sealed.iter().map(|(_, _, bytes)| bytes).sum()
     }
 
     pub(crate) fn figures(&self) -> DelayFigures {
@@ -102,10 +108,12 @@ mod tests {
         delays.pending(at(100));
         delays.pending(at(150));
         delays.ordered(at(300));
-        delays.sealed(EpochId(1), at(340));
+        delays.sealed(EpochId(1), 4096, at(340));
         delays.ordered(at(400));
-        delays.sealed(EpochId(2), at(450));
+        delays.sealed(EpochId(2), 8192, at(450));
+        assert_eq!(delays.unreleased_bytes(), 12_288);
         delays.released(EpochId(2), at(900));
+        assert_eq!(delays.unreleased_bytes(), 0);
         let DelayFigures { wait, cut, commit } = delays.figures();
         assert_eq!((wait.n, wait.max), (1, 200));
         assert_eq!((cut.n, cut.max), (2, 50));

@@ -29,6 +29,11 @@ impl DiskEpoch {
         self.changes.is_empty()
     }
 
+    /// How much of them it changed.
+    pub(crate) fn changed_bytes(&self) -> u64 {
+        self.changes.iter().map(|change| change.change.range()).map(|range| range.end - range.start).sum()
+    }
+
     /// What is sent to a replica, in order.
     pub(crate) fn for_replica(&self, member: Member) -> Vec<DiskChange> {
         let lacked = self.lacked.get(&member);

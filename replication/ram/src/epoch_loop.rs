@@ -87,8 +87,8 @@ pub enum Hold {
 /// What the epoch thread reports.
 #[derive(Clone, Debug)]
 pub enum Report {
-    /// The epoch is sealed and on its way.
-    Sealed(EpochId, CutDone),
+    /// The epoch is sealed and on its way; so many bytes of memory and disks changed in it.
+    Sealed(EpochId, CutDone, u64),
     /// The epoch just sealed is not sent to this replica.
     Spared(Member, EpochId),
     /// With this epoch a replica has been sent everything it lacked.
@@ -191,6 +191,7 @@ pub struct EpochLoop<M> {
     next_figures: Time,
     load: Load,
     cut_done: CutDone,
+    cut_bytes: u64,
     figures: EpochFigures,
     shared: Arc<Shared>,
     events: EventLog,
@@ -231,6 +232,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
             next_figures: Time(0),
             load: Load::default(),
             cut_done: CutDone { cost: Duration::ZERO, quiet: false },
+            cut_bytes: 0,
             figures: EpochFigures::default(),
             shared,
             events,
@@ -260,7 +262,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
         match order {
             Order::Cut(epoch) => match self.cut(epoch) {
                 Ok(sealed) => {
-                    report(Report::Sealed(epoch, self.cut_done));
+                    report(Report::Sealed(epoch, self.cut_done, self.cut_bytes));
                     let sent = |member: &Member| sealed.iter().any(|s| s.member == *member);
                     let spared = self.streams.keys().filter(|member| !sent(member));
                     spared.for_each(|member| report(Report::Spared(*member, epoch)));
@@ -412,6 +414,7 @@ impl<M: ActiveMachine> EpochLoop<M> {
         let mut taken = Vec::new();
         let ready: Vec<Member> = self.streams.iter().filter(|(_, s)| s.is_ready()).map(|(m, _)| *m).collect();
         let disks = self.disks.seal(epoch, &ready);
+        self.cut_bytes = written * PAGE_BYTES as u64 + disks.changed_bytes();
         for member in ready {
             taken.push(self.take_for(member, epoch, &disks));
         }

@@ -6,6 +6,7 @@ use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use mycelium_ram_core::mode::Mode;
 use mycelium_ram_core::pace::Pace;
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +63,12 @@ pub struct Stats {
     pub commit_us: Spread,
     /// Bytes waiting at the gate.
     pub gate_bytes: u64,
+    /// What would be lost with this host, of which somebody may have heard: microseconds of the guest's time. Only in `async`.
+    #[serde(default)]
+    pub exposure_us: Option<u64>,
+    /// Bytes of memory and disks that changed in sealed epochs which nobody has committed.
+    #[serde(default)]
+    pub exposure_bytes: u64,
     /// Epochs sealed and not acknowledged.
     pub lag: u64,
     /// Bytes of the disks that the replica which lacks most has not been sent yet.
@@ -119,6 +126,8 @@ pub enum Event {
     Trouble { what: String },
     /// Epochs end at this pace from now on.
     Pace { pace: Pace },
+    /// Output waits for its epoch or does not, from now on.
+    Mode { mode: Mode },
     /// An epoch is held in this phase, as a rehearsal wants it.
     Drill { phase: String },
     /// The guest said something about itself (reset, power-off, panic), committed.

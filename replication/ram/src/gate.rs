@@ -50,6 +50,8 @@ struct Inner {
     refused: bool,
     /// Nothing leaves any more.
     shut: bool,
+    /// Until when output may leave that nobody has committed, in a leased gate.
+    lease: Time,
     delay_us: Histogram<u64>,
     first_emitted: Option<Time>,
 }
@@ -75,6 +77,7 @@ impl Gate {
             emitting: false,
             refused: false,
             shut: false,
+            lease: Time(0),
             delay_us: Histogram::new_with_bounds(1, 60_000_000, 3).expect("valid bounds"),
             first_emitted: None,
         };
@@ -97,8 +100,9 @@ impl Gate {
         let was_waiting = inner.queue.open_epoch_has_output();
         let at = clock::now();
         let held = Held { word, at };
+        let leased = at <= inner.lease;
         let offered =
-            if inner.emitting { inner.queue.hold(held, bytes) } else { inner.queue.offer(held, bytes) };
+            if inner.emitting { inner.queue.hold(held, bytes) } else { inner.queue.offer(held, bytes, leased) };
         match offered {
             Offered::Pass(held) => {
                 inner.count(at, at);
@@ -118,6 +122,7 @@ impl Gate {
     pub fn begin(&self, open: EpochId) {
         let mut inner = self.lock();
         inner.queue = OutputQueue::new(GateMode::Open, open);
+        inner.lease = Time(0);
         inner.shut = false;
     }
 
@@ -184,10 +189,32 @@ impl Gate {
         }
     }
 
-    /// Switches the gate for output made from now on. Opening it lets out what waits.
+    /// Has output leave that nobody has committed, until this time, if the gate is leased; what waits needs a
+    /// [`Gate::release_leased`]. Says whether anything does.
+    pub fn lease(&self, until: Time) -> bool {
+        let mut inner = self.lock();
+        inner.lease = until;
+        inner.queue.mode() == GateMode::Leased && inner.queue.is_pending()
+    }
+
+    /// Lets out what waits, on the lease.
+    pub fn release_leased(&self) {
+        let _door = self.enter();
+        let inner = self.lock();
+        let (lease, leased) = (inner.lease, inner.queue.mode() == GateMode::Leased);
+        drop(inner);
+        if leased && clock::now() <= lease {
+            self.let_out(EpochId(u64::MAX), lease);
+        }
+    }
+
+    /// Switches the gate for output made from now on. Opening it lets out what waits. A leased gate has no lease to begin with.
     pub fn set_mode(&self, mode: GateMode) {
         let _door = self.enter();
-        self.lock().queue.set_mode(mode);
+        let mut inner = self.lock();
+        inner.queue.set_mode(mode);
+        inner.lease = Time(0);
+        drop(inner);
         if mode == GateMode::Open {
             self.let_out(EpochId(u64::MAX), Time(u64::MAX));
         }

@@ -216,7 +216,7 @@ impl Passive {
                 self.active_clock.heard(clock::now(), hb.sent_at, hb.echo);
                 self.feed(Input::Heartbeat(hb));
             }
-            Ok(Message::Yield { generation, epoch }) => self.feed(Input::Yielded(generation, epoch)),
+            Ok(Message::Yield(said)) => self.feed(Input::Yielded(said)),
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "a datagram cannot be read"),
         }

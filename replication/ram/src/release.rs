@@ -26,10 +26,13 @@ pub(crate) struct Releaser {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Permission {
-    through: EpochId,
-    /// Frames that have not left by then stay: whoever gave the permission may be deposed since.
-    by: Time,
+enum Permission {
+    Committed {
+        through: EpochId,
+        /// Frames that have not left by then stay: whoever gave the permission may be deposed since.
+        by: Time,
+    },
+    Leased,
 }
 
 impl Releaser {
@@ -48,7 +51,14 @@ impl Releaser {
     pub(crate) fn release(&self, through: EpochId) {
         if let Some(orders) = &self.orders {
             // The thread ends only with this handle.
-            let _ = orders.send(Permission { through, by: clock::now() + self.fresh });
+            let _ = orders.send(Permission::Committed { through, by: clock::now() + self.fresh });
+        }
+    }
+
+    /// What waits may leave on the gate's lease.
+    pub(crate) fn release_leased(&self) {
+        if let Some(orders) = &self.orders {
+            let _ = orders.send(Permission::Leased);
         }
     }
 }
@@ -65,11 +75,22 @@ impl Drop for Releaser {
 fn let_out(gate: &Gate, shared: &Shared, permissions: &Receiver<Permission>) {
     priority::work();
     while let Ok(first) = permissions.recv() {
-        let Permission { through, by } = permissions.try_iter().last().unwrap_or(first);
-        if gate.bytes() > 0 {
-            drill::reached(Phase::Acked);
+        let (mut committed, mut leased) = (None, false);
+        for permission in std::iter::once(first).chain(permissions.try_iter()) {
+            match permission {
+                Permission::Committed { through, by } => committed = Some((through, by)),
+                Permission::Leased => leased = true,
+            }
         }
-        gate.release_by(through, by);
-        shared.released.fetch_max(through.0, Ordering::Relaxed);
+        if let Some((through, by)) = committed {
+            if gate.bytes() > 0 {
+                drill::reached(Phase::Acked);
+            }
+            gate.release_by(through, by);
+            shared.released.fetch_max(through.0, Ordering::Relaxed);
+        }
+        if leased {
+            gate.release_leased();
+        }
     }
 }

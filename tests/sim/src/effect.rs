@@ -1,6 +1,7 @@
 //! What goes into a simulated process and what comes out of it.
 
 use bytes::Bytes;
+use mycelium_ram_core::mode::Mode;
 use mycelium_ram_core::primary::Protection;
 use mycelium_ram_core::settle::{Reply, Request as ArbiterRequest};
 use mycelium_ram_core::{EpochId, Member, NodeId};
@@ -32,6 +33,8 @@ pub enum Input {
     Dismiss(NodeId),
     /// The operator wants the guest to go on at a replica.
     HandOver,
+    /// The operator wants output to wait for its epoch, or not to.
+    SetMode(Mode),
     /// A timer of its own.
     Timer(Timer),
 }
@@ -106,6 +109,9 @@ pub enum Point {
     Replayed,
     Dismissed,
     HandOverAsked,
+    ModeAsked,
+    Leased,
+    LeaseEnded,
     Yielded,
     TakeoverReceived,
     TakeoverAppended,

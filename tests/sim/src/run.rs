@@ -32,6 +32,7 @@ pub fn run(seed: u64, keep_lines: bool) -> Outcome {
         let (witness, last, mut stats, trace) = World::new(scenario, seed, Trace::new(keep_lines)).run();
         stats.runs = 1;
         stats.down = u64::from(last.down_for_good);
+        stats.lost_in_async = witness.count_lost_in_async(&last);
         (witness.judge(&last).err(), stats, trace)
     }));
     match judged {

@@ -18,6 +18,8 @@ pub struct Stats {
     pub dismissals: u64,
     pub hand_overs: u64,
     pub handed_over: u64,
+    pub modes_set: u64,
+    pub lost_in_async: u64,
     pub resumed: u64,
     pub generations: u64,
     pub leaders_lost: u64,
@@ -40,6 +42,8 @@ impl AddAssign for Stats {
         self.dismissals += o.dismissals;
         self.hand_overs += o.hand_overs;
         self.handed_over += o.handed_over;
+        self.modes_set += o.modes_set;
+        self.lost_in_async += o.lost_in_async;
         self.resumed += o.resumed;
         self.generations += o.generations;
         self.leaders_lost += o.leaders_lost;

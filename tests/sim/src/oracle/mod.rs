@@ -6,6 +6,7 @@
 
 mod bounded;
 mod degrade_in_open;
+mod exposure;
 mod liveness;
 mod nothing_lost;
 mod one_active;
@@ -18,6 +19,7 @@ mod whole_epochs;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use mycelium_ram_core::mode::{Lease, Mode};
 use mycelium_ram_core::record::Record;
 use mycelium_ram_core::{EpochId, Member};
 
@@ -146,9 +148,36 @@ impl Witness {
         self.names.get(&member).map_or_else(|| member.to_string(), |pid| format!("process {pid}"))
     }
 
+    /// The lease under which an active spoke then, if it did not have to wait for the commit.
+    fn lease_at(&self, from: Member, now: u64) -> Option<Lease> {
+        let mine = |(at, r): &&(u64, Record)| *at <= now && r.active == from;
+        match self.ledger.iter().filter(mine).next_back()?.1.mode {
+            Mode::Sync => None,
+            Mode::Async(lease) => Some(lease),
+        }
+    }
+
+    /// Answers that had left and are not part of the history that went on, where that is allowed.
+    fn lost_in_async<'a>(
+        &'a self,
+        reference: &'a Reference,
+    ) -> impl Iterator<Item = &'a (u64, Member, Answer)> {
+        let lost = |(at, from, answer): &&(u64, Member, Answer)| {
+            let there = reference.answers.get(&answer.step).is_some_and(|a| a.history == answer.history);
+            !there && self.lease_at(*from, *at).is_some()
+        };
+        self.answers.iter().filter(lost)
+    }
+
     /// The generation in which a process was the active, and since when the record says so.
     fn reign(&self, member: Member) -> Option<(u64, u64)> {
         self.ledger.iter().find(|(_, r)| r.active == member).map(|(at, r)| (*at, r.generation.0))
+    }
+
+    /// Answers that somebody has heard and that are no part of what went on, as `async` allows.
+    #[must_use]
+    pub fn count_lost_in_async(&self, last: &Final) -> u64 {
+        self.lost_in_async(&Reference::of(self, last)).count() as u64
     }
 
     /// Judges the run: the first invariant that does not hold, the most telling first.
@@ -162,6 +191,7 @@ impl Witness {
         whole_epochs::check(self, last)?;
         output_commit::check(self, last, &reference)?;
         nothing_lost::check(self, last, &reference)?;
+        exposure::check(self, &reference)?;
         degrade_in_open::check(self)?;
         prompt_replay::check(self)?;
         bounded::check(self)?;

@@ -42,6 +42,7 @@ pub struct Active {
     /// The epoch before, and its state.
     pub(super) state_before: Option<(EpochId, Bytes)>,
     pub(super) gate: OutputQueue<Output>,
+    pub(super) lease: Time,
     pub(super) releaser: Releaser,
     pub(super) sessions: BTreeMap<Member, Session>,
     /// Blocks of the disk copied in the open epoch.
@@ -77,6 +78,7 @@ impl Active {
             todo: Todo::default(),
             guest,
             gate,
+            lease: Time(0),
             releaser: Releaser::default(),
             sessions: BTreeMap::new(),
             copies: BTreeMap::new(),
@@ -128,6 +130,10 @@ impl Active {
             Input::HandOver => {
                 self.tell(Event::HandOver(None), cx);
                 cx.fx.push(Effect::Point(Point::HandOverAsked));
+            }
+            Input::SetMode(mode) => {
+                self.tell(Event::SetMode(mode), cx);
+                cx.fx.push(Effect::Point(Point::ModeAsked));
             }
             Input::Timer(timer) => self.timer(timer, cx),
         }
@@ -257,13 +263,14 @@ impl Active {
             Action::TellDeposed(to, generation, epoch) => {
                 cx.datagram(to, &Message::Deposed { generation, epoch });
             }
-            Action::Yield(to, generation, epoch) => {
-                cx.datagram(to, &Message::Yield { generation, epoch });
+            Action::Yield(to, said) => {
+                cx.datagram(to, &Message::Yield(said));
                 cx.fx.push(Effect::Point(Point::Yielded));
             }
             Action::NotHandedOver(why) => cx.report(Report::Remark(why.to_string())),
             Action::Release(through) => self.release(through, decided_at, cx),
             Action::Gate(mode) => self.set_gate(mode, cx),
+            Action::Lease(until) => self.release_leased(until, cx),
             Action::Arbiter(request) => ask(request, cx),
             Action::Seed(member) => self.seed(member, cx),
             Action::Resend(member, kept) => self.resend(member, kept),
@@ -343,11 +350,19 @@ impl Active {
         let data = answer.encode();
         let size = data.len();
         let output = Output { port: mycelium_ram_core::message::Port::Net(0), offset: 0, data };
-        match self.gate.offer(output, size) {
-            Offered::Pass(_) if self.releaser.is_empty() => cx.fx.push(Effect::Emit(Frame::Answer(answer))),
+        let leased = self.is_leased(cx);
+        match self.gate.offer(output, size, leased) {
+            // On a lease, the look at the clock and the frame are next to each other.
+            Offered::Pass(_) if self.releaser.is_empty() && !leased => {
+                cx.fx.push(Effect::Emit(Frame::Answer(answer)));
+            }
             Offered::Pass(output) => {
                 self.releaser.push([output]);
-                self.releaser.go_if_open(cx);
+                if leased {
+                    self.releaser.go(cx.now, cx);
+                } else {
+                    self.releaser.go_if_open(cx);
+                }
             }
             Offered::Held => self.tell(Event::OutputPending(true), cx),
             Offered::Full(_) => {}
@@ -361,7 +376,10 @@ fn ask(request: ArbiterRequest, cx: &mut Cx<'_>) {
         ArbiterRequest::Swap(swap) => match swap.change {
             Change::List { .. } => Some(Point::ListSent),
             Change::Unlist { .. } => Some(Point::UnlistSent),
-            Change::Create { .. } | Change::SetPace { .. } | Change::TakeOver { .. } => None,
+            Change::Create { .. }
+            | Change::SetPace { .. }
+            | Change::SetMode { .. }
+            | Change::TakeOver { .. } => None,
         },
     };
     cx.fx.push(Effect::Ask(request));

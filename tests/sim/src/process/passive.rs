@@ -108,7 +108,7 @@ impl Passive {
             Input::Timer(Timer::Step) => promoted = self.step(cx),
             Input::Timer(Timer::ApplyNext) => self.apply_next(cx),
             Input::Frame(_) | Input::Foreign | Input::Peers(_) | Input::Dismiss(_) => {}
-            Input::HandOver | Input::Timer(_) => {}
+            Input::HandOver | Input::SetMode(_) | Input::Timer(_) => {}
         }
         // A takeover that failed lets staging go on with what arrived meanwhile.
         self.stage_whole(cx);
@@ -135,7 +135,7 @@ impl Passive {
                 }
                 self.tell(Event::Heartbeat(heartbeat), cx);
             }
-            Message::Yield { generation, epoch } => self.tell(Event::Yielded(generation, epoch), cx),
+            Message::Yield(said) => self.tell(Event::Yielded(said), cx),
             _ => {}
         }
     }

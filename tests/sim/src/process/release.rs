@@ -75,10 +75,30 @@ impl Active {
 
     pub(super) fn set_gate(&mut self, mode: GateMode, cx: &mut Cx<'_>) {
         self.gate.set_mode(mode);
-        self.releaser.held = mode == GateMode::Hold;
+        self.lease = Time(0);
+        self.releaser.held = mode != GateMode::Open;
         self.releaser.go_if_open(cx);
         if mode == GateMode::Open {
             cx.fx.push(Effect::Point(Point::GateOpened));
+        }
+    }
+
+    /// The look at the clock that lets a frame leave: it may come too late by what lies between the look and the frame.
+    pub(super) fn is_leased(&self, cx: &Cx<'_>) -> bool {
+        let late = Duration::from_nanos(limits::RELEASE_WINDOW_NS);
+        self.gate.mode() == GateMode::Leased && cx.now <= self.lease + late
+    }
+
+    pub(super) fn release_leased(&mut self, until: Time, cx: &mut Cx<'_>) {
+        if self.lease.0 > 0 && cx.now > self.lease {
+            cx.fx.push(Effect::Point(Point::LeaseEnded));
+        }
+        self.lease = until;
+        if self.gate.mode() == GateMode::Leased && cx.now <= until {
+            let frames = self.gate.release(EpochId(u64::MAX));
+            self.releaser.push(frames);
+            self.releaser.go(cx.now, cx);
+            cx.fx.push(Effect::Point(Point::Leased));
         }
     }
 

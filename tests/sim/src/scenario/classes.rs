@@ -1,5 +1,6 @@
 //! The classes of runs. Each is a promise about what the VM must survive.
 
+use mycelium_ram_core::mode::{Lease, Mode};
 use mycelium_ram_core::record::LossPolicy;
 
 use super::{Rift, Scenario, What, When, Who};
@@ -68,11 +69,14 @@ classes! {
     LeaderLoss = "leader-loss",
     /// The operator has the guest go on elsewhere, while somebody fails or nobody does.
     HandOvers = "hand-overs",
+    /// Output does not wait for its commit, while somebody fails.
+    Async = "async",
 }
 
 /// The classes that came later, each with its turn of sixteen: taken out of the others' turns, so that all other seeds stay
 /// the runs they were.
-const LATER: [(u64, Class); 3] = [(3, Class::Dismissals), (11, Class::LeaderLoss), (15, Class::HandOvers)];
+const LATER: [(u64, Class); 4] =
+    [(3, Class::Dismissals), (7, Class::Async), (11, Class::LeaderLoss), (15, Class::HandOvers)];
 
 const ACTIVE_POINTS: &[Point] = &[
     Point::BeforeCut,
@@ -139,6 +143,7 @@ impl Class {
             Self::Dismissals => dismissals(s, rng),
             Self::LeaderLoss => leader_loss(s, rng),
             Self::HandOvers => hand_overs(s, rng),
+            Self::Async => asynchronous(s, rng),
         }
     }
 }
@@ -500,5 +505,59 @@ fn hand_overs(s: &mut Scenario, rng: &mut Rng) {
         3 => s.add(when, What::Cut(rng.pick(RIFTS), rng.between((30, 900)) * MS)),
         4 => s.add(when, What::ArbiterDown(rng.between((20, 1500)) * MS)),
         _ => s.add(when, What::Dismiss(Who::Replica, Some(rng.between((1, 400)) * MS))),
+    }
+}
+
+fn lease(rng: &mut Rng) -> Mode {
+    let of = |ms: u64| std::time::Duration::from_millis(ms);
+    let length = if rng.chance(500) { 50 } else { rng.between((20, 300)) };
+    let lease = Lease::new(of(length), of(rng.between((20, 400))));
+    Mode::Async(lease.expect("within its bounds"))
+}
+
+fn asynchronous(s: &mut Scenario, rng: &mut Rng) {
+    s.heal_at = 2200 * MS;
+    s.nodes = if rng.chance(300) { 3 } else { 2 };
+    s.think = (MS, rng.between((4, 16)) * MS);
+    s.arbiter.delay.1 = rng.between((1, 30)) * MS;
+    s.policy = if rng.chance(150) { LossPolicy::Halt } else { LossPolicy::Degrade };
+    if rng.chance(300) {
+        s.paths.delay.1 = rng.between((5, 40)) * MS;
+    }
+    let first = rng.between((1, 200)) * MS;
+    s.add(When::At(first), What::SetMode(lease(rng)));
+    if rng.chance(400) {
+        let mode = if rng.chance(500) { Mode::Sync } else { lease(rng) };
+        s.add(some_time(rng, &[ACTIVE_POINTS, &[Point::Leased, Point::LeaseEnded]].concat()), What::SetMode(mode));
+    }
+    let points = [&[Point::Leased, Point::LeaseEnded, Point::ModeAsked], ACTIVE_POINTS].concat();
+    let strike = some_time(rng, &points);
+    match rng.below(7) {
+        0 => s.add_protected(strike, What::Crash(Who::Active, reboot(rng))),
+        1 => s.add_protected(strike, What::Stall(Who::Active, stop_for(rng))),
+        // Its stamps still arrive when it is suspected.
+        2 => s.add_protected(strike, What::Hang(Who::Active, Some(rng.between((500, 1200)) * MS))),
+        3 => s.add_protected(strike, What::Cut(rng.pick(RIFTS), rng.between((30, 900)) * MS)),
+        4 => {
+            // It echoes and commits nothing: what would be lost grows.
+            let at = soon(rng);
+            let length = rng.between((200, 480)) * MS;
+            s.add_protected(When::At(at), What::Hang(Who::Replica, Some(length)));
+            s.add_protected(When::At(at + length - MS), What::Crash(Who::Active, reboot(rng)));
+        }
+        5 => {
+            s.add_protected(strike, What::HandOver);
+            let stop = What::Stall(rng.pick(&[Who::Active, Who::Replica]), stop_for(rng));
+            s.add(some_time(rng, &[Point::Yielded, Point::HandOverAsked, Point::TakeoverSent]), stop);
+        }
+        _ => {
+            s.add_protected(strike, What::HandOver);
+            let down = What::ArbiterDown(rng.between((20, 1500)) * MS);
+            s.add(some_time(rng, &[Point::Yielded, Point::HandOverAsked]), down);
+        }
+    }
+    if rng.chance(300) {
+        let stop = What::Stall(rng.pick(&[Who::Active, Who::Replica, Who::Here]), stop_for(rng));
+        s.add(some_time(rng, TAKEOVER_POINTS), stop);
     }
 }

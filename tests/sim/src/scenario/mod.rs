@@ -2,6 +2,7 @@
 
 mod classes;
 
+use mycelium_ram_core::mode::Mode;
 use mycelium_ram_core::record::LossPolicy;
 
 pub use classes::Class;
@@ -68,6 +69,8 @@ pub enum What {
     Dismiss(Who, Option<u64>),
     /// The operator has the guest go on at a replica, whichever.
     HandOver,
+    /// The operator has output wait for its epoch, or not.
+    SetMode(Mode),
     /// The leader of the arbiter's group dies; after so many nanoseconds another one leads.
     LeaderDies(u64),
 }

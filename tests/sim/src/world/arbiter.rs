@@ -88,6 +88,7 @@ impl World {
                 match swap.change {
                     Change::TakeOver { .. } => self.stats.takeovers += 1,
                     Change::Unlist { .. } => self.stats.degrades += 1,
+                    Change::SetMode { .. } => self.stats.modes_set += 1,
                     Change::Create { .. } | Change::List { .. } | Change::SetPace { .. } => {}
                 }
                 let change = &swap.change;

@@ -128,6 +128,11 @@ impl World {
                     self.deliver(pid, Input::HandOver);
                 }
             }
+            What::SetMode(mode) => {
+                if let Some(pid) = self.pick(Who::Active, None) {
+                    self.deliver(pid, Input::SetMode(mode));
+                }
+            }
             What::LeaderDies(silence) => self.leader_dies(silence),
         }
     }

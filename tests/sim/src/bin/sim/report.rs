@@ -14,7 +14,7 @@ pub(crate) fn classes(args: &Args, found: &Hunt) {
     let mut all = Stats::default();
     if !args.json {
         println!(
-            "{:<14}{:>6}{:>9}{:>10}{:>10}{:>11}{:>9}{:>9}{:>10}{:>8}{:>9}{:>6}",
+            "{:<14}{:>6}{:>9}{:>10}{:>10}{:>11}{:>9}{:>9}{:>10}{:>8}{:>7}{:>9}{:>6}",
             "class",
             "runs",
             "virtual",
@@ -25,6 +25,7 @@ pub(crate) fn classes(args: &Args, found: &Hunt) {
             "degrades",
             "dismissed",
             "handed",
+            "lost",
             "leaders",
             "down"
         );
@@ -43,13 +44,14 @@ fn row(args: &Args, name: &str, s: &Stats) {
             json!({"class": name, "runs": s.runs, "virtual_ms": s.virtual_ms, "events": s.events,
                 "epochs": s.epochs, "outputs": s.outputs, "takeovers": s.takeovers,
                 "takeovers_failed": s.takeovers_failed, "degrades": s.degrades, "dismissals": s.dismissals,
-                "hand_overs": s.hand_overs, "handed_over": s.handed_over, "leaders_lost": s.leaders_lost,
+                "hand_overs": s.hand_overs, "handed_over": s.handed_over, "modes_set": s.modes_set,
+                "lost_in_async": s.lost_in_async, "leaders_lost": s.leaders_lost,
                 "swaps_lost": s.swaps_lost, "swaps_kept": s.swaps_kept, "down": s.down})
         );
         return;
     }
     println!(
-        "{name:<14}{:>6}{:>8}s{:>10}{:>10}{:>11}{:>9}{:>9}{:>10}{:>8}{:>9}{:>6}",
+        "{name:<14}{:>6}{:>8}s{:>10}{:>10}{:>11}{:>9}{:>9}{:>10}{:>8}{:>7}{:>9}{:>6}",
         s.runs,
         s.virtual_ms / 1000,
         s.epochs,
@@ -59,6 +61,7 @@ fn row(args: &Args, name: &str, s: &Stats) {
         s.degrades,
         s.dismissals,
         s.handed_over,
+        s.lost_in_async,
         s.leaders_lost,
         s.down
     );
