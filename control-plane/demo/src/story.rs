@@ -119,6 +119,7 @@ pub(crate) fn in_words(event: &Event) -> Option<String> {
         | Event::InSync { .. }
         | Event::Held { .. }
         | Event::Pace { .. }
+        | Event::Mode { .. }
         | Event::Stats(_)
         | Event::ReplicaStats { .. }
         | Event::Listed { .. } => {

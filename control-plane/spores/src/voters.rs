@@ -90,6 +90,7 @@ pub fn survives(voters: usize, voters_alive: usize, alive: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use mycelium_ram_core::mode::Mode;
     use mycelium_ram_core::record::{Authority, Listed, LossPolicy};
     use mycelium_ram_core::{EpochId, Generation, Incarnation, Member, VmId};
     use proptest::prelude::*;
@@ -120,6 +121,7 @@ mod tests {
             authority: Authority::Primary,
             takeover_epoch: None,
             pace: None,
+            mode: Mode::Sync,
             recent_ops: Vec::new(),
         }
     }

@@ -52,8 +52,7 @@ struct Written {
 
 impl Lease {
     /// Shorter than the detector's shortest silence, so that waiting for its end costs a takeover next to nothing.
-    pub const DEFAULT: Self =
-        Self { length: Duration::from_millis(50), exposure: Duration::from_secs(1) };
+    pub const DEFAULT: Self = Self { length: Duration::from_millis(50), exposure: Duration::from_secs(1) };
 
     /// By how much the clocks of two hosts may part, in millionths: crystals by 200, and each is slewed by 500 at most.
     const DRIFT_PPM: u32 = 2_000;

@@ -255,7 +255,9 @@ pub struct Primary {
     wanted_pace: Option<Pace>,
     wanted_mode: Option<Mode>,
     begun: Begun,
-    /// The newest end of a lease.
+    /// When the lease ends, as last said.
+    leased_now: Time,
+    /// The latest end of a lease ever said.
     leased_until: Time,
     /// Echoes of stamps up to this one give no lease: with them in hand, a replica may be taking over as it was asked to.
     echoes_from: Time,
@@ -301,6 +303,7 @@ impl Primary {
             wanted_pace: None,
             wanted_mode: None,
             begun: Begun::new(resumed_from.next(), now),
+            leased_now: Time(0),
             leased_until: Time(0),
             echoes_from: Time(0),
             doubt: false,
@@ -809,7 +812,9 @@ impl Primary {
             change
         } else if let Some(pace) = self.wanted_pace {
             Change::SetPace { pace }
-        } else if let Some(mode) = self.wanted_mode.filter(|_| self.changes_mode() && self.may_change_mode(now)) {
+        } else if let Some(mode) =
+            self.wanted_mode.filter(|_| self.changes_mode() && self.may_change_mode(now))
+        {
             Change::SetMode { mode }
         } else {
             return;

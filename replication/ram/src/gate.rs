@@ -101,8 +101,11 @@ impl Gate {
         let at = clock::now();
         let held = Held { word, at };
         let leased = at <= inner.lease;
-        let offered =
-            if inner.emitting { inner.queue.hold(held, bytes) } else { inner.queue.offer(held, bytes, leased) };
+        let offered = if inner.emitting {
+            inner.queue.hold(held, bytes)
+        } else {
+            inner.queue.offer(held, bytes, leased)
+        };
         match offered {
             Offered::Pass(held) => {
                 inner.count(at, at);

@@ -199,6 +199,11 @@ impl Vm {
         }
     }
 
+    fn signal(&self, signal: &str) {
+        let sent = run(Command::new("kill").arg(signal).arg(self.process.0.id().to_string()));
+        assert!(sent.status.success(), "{sent:?}");
+    }
+
     /// Asks it to stop and returns its exit code.
     async fn stop(mut self) -> Option<i32> {
         self.api.stop(StopRequest {}).await.unwrap();
@@ -447,6 +452,66 @@ async fn a_policy_is_set_while_the_vm_runs_and_holds_after_a_takeover() {
         (&said["epoch_us"], &said["cut_share_percent"], &said["preset"]),
         (&40_000.into(), &50.into(), &"".into())
     );
+}
+
+/// Leases of 200 ms, at most half a second of the guest's time to lose.
+fn on_leases() -> Policy {
+    Policy { mode: "async".to_owned(), lease_us: 200_000, exposure_us: 500_000, ..Policy::default() }
+}
+
+#[tokio::test]
+async fn output_need_not_wait_for_its_epoch_and_the_record_says_so() {
+    let Some(lab) = Lab::with_arbiter() else { return };
+    let mut b = lab.passive("b").await;
+    let to_b = b.ticket(&[lab.key("a")]).await;
+    let mut a = lab.node("active", "a", &["--replica", &to_b]).await;
+    a.until_protected().await;
+    let short = Policy { lease_us: 5, ..on_leases() };
+    let refused = a.api.set_policy(short).await.unwrap_err();
+    assert!(refused.message().contains("20 ms to 10 s"), "{refused}");
+    assert_eq!(a.info().await.figures.unwrap().exposure_us, None);
+
+    let set = a.api.set_policy(on_leases()).await.unwrap().into_inner();
+    assert_eq!((set.mode.as_str(), set.preset.as_str()), ("async", "balanced"));
+    assert_eq!(lab.record()["mode"]["async"]["lease_us"], 200_000);
+    let exposed = |i: &VmInfo| i.figures.is_some_and(|f| f.exposure_us.is_some());
+    let exposure = a.until("its exposure", exposed).await.figures.unwrap().exposure_us.unwrap();
+    assert!(exposure < 1_000_000, "{exposure}");
+
+    b.until("the replica to be listed", |i| i.listed).await;
+    drop(a);
+    b.until("the takeover", |i| i.role() == Role::Active).await;
+    let info = b.until("its policy", |i| i.policy.is_some()).await;
+    assert_eq!(info.policy.unwrap(), set);
+    let api = lab.path("b.sock").display().to_string();
+    let output =
+        run(Command::new(program("mycelium").unwrap())
+            .args(["vm", "policy", "--api", &api, "--mode", "sync"]));
+    assert!(
+        String::from_utf8_lossy(&output.stdout).contains("sync: output waits for its epoch"),
+        "{output:?}"
+    );
+    assert_eq!(lab.record()["mode"], "sync");
+}
+
+#[tokio::test]
+async fn an_active_that_was_stopped_in_async_says_nothing_when_it_is_continued() {
+    let Some(lab) = Lab::with_arbiter() else { return };
+    let mut b = lab.passive("b").await;
+    let to_b = b.ticket(&[lab.key("a")]).await;
+    let mut a = lab.node("active", "a", &["--replica", &to_b]).await;
+    a.until_protected().await;
+    a.api.set_policy(on_leases()).await.unwrap();
+    a.until("its exposure", |i| i.figures.is_some_and(|f| f.exposure_us.is_some())).await;
+    b.until("the replica to be listed", |i| i.listed).await;
+    let said = || fs::metadata(lab.path("a").join("serial.log")).unwrap().len();
+    a.signal("-STOP");
+    b.until("the takeover", |i| i.role() == Role::Active).await;
+    let before = said();
+    a.signal("-CONT");
+    assert_eq!(a.ends(), Some(6), "deposed");
+    // A line whose write had begun may end.
+    assert!(said() <= before + 80, "{} bytes more", said() - before);
 }
 
 #[tokio::test]

@@ -130,7 +130,8 @@ pub(crate) fn protect(
 
 /// Opens the guest to the API, and its console to the terminal if the spec asks for one.
 fn open_console(node: &Node, guest: &Guest, inbox: &Sender<Inbox>) -> std::io::Result<Option<StdoutCopy>> {
-    let (to_hold, to_hand_over, to_pace) = (inbox.clone(), inbox.clone(), inbox.clone());
+    let (to_hold, to_hand_over) = (inbox.clone(), inbox.clone());
+    let (to_pace, to_mode) = (inbox.clone(), inbox.clone());
     let hold = move |hold| drop(to_hold.send(if hold { Inbox::PauseGuest } else { Inbox::ResumeGuest }));
     let hand_over = move |to, tell| drop(to_hand_over.send(Inbox::HandOver(to, tell)));
     node.desk.take(Hands {
@@ -140,6 +141,7 @@ fn open_console(node: &Node, guest: &Guest, inbox: &Sender<Inbox>) -> std::io::R
         protection: Some(Protection {
             hand_over: Box::new(hand_over),
             set_pace: Box::new(move |pace| drop(to_pace.send(Inbox::SetPace(pace)))),
+            set_mode: Box::new(move |mode| drop(to_mode.send(Inbox::SetMode(mode)))),
         }),
     });
     if !node.has_terminal() {

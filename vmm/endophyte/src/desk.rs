@@ -10,6 +10,7 @@ use endophyte_vmm::machine::Machine;
 use endophyte_vmm::spec::VmSpec;
 use mycelium_ram::active::HandedOver;
 use mycelium_ram_core::NodeId;
+use mycelium_ram_core::mode::Mode;
 use mycelium_ram_core::pace::Pace;
 use rhizomorph_link::{AllowList, PeerKey, Ticket};
 use tokio::sync::mpsc::Sender;
@@ -61,6 +62,8 @@ pub(crate) struct Protection {
     pub(crate) hand_over: HandOver,
     /// Ends epochs at another pace; the board tells when.
     pub(crate) set_pace: Box<dyn Fn(Pace) + Send>,
+    /// Has output wait for its epoch or not; the board tells when.
+    pub(crate) set_mode: Box<dyn Fn(Mode) + Send>,
 }
 
 /// Hands the guest to a node, or to any that may have it.
@@ -186,11 +189,16 @@ impl Desk {
         protection.map(|protection| (protection.hand_over)(to, tell)).is_some()
     }
 
-    /// Has epochs end at another pace. `false`: the guest does not run here, or has no protection.
-    pub(crate) fn set_pace(&self, pace: Pace) -> bool {
+    /// Has epochs end at another pace, and output wait for them or not. `false`: the guest does not run here, or has no
+    /// protection.
+    pub(crate) fn set_policy(&self, pace: Option<Pace>, mode: Option<Mode>) -> bool {
         let hands = self.hands();
-        let protection = hands.as_ref().and_then(|hands| hands.protection.as_ref());
-        protection.map(|protection| (protection.set_pace)(pace)).is_some()
+        let Some(protection) = hands.as_ref().and_then(|hands| hands.protection.as_ref()) else {
+            return false;
+        };
+        pace.into_iter().for_each(&protection.set_pace);
+        mode.into_iter().for_each(&protection.set_mode);
+        true
     }
 
     fn hands(&self) -> MutexGuard<'_, Option<Hands>> {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use mycelium_ram::events::{Event, EventLog, Stamped, Stats};
+use mycelium_ram_core::mode::Mode;
 use mycelium_ram_core::pace::Pace;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -39,6 +40,9 @@ pub(crate) struct Status {
     /// How often epochs end, of an active.
     #[serde(default)]
     pub(crate) pace: Option<Pace>,
+    /// Whether output waits for its epoch, of an active.
+    #[serde(default)]
+    pub(crate) mode: Option<Mode>,
     pub(crate) staged_epoch: u64,
     pub(crate) listed: bool,
     pub(crate) stats: Stats,
@@ -65,6 +69,7 @@ impl Status {
             Event::InSync { replicas } => self.in_sync.clone_from(replicas),
             Event::Held { held } => self.held = *held,
             Event::Pace { pace } => self.pace = Some(*pace),
+            Event::Mode { mode } => self.mode = Some(*mode),
             Event::Stats(stats) => self.follow(*stats),
             Event::ReplicaStats { staged, .. } => self.staged_epoch = *staged,
             Event::Listed { listed } => {
@@ -105,7 +110,7 @@ impl Status {
         };
         gauge(
             "protected",
-            "1 if every output waits for a replica in sync; alert on 0 for an active.",
+            "1 if a replica in sync could go on with the guest; alert on 0 for an active.",
             self.protected.into(),
         );
         gauge("replica_listed", "1 if this passive may take over.", self.listed.into());
@@ -125,6 +130,16 @@ impl Status {
             "output_delay_us_p99",
             "Output held back, 99th percentile, microseconds.",
             self.stats.output_delay_us.p99,
+        );
+        gauge(
+            "exposure_us",
+            "In async: the guest's time that would be lost with this host, microseconds.",
+            self.stats.exposure_us.unwrap_or_default(),
+        );
+        gauge(
+            "exposure_bytes",
+            "Changed in epochs that have ended and are not committed.",
+            self.stats.exposure_bytes,
         );
         gauge("gate_bytes", "Output waiting at the gate.", self.stats.gate_bytes);
         gauge(

@@ -16,7 +16,10 @@ use crate::output::plain;
     preset        epoch   shortest  share\n\
     performance   100 ms  2 ms      5 %    the guest is fast, its clients wait\n\
     balanced      25 ms   0         10 %\n\
-    consistency   10 ms   0         50 %   clients wait little, a guest that writes much is slow"
+    consistency   10 ms   0         50 %   clients wait little, a guest that writes much is slow\n\n\
+    With --mode sync, output waits for its epoch and a takeover loses nothing that anybody has heard of. With --mode async it leaves at \
+    once, and a takeover may lose up to --exposure-ms of the guest's time; `mycelium vm show` says how much it is now. A replica takes over \
+    no sooner than --lease-ms after it last answered: longer than the round trip to it, or output waits all the same."
 )]
 pub(crate) struct PolicyArgs {
     #[command(flatten)]
@@ -33,7 +36,25 @@ pub(crate) struct PolicyArgs {
     /// Share of a busy guest's time for ending epochs because output waits.
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=100))]
     cut_share: Option<u32>,
+    /// Whether output waits for its epoch.
+    #[arg(long, value_enum)]
+    mode: Option<Mode>,
+    /// With --mode async: for how long output may leave on a replica's answer.
+    #[arg(long, value_name = "MS", requires = "mode", value_parser = clap::value_parser!(u32).range(20..=10_000))]
+    lease_ms: Option<u32>,
+    /// With --mode async: how much of the guest's time a takeover may lose.
+    #[arg(long, value_name = "MS", requires = "mode", value_parser = clap::value_parser!(u32).range(20..=60_000))]
+    exposure_ms: Option<u32>,
 }
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Mode {
+    Sync,
+    Async,
+}
+
+/// What a lease is if only a part of it is said, in milliseconds.
+const LEASE: [u32; 2] = [50, 1000];
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Preset {
@@ -46,6 +67,15 @@ impl PolicyArgs {
     fn sets_numbers(&self) -> bool {
         self.epoch_ms.is_some() || self.epoch_min_ms.is_some() || self.cut_share.is_some()
     }
+
+    /// Length and exposure in microseconds; both 0 when neither is said.
+    fn lease(&self) -> [u32; 2] {
+        let said = [self.lease_ms, self.exposure_ms];
+        if said == [None; 2] {
+            return [0; 2];
+        }
+        [said[0].unwrap_or(LEASE[0]) * 1000, said[1].unwrap_or(LEASE[1]) * 1000]
+    }
 }
 
 pub(super) async fn policy(args: &PolicyArgs) -> Result<()> {
@@ -56,24 +86,38 @@ pub(super) async fn policy(args: &PolicyArgs) -> Result<()> {
         // What is not said stays as it is.
         let now = vm.client.set_policy(Policy::default()).await.map_err(|s| plain(&s))?.into_inner();
         Policy {
-            preset: String::new(),
             epoch_us: args.epoch_ms.map_or(now.epoch_us, |ms| ms * 1000),
             epoch_min_us: args.epoch_min_ms.map_or(now.epoch_min_us, |ms| ms * 1000),
             cut_share_percent: args.cut_share.unwrap_or(now.cut_share_percent),
+            ..Policy::default()
         }
     } else {
         Policy::default()
     };
+    let mode = args.mode.as_ref().and_then(ValueEnum::to_possible_value);
+    let mode = mode.map(|mode| mode.get_name().to_owned()).unwrap_or_default();
+    let [lease_us, exposure_us] = args.lease();
+    let asked = Policy { mode, lease_us, exposure_us, ..asked };
     let now = vm.client.set_policy(asked).await.map_err(|s| plain(&s))?.into_inner();
     let shown = json!({
         "vm": vm.name, "preset": now.preset, "epoch_us": now.epoch_us, "epoch_min_us": now.epoch_min_us,
-        "cut_share_percent": now.cut_share_percent,
+        "cut_share_percent": now.cut_share_percent, "mode": now.mode, "lease_us": now.lease_us,
+        "exposure_us": now.exposure_us,
     });
     args.target.asking.show(&shown, |_| {
         let preset = if now.preset.is_empty() { "no preset" } else { &now.preset };
         let ms = |us: u32| f64::from(us) / 1000.0;
+        let mode = if now.mode == "async" {
+            format!(
+                "async: output leaves before its epoch is committed, on leases of {} ms; a takeover loses at most {} ms",
+                ms(now.lease_us),
+                ms(now.exposure_us)
+            )
+        } else {
+            "sync: output waits for its epoch".to_owned()
+        };
         format!(
-            "{}: {preset}: epochs of up to {} ms, at least {} ms when output waits, {} % of the guest's time for ending them",
+            "{}: {preset}: epochs of up to {} ms, at least {} ms when output waits, {} % of the guest's time for ending them\n{mode}",
             vm.name,
             ms(now.epoch_us),
             ms(now.epoch_min_us),

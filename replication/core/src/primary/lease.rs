@@ -68,13 +68,16 @@ impl Primary {
     pub(super) fn lead(&mut self, now: Time, out: &mut Vec<Action>) {
         match self.lease(now) {
             Some(until) => {
-                if until != self.leased_until {
-                    self.leased_until = until;
-                    out.push(Action::Lease(until));
-                }
-                if self.gate == GateMode::Hold {
+                let begins = self.gate != GateMode::Leased;
+                if begins {
                     self.gate = GateMode::Leased;
                     out.push(Action::Gate(GateMode::Leased));
+                }
+                if begins || until != self.leased_now {
+                    self.leased_now = until;
+                    // The bound on what may be lost can end it sooner than was said before.
+                    self.leased_until = self.leased_until.max(until);
+                    out.push(Action::Lease(until));
                 }
             }
             None if self.gate == GateMode::Leased => self.hold_gate(out),

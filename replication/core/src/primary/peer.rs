@@ -56,12 +56,12 @@ pub(super) struct Peer {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct RoundTrip {
     shortest: Option<Duration>,
-    stamps: u32,
+    pub(super) stamps: u32,
 }
 
 impl RoundTrip {
     /// One stamp may have lain at the replica for any time; of so many, the quickest has not.
-    const STAMPS_MIN: u32 = 8;
+    pub(super) const STAMPS_MIN: u32 = 8;
 
     pub(super) fn add(&mut self, age: Duration) {
         self.stamps = self.stamps.saturating_add(1);

@@ -1,10 +1,12 @@
 //! The active side's rules, one test each. They read as the protocol's documentation.
 
 use super::*;
+use crate::mode::Lease;
 use crate::record::tests::{member, swap};
 use crate::record::{Refusal, Verdict, decide};
 
 const MS: Duration = Duration::from_millis(1);
+const ASYNC: Mode = Mode::Async(Lease::DEFAULT);
 
 /// A primary on a desk: it hears what the test says and an arbiter that answers at once, late or never.
 struct Desk {
@@ -113,6 +115,36 @@ impl Desk {
         let unfilled: Vec<Member> = self.primary.peers.iter().filter(unfilled).map(|p| p.member).collect();
         unfilled.into_iter().for_each(|member| self.tell(Event::Filled(member, epoch)));
         epoch.0
+    }
+
+    fn yields(&self) -> Vec<Yield> {
+        let yields = self.actions.iter().filter_map(|a| match a {
+            Action::Yield(to, said) if *to == member(2) => Some(*said),
+            _ => None,
+        });
+        yields.collect()
+    }
+
+    /// Until when output may leave uncommitted, as last said; none in a gate that is not leased.
+    fn lease(&self) -> Option<Time> {
+        let said = self.actions.iter().filter_map(|a| match a {
+            Action::Lease(until) => Some(*until),
+            _ => None,
+        });
+        said.last().filter(|_| self.primary.gate == GateMode::Leased)
+    }
+
+    /// As [`Desk::protected`], in `async`.
+    fn leased() -> (Self, u64) {
+        let (mut desk, newest) = Self::protected(LossPolicy::Degrade);
+        desk.tell(Event::SetMode(ASYNC));
+        desk.pass(1, &[2]);
+        assert_eq!(desk.record.mode, ASYNC);
+        for _ in 0..2 {
+            let next = desk.seal();
+            desk.ack(2, next);
+        }
+        (desk, newest + 2)
     }
 
     /// Replica 2 joined, seeded, acknowledged and listed. Returns the newest epoch sealed.
@@ -726,17 +758,17 @@ fn a_guest_is_handed_over_when_all_it_said_has_left() {
     assert!(desk.did(&Action::PauseGuest), "the guest stands still before its last epoch ends");
     assert_eq!(desk.primary.protection(), Protection::HandingOver);
     let last = desk.seal();
-    let yielded = Action::Yield(member(2), Generation(1), EpochId(last));
     desk.pass(20, &[2]);
-    assert!(!desk.did(&yielded), "the replica does not hold it yet");
+    assert!(desk.yields().is_empty(), "the replica does not hold it yet");
     desk.ack(2, last);
     assert_eq!(desk.released(), [last]);
-    assert!(desk.did(&yielded));
+    let yielded = Yield { generation: Generation(1), epoch: EpochId(last), sent_at: desk.now };
+    assert_eq!(desk.yields(), [yielded]);
     assert_eq!(desk.primary.open_epoch(), EpochId(last + 1), "no epoch comes after it");
     // The replica proposes; until the record says so, it is asked again with every heartbeat.
     desk.actions.clear();
     desk.pass(20, &[2]);
-    assert!(desk.actions.iter().filter(|a| **a == yielded).count() >= 2);
+    assert!(desk.yields().len() >= 2);
     let taken = swap(member(2), desk.record.version, 1, Change::TakeOver { epoch: EpochId(last) });
     let Verdict::Apply(record) = decide(Some(&desk.record), &taken) else { panic!() };
     desk.record = record;
@@ -792,7 +824,7 @@ fn a_cut_that_fails_during_a_handover_is_made_again() {
     desk.tell(Event::CutFailed);
     let last = desk.seal();
     desk.ack(2, last);
-    assert!(desk.did(&Action::Yield(member(2), Generation(1), EpochId(last))));
+    assert_eq!(desk.yields().len(), 1);
 }
 
 #[test]
@@ -817,4 +849,106 @@ fn a_pace_is_proposed_again_when_the_arbiter_was_away() {
     desk.arbiter_answers = true;
     desk.pass(3000, &[2]);
     assert_eq!(desk.primary.pace(), Some(Pace::PERFORMANCE));
+}
+
+#[test]
+fn in_async_output_leaves_for_as_long_as_the_echo_is_young() {
+    let (mut desk, _) = Desk::leased();
+    assert_eq!(desk.lease(), Some(desk.now + Lease::DEFAULT.length()));
+    // The echo counts from its stamp, not from when it arrives.
+    let stamp = desk.now;
+    desk.pass(5, &[]);
+    desk.heartbeat(2, None, Some(stamp + MS));
+    assert_eq!(desk.lease(), Some(stamp + MS + Lease::DEFAULT.length()));
+}
+
+#[test]
+fn every_replica_must_echo_for_a_lease() {
+    let (mut desk, newest) = Desk::leased();
+    desk.join(3);
+    let seed = desk.seal();
+    desk.ack(2, seed);
+    let before = desk.now;
+    desk.heartbeat(3, Some(seed), Some(before));
+    desk.pass(20, &[2]);
+    assert!(seed > newest);
+    assert_eq!(desk.lease(), Some(before + Lease::DEFAULT.length()), "the older of the two counts");
+}
+
+#[test]
+fn a_lease_ends_where_too_much_would_be_lost() {
+    let (mut desk, _) = Desk::leased();
+    desk.tell(Event::SetMode(Mode::Async(Lease::new(MS * 50, MS * 100).unwrap())));
+    desk.pass(70, &[2]);
+    for _ in 0..2 {
+        let epoch = desk.seal();
+        desk.ack(2, epoch);
+    }
+    let begun = desk.now;
+    desk.pass(1, &[2]);
+    let open = desk.seal();
+    desk.pass(90, &[2]);
+    assert!(desk.primary.exposure(desk.now).unwrap() >= MS * 90, "{open}");
+    let lease = desk.lease().unwrap();
+    assert!(lease <= begun + MS * 100);
+    desk.ack(2, open);
+    assert!(desk.lease().unwrap() > lease);
+}
+
+#[test]
+fn output_waits_until_a_change_of_the_mode_is_in_the_record() {
+    let (mut desk, _) = Desk::leased();
+    let last = desk.lease().unwrap();
+    desk.actions.clear();
+    desk.tell(Event::SetMode(Mode::Sync));
+    assert_eq!(desk.primary.gate, GateMode::Hold);
+    assert!(
+        desk.swaps().is_empty(),
+        "a lease is out, and whoever takes over by the new record would not wait for it"
+    );
+    while desk.record.mode == ASYNC {
+        desk.pass(1, &[2]);
+    }
+    assert!(desk.now > last + Lease::CHECK_TO_SEND);
+    desk.pass(5, &[2]);
+    assert_eq!((desk.primary.gate, desk.lease()), (GateMode::Hold, None));
+}
+
+#[test]
+fn a_wish_that_is_taken_back_before_it_is_recorded_does_not_stay() {
+    let (mut desk, _) = Desk::protected(LossPolicy::Degrade);
+    desk.arbiter_answers = false;
+    desk.tell(Event::SetMode(ASYNC));
+    desk.tell(Event::SetMode(Mode::Sync));
+    desk.arbiter_answers = true;
+    desk.pass(300, &[2]);
+    assert_eq!(desk.record.mode, Mode::Sync);
+}
+
+#[test]
+fn in_doubt_output_waits_in_async_too() {
+    let (mut desk, _) = Desk::leased();
+    desk.arbiter_answers = false;
+    desk.tell(Event::Deposed(Generation(2)));
+    assert_eq!(desk.primary.gate, GateMode::Hold);
+}
+
+#[test]
+fn after_a_handover_that_came_to_nothing_old_echoes_give_no_lease() {
+    let (mut desk, _) = Desk::leased();
+    desk.tell(Event::HandOver(None));
+    assert_eq!(desk.primary.gate, GateMode::Hold);
+    while desk.yields().is_empty() {
+        let last = desk.seal();
+        desk.ack(2, last);
+    }
+    // It is silent from here on, as one that is taking over.
+    desk.arbiter_answers = false;
+    desk.pass(1100, &[]);
+    let given_up = desk.actions.iter().any(|a| matches!(a, Action::NotHandedOver(_)));
+    assert!(given_up && desk.primary.gate == GateMode::Hold);
+    desk.heartbeat(2, None, Some(desk.now - MS * 900));
+    assert_eq!(desk.primary.gate, GateMode::Hold);
+    desk.pass(10, &[2]);
+    assert_eq!(desk.primary.gate, GateMode::Leased);
 }

@@ -60,6 +60,12 @@ impl Desk {
         }
     }
 
+    /// The active has stopped its guest, just now.
+    fn yielded(&mut self, generation: u64, epoch: u64) {
+        let (generation, epoch) = (Generation(generation), EpochId(epoch));
+        self.tell(Event::Yielded(Yield { generation, epoch, sent_at: self.now }));
+    }
+
     fn answer(&mut self, request: &Request) {
         let reply = match request {
             Request::Read => Reply::Record(Some(self.record.clone())),
@@ -301,10 +307,10 @@ fn stale_records_do_not_undo_newer_ones() {
 fn a_guest_that_is_yielded_is_taken_without_waiting_for_silence() {
     let mut desk = Desk::listed();
     // Of another epoch than it holds, or of another generation.
-    desk.tell(Event::Yielded(Generation(1), EpochId(5)));
-    desk.tell(Event::Yielded(Generation(2), EpochId(4)));
+    desk.yielded(1, 5);
+    desk.yielded(2, 4);
     assert!(desk.swaps().is_empty());
-    desk.tell(Event::Yielded(Generation(1), EpochId(4)));
+    desk.yielded(1, 4);
     let promoted =
         |a: &Action| matches!(a, Action::Promote(EpochId(4), record) if record.active == member(2));
     assert!(desk.actions.iter().any(promoted), "{:?}", desk.actions);
@@ -315,7 +321,7 @@ fn a_yielded_guest_is_not_taken_by_a_replica_that_is_not_listed() {
     let mut desk = Desk::new();
     desk.tell(Event::Staged(EpochId(4)));
     desk.follow(250);
-    desk.tell(Event::Yielded(Generation(1), EpochId(4)));
+    desk.yielded(1, 4);
     assert!(desk.swaps().is_empty());
 }
 
@@ -324,8 +330,99 @@ fn a_takeover_by_yielding_that_is_refused_is_tried_again() {
     let mut desk = Desk::listed();
     // The record has moved on since it was read.
     desk.change(1, Change::List { member: member(3), since: EpochId(4) });
-    desk.tell(Event::Yielded(Generation(1), EpochId(4)));
+    desk.yielded(1, 4);
     assert_eq!(desk.record.generation, Generation(1));
-    desk.tell(Event::Yielded(Generation(1), EpochId(4)));
+    desk.yielded(1, 4);
     assert_eq!(desk.record.generation, Generation(2));
+}
+
+/// Replica 2, in sync with an active that speaks on leases of this length.
+fn leasing(length: Duration) -> (Desk, Lease) {
+    let mut desk = Desk::listed();
+    let lease = Lease::new(length, Duration::from_secs(1)).unwrap();
+    desk.change(1, Change::SetMode { mode: Mode::Async(lease) });
+    desk.follow(250);
+    desk.actions.clear();
+    (desk, lease)
+}
+
+#[test]
+fn a_lease_is_outwaited_before_a_takeover() {
+    let (mut desk, lease) = leasing(MS * 300);
+    desk.silence(300);
+    assert!(desk.swaps().is_empty());
+    let left = lease.outwaited() - MS * 300;
+    desk.silence(u32::try_from(left.as_millis()).unwrap() + 1);
+    assert_eq!(desk.promoted(), Some((EpochId(4), Generation(2))));
+}
+
+#[test]
+fn a_short_lease_costs_a_takeover_nothing_beyond_the_silence() {
+    let (mut desk, lease) = leasing(Lease::DEFAULT.length());
+    desk.silence(62);
+    assert!(lease.outwaited() < MS * 62);
+    assert!(desk.promoted().is_some());
+}
+
+#[test]
+fn the_end_of_a_lease_is_not_slept_through() {
+    let (mut desk, lease) = leasing(MS * 303);
+    let heard = desk.now;
+    desk.silence(305);
+    let mut due = desk.replica.next_tick();
+    while due < heard + lease.outwaited() {
+        desk.now = due;
+        desk.tell(Event::Tick);
+        due = desk.replica.next_tick();
+    }
+    assert_eq!(due, heard + lease.outwaited());
+}
+
+#[test]
+fn a_suspect_gets_no_new_lease_while_its_stamps_still_arrive() {
+    let (mut desk, lease) = leasing(MS * 100);
+    let hangs_from = desk.now;
+    let mut echoed = Vec::new();
+    for _ in 0..700 {
+        desk.now = desk.now + MS;
+        let (generation, progress) = (Generation(1), 7);
+        let (from, echo) = (member(1), Some(desk.now));
+        desk.tell(Event::Heartbeat(Heartbeat {
+            from,
+            generation,
+            sent_at: desk.now,
+            echo,
+            progress,
+            epoch: None,
+        }));
+        desk.tell(Event::Tick);
+        for action in desk.actions.drain(..) {
+            match action {
+                Action::Heartbeat(said) => echoed.push((desk.now, said.echo.unwrap())),
+                Action::Promote(..) => {
+                    let newest = echoed.iter().map(|(_, echo)| *echo).max().unwrap();
+                    assert!(
+                        desk.now >= newest + lease.outwaited(),
+                        "{newest} was echoed, taken at {}",
+                        desk.now
+                    );
+                    assert!(desk.now > hangs_from + MS * 600);
+                    return;
+                }
+                _ => {}
+            }
+        }
+    }
+    panic!("never taken over");
+}
+
+#[test]
+fn a_guest_that_has_gone_on_after_it_was_yielded_is_not_taken() {
+    let (mut desk, _) = leasing(MS * 100);
+    let (generation, epoch) = (Generation(1), EpochId(4));
+    let late = Yield { generation, epoch, sent_at: Time(0) };
+    desk.tell(Event::Yielded(late));
+    assert!(desk.swaps().is_empty(), "a later stamp has been seen, and may have been echoed");
+    desk.yielded(1, 4);
+    assert!(desk.promoted().is_some());
 }

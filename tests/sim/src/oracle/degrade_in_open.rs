@@ -34,9 +34,9 @@ pub(super) fn check(w: &Witness) -> Result<(), Violation> {
         }
         let alone = mine().any(|(_, r)| r.in_sync.is_empty() && r.policy == LossPolicy::Degrade);
         // A lease lasts beyond whoever gave it.
-        let lease = w.lease_at(*from, *at).map_or(0, |lease| {
-            u64::try_from(lease.outwaited().as_nanos()).expect("seconds")
-        });
+        let lease = w
+            .lease_at(*from, *at)
+            .map_or(0, |lease| u64::try_from(lease.outwaited().as_nanos()).expect("seconds"));
         let alive_at = (*asked_at).min(at.saturating_sub(lease));
         let guarded = mine().any(|(_, r)| guards(w, r, alive_at));
         if !alone && !guarded && mine().next().is_some() {

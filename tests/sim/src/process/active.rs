@@ -6,7 +6,7 @@ use bytes::Bytes;
 use mycelium_ram_core::disk::DiskChange;
 use mycelium_ram_core::message::{Accept, Heartbeat, Ingress, Message, Offer, Output};
 use mycelium_ram_core::output::{GateMode, Offered, OutputQueue};
-use mycelium_ram_core::primary::{Action, Event, Primary, PrimaryConfig, StopReason};
+use mycelium_ram_core::primary::{Action, Event, Primary, StopReason};
 use mycelium_ram_core::record::{Change, Record};
 use mycelium_ram_core::sabotage::{Sabotage, sabotaged};
 use mycelium_ram_core::settle::Request as ArbiterRequest;
@@ -64,7 +64,7 @@ pub struct Active {
 
 impl Active {
     pub(super) fn boot(record: Record, cx: &mut Cx<'_>) -> Self {
-        let primary = Primary::new(PrimaryConfig::default(), cx.me, record, EpochId(0), 1, cx.now);
+        let primary = Primary::new(cx.primary_config(), cx.me, record, EpochId(0), 1, cx.now);
         let mut active = Self::new(primary, Guest::boot(), IngressSeq(0));
         active.tell(Event::Tick, cx);
         cx.after(MS, Timer::Resume);

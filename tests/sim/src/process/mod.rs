@@ -9,8 +9,10 @@ mod session;
 mod takeover;
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use mycelium_ram_core::message::Message;
+use mycelium_ram_core::primary::PrimaryConfig;
 use mycelium_ram_core::record::Record;
 use mycelium_ram_core::{EpochId, Member, Time, VmId};
 
@@ -36,6 +38,8 @@ pub struct Costs {
     pub resume: (u64, u64),
     /// Between two ticks of the guest's own timer.
     pub guest_tick: (u64, u64),
+    /// How long a guest stands still for a planned handover.
+    pub hand_over_patience: u64,
     /// Cuts of 1000 that fail.
     pub cut_fails_pm: u64,
 }
@@ -49,6 +53,7 @@ impl Default for Costs {
             apply: (20 * US, 300 * US),
             resume: (200 * US, 3 * MS),
             guest_tick: (3 * MS, 14 * MS),
+            hand_over_patience: 1000 * MS,
             cut_fails_pm: 0,
         }
     }
@@ -73,6 +78,11 @@ pub struct Cx<'a> {
 }
 
 impl Cx<'_> {
+    fn primary_config(&self) -> PrimaryConfig {
+        let hand_over_patience = Duration::from_nanos(self.costs.hand_over_patience);
+        PrimaryConfig { hand_over_patience, ..PrimaryConfig::default() }
+    }
+
     fn after(&mut self, delay: u64, timer: Timer) {
         self.fx.push(Effect::After(delay, timer));
     }

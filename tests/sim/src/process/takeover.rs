@@ -1,7 +1,7 @@
 //! From replica to active: finish the image, send what was gated, give the guest what it missed, tell the switch.
 
 use mycelium_ram_core::EpochId;
-use mycelium_ram_core::primary::{Event, Primary, PrimaryConfig};
+use mycelium_ram_core::primary::{Event, Primary};
 use mycelium_ram_core::record::Record;
 use mycelium_ram_core::sabotage::{Sabotage, sabotaged};
 
@@ -35,7 +35,7 @@ pub(super) fn take_over(
             return None;
         }
     };
-    let primary = Primary::new(PrimaryConfig::default(), cx.me, record, epoch, passive.replica.ops(), cx.now);
+    let primary = Primary::new(cx.primary_config(), cx.me, record, epoch, passive.replica.ops(), cx.now);
     let mut active = Active::new(primary, guest, passive.ingress.seen_through());
     cx.fx.push(Effect::Point(Point::Promoted));
     if !sabotaged(Sabotage::GatedFramesDropped) {

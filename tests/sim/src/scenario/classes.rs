@@ -509,10 +509,17 @@ fn hand_overs(s: &mut Scenario, rng: &mut Rng) {
 }
 
 fn lease(rng: &mut Rng) -> Mode {
-    let of = |ms: u64| std::time::Duration::from_millis(ms);
-    let length = if rng.chance(500) { 50 } else { rng.between((20, 300)) };
-    let lease = Lease::new(of(length), of(rng.between((20, 400))));
+    let of = std::time::Duration::from_millis;
+    let length = if rng.chance(500) { 50 } else { rng.between((20, 600)) };
+    // A loop that hangs is found out after 500 ms; only with more to lose does the lease matter then.
+    let exposure = if rng.chance(500) { rng.between((20, 400)) } else { rng.between((600, 2000)) };
+    let lease = Lease::new(of(length), of(exposure));
     Mode::Async(lease.expect("within its bounds"))
+}
+
+fn long_lease(rng: &mut Rng) -> Mode {
+    let of = std::time::Duration::from_millis;
+    Mode::Async(Lease::new(of(rng.between((300, 600))), of(2000)).expect("within its bounds"))
 }
 
 fn asynchronous(s: &mut Scenario, rng: &mut Rng) {
@@ -528,15 +535,27 @@ fn asynchronous(s: &mut Scenario, rng: &mut Rng) {
     s.add(When::At(first), What::SetMode(lease(rng)));
     if rng.chance(400) {
         let mode = if rng.chance(500) { Mode::Sync } else { lease(rng) };
-        s.add(some_time(rng, &[ACTIVE_POINTS, &[Point::Leased, Point::LeaseEnded]].concat()), What::SetMode(mode));
+        s.add(
+            some_time(rng, &[ACTIVE_POINTS, &[Point::Leased, Point::LeaseEnded]].concat()),
+            What::SetMode(mode),
+        );
     }
     let points = [&[Point::Leased, Point::LeaseEnded, Point::ModeAsked], ACTIVE_POINTS].concat();
     let strike = some_time(rng, &points);
     match rng.below(7) {
         0 => s.add_protected(strike, What::Crash(Who::Active, reboot(rng))),
         1 => s.add_protected(strike, What::Stall(Who::Active, stop_for(rng))),
-        // Its stamps still arrive when it is suspected.
-        2 => s.add_protected(strike, What::Hang(Who::Active, Some(rng.between((500, 1200)) * MS))),
+        2 => {
+            // Its stamps still arrive when it is suspected.
+            s.add(When::At(first + 60 * MS), What::SetMode(long_lease(rng)));
+            let length = rng.chance(700).then(|| rng.between((500, 1200)) * MS);
+            s.add_protected(strike, What::Hang(Who::Active, length));
+            if rng.chance(700) {
+                // Nobody tells it.
+                let alone = What::Cut(Rift::ActiveFromPeers, rng.between((300, 900)) * MS);
+                s.add(When::Reached { point: Point::TakeoverSent, nth: 1, after: 0 }, alone);
+            }
+        }
         3 => s.add_protected(strike, What::Cut(rng.pick(RIFTS), rng.between((30, 900)) * MS)),
         4 => {
             // It echoes and commits nothing: what would be lost grows.
@@ -552,8 +571,13 @@ fn asynchronous(s: &mut Scenario, rng: &mut Rng) {
         }
         _ => {
             s.add_protected(strike, What::HandOver);
-            let down = What::ArbiterDown(rng.between((20, 1500)) * MS);
-            s.add(some_time(rng, &[Point::Yielded, Point::HandOverAsked]), down);
+            s.costs.hand_over_patience = rng.between((20, 150)) * MS;
+            s.paths.spike_pm = 100;
+            s.paths.spike = rng.between((20, 200)) * MS;
+            // The swap is applied when the active has just given up, with a lease in hand.
+            s.add(When::At(first + 60 * MS), What::SetMode(long_lease(rng)));
+            let down = What::ArbiterDown(s.costs.hand_over_patience + rng.between((1, 80)) * MS);
+            s.add(When::Reached { point: Point::Yielded, nth: 1, after: 0 }, down);
         }
     }
     if rng.chance(300) {

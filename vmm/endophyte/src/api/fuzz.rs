@@ -100,14 +100,15 @@ fn desk(who: Who) -> Arc<Desk> {
         return desk;
     }
     let hand_over: HandOver = Box::new(|_, tell| (tell.0)(Err(NotHandedOver::NoReplica)));
-    let paced = board.clone();
+    let (paced, moded) = (board.clone(), board.clone());
     let set_pace = Box::new(move |pace| paced.send_modify(|status| status.pace = Some(pace)));
+    let set_mode = Box::new(move |mode| moded.send_modify(|status| status.mode = Some(mode)));
     let order: Box<dyn Fn(Order) + Send> = Box::new(|order| drop(format!("{order:?}")));
     desk.take(Hands {
         machine: Weak::new(),
         hold: Box::new(move |hold| board.send_modify(|status| status.held = hold)),
         order: (who == Who::Alone).then_some(order),
-        protection: (who == Who::Protected).then_some(Protection { hand_over, set_pace }),
+        protection: (who == Who::Protected).then_some(Protection { hand_over, set_pace, set_mode }),
     });
     desk.listens(rhizomorph_link::PeerKey([1; 32]), &[]);
     desk

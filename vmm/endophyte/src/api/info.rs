@@ -1,12 +1,10 @@
 //! The desk in the API's words.
 
-use std::time::Duration;
-
-use endophyte_api::{Device, Figures, Policy, Replica, Role, VmInfo};
+use endophyte_api::{Device, Figures, Replica, Role, VmInfo};
 use endophyte_vmm::machine::DeviceNow;
-use mycelium_ram_core::pace::Pace;
 use rhizomorph_link::PeerKey;
 
+use super::policy::policy;
 use crate::desk::Desk;
 use crate::migrate::INCOMING;
 use crate::replicas::{Standing, View};
@@ -26,6 +24,7 @@ pub(super) fn vm_info(desk: &Desk) -> VmInfo {
     let devices = machine.as_ref().map(|machine| machine.devices_now()).unwrap_or_default();
     let allowed = peering.filter(|_| listens).map(|p| p.allowed.keys()).unwrap_or_default();
     VmInfo {
+        policy: policy(&status).filter(|_| role == Role::Active),
         role: role.into(),
         replicas: replicas.iter().map(|view| replica(view, &status)).collect(),
         listen: reach.iter().flat_map(|t| &t.addrs).map(ToString::to_string).collect(),
@@ -49,18 +48,6 @@ pub(super) fn vm_info(desk: &Desk) -> VmInfo {
         listed: status.listed,
         staged_epoch: status.staged_epoch,
         last_trouble: status.last_trouble.unwrap_or_default(),
-        policy: status.pace.filter(|_| role == Role::Active).map(policy),
-    }
-}
-
-/// A pace in the API's words.
-pub(super) fn policy(pace: Pace) -> Policy {
-    let us = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
-    Policy {
-        preset: pace.name().unwrap_or_default().to_owned(),
-        epoch_us: us(pace.epoch_max()),
-        epoch_min_us: us(pace.epoch_min()),
-        cut_share_percent: pace.cut_share_pm() / 10,
     }
 }
 
@@ -102,5 +89,7 @@ fn figures(status: &Status) -> Figures {
         pause_us_p99: stats.pause_us.p99,
         output_delay_us_p50: stats.output_delay_us.p50,
         output_delay_us_p99: stats.output_delay_us.p99,
+        exposure_us: stats.exposure_us,
+        exposure_bytes: stats.exposure_bytes,
     }
 }

@@ -4,6 +4,7 @@ mod console;
 #[cfg(feature = "fuzzing")]
 mod fuzz;
 mod info;
+mod policy;
 mod service;
 
 #[cfg(feature = "fuzzing")]

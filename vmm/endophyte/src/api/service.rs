@@ -19,7 +19,6 @@ use endophyte_api::{
 use endophyte_vmm::machine::Machine;
 use mycelium_ram::active::HandedOver;
 use mycelium_ram_core::NodeId;
-use mycelium_ram_core::pace::Pace;
 use rhizomorph_link::{PeerKey, Ticket};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
@@ -29,7 +28,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::console::serve_console;
 use super::ended;
-use super::info::{policy, vm_info};
+use super::info::vm_info;
+use super::policy::{Wanted, policy};
 use crate::create::{Asked, CREATED};
 use crate::desk::{Desk, Order, Peering};
 use crate::limits::{ALLOWED_KEYS, API_PATIENCE, API_QUEUE, DETACH_PATIENCE, DETACH_PATIENCE_MAX};
@@ -107,24 +107,6 @@ impl Service {
 }
 
 const NOT_ACTIVE: &str = "the guest does not run here (yet); ask the process that is its active";
-
-/// What a policy asks for.
-fn pace(asked: &Policy) -> Result<Pace, Status> {
-    let Policy { preset, epoch_us, epoch_min_us, cut_share_percent } = asked;
-    let plain = Policy { preset: preset.clone(), ..Policy::default() };
-    let wrong = |text: String| Status::invalid_argument(text);
-    if !preset.is_empty() {
-        let known = Pace::PRESETS.map(|(name, _)| name).join(", ");
-        return match Pace::named(preset) {
-            Some(pace) if *asked == plain => Ok(pace),
-            Some(_) => Err(wrong("a preset goes without numbers, numbers without a preset".to_owned())),
-            None => Err(wrong(format!("preset: {preset:?}: there are {known}"))),
-        };
-    }
-    let us = |us: u32| Duration::from_micros(us.into());
-    Pace::new(us(*epoch_us), us(*epoch_min_us), cut_share_percent.saturating_mul(10))
-        .map_err(|error| wrong(error.to_string()))
-}
 
 fn unprotected(call: &str) -> Status {
     Status::failed_precondition(format!(
@@ -225,16 +207,20 @@ impl Vm for Service {
         self.peering("SetPolicy")?;
         let mut board = self.desk.board.subscribe();
         let asked = request.into_inner();
-        let now = board.borrow().pace;
+        let nobody = || self.nobody(NOT_ACTIVE);
         if asked == Policy::default() {
-            return now.map(|pace| Response::new(policy(pace))).ok_or_else(|| self.nobody(NOT_ACTIVE));
+            return policy(&board.borrow()).map(Response::new).ok_or_else(nobody);
         }
-        let pace = pace(&asked)?;
-        if !self.desk.set_pace(pace) {
-            return Err(self.nobody(NOT_ACTIVE));
+        let Wanted { pace, mode } = Wanted::read(&asked)?;
+        if !self.desk.set_policy(pace, mode) {
+            return Err(nobody());
         }
-        match timeout(API_PATIENCE, board.wait_for(|status| status.pace == Some(pace))).await {
-            Ok(_) => Ok(Response::new(policy(pace))),
+        let is_so = |status: &crate::rundir::Status| {
+            pace.is_none_or(|pace| status.pace == Some(pace))
+                && mode.is_none_or(|mode| status.mode == Some(mode))
+        };
+        match timeout(API_PATIENCE, board.wait_for(is_so)).await {
+            Ok(_) => policy(&self.desk.board.borrow()).map(Response::new).ok_or_else(nobody),
             Err(_) => Err(Status::deadline_exceeded(format!(
                 "the arbiter's record did not have it within {} s; it will when the arbiter answers",
                 API_PATIENCE.as_secs()
