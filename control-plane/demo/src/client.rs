@@ -32,7 +32,7 @@ pub(crate) struct Shared {
 /// What one connection has seen.
 #[derive(Debug, Default)]
 pub(crate) struct Log {
-    /// Every acknowledgement: when the request was sent and when the reply came, on CLOCK_MONOTONIC, nanoseconds.
+    /// Every acknowledgement: when the request was sent and when the reply came, on CLOCK_BOOTTIME, nanoseconds.
     pub(crate) acks: Vec<(u64, u64)>,
     /// Replies that show a write done twice.
     pub(crate) repeated: u64,

@@ -14,7 +14,7 @@ const SETTLE: Duration = Duration::from_millis(150);
 #[derive(Debug)]
 pub(crate) struct Story {
     line: ProgressBar,
-    /// The demo's beginning on CLOCK_MONOTONIC, nanoseconds.
+    /// The demo's beginning on CLOCK_BOOTTIME, nanoseconds.
     pub(crate) began: u64,
     losses: RefCell<Vec<u64>>,
     /// Lines that may still be preceded by others.

@@ -47,7 +47,7 @@ pub(crate) struct Loss {
     /// The node that was lost, and the one that held its replica.
     pub(crate) from: usize,
     pub(crate) to: usize,
-    /// When, on CLOCK_MONOTONIC, nanoseconds.
+    /// When, on CLOCK_BOOTTIME, nanoseconds.
     pub(crate) at: u64,
     /// Connections that waited for a reply then.
     pub(crate) outstanding: u64,

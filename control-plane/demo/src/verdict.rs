@@ -85,7 +85,7 @@ pub(crate) struct Evidence {
     pub(crate) fault: Fault,
     pub(crate) phase: Option<&'static str>,
     pub(crate) seed: u64,
-    /// The demo's beginning on CLOCK_MONOTONIC, nanoseconds.
+    /// The demo's beginning on CLOCK_BOOTTIME, nanoseconds.
     pub(crate) began: u64,
     /// The nodes' names and timelines.
     pub(crate) names: &'static [&'static str],

@@ -62,7 +62,7 @@ pub(crate) trait World {
     /// Events of a node since the last call, their `t_ns` on this machine's clock.
     fn events(&mut self, node: usize) -> Result<Vec<Stamped>>;
 
-    /// What else has happened since the last call, for people: when, on CLOCK_MONOTONIC, nanoseconds, and what.
+    /// What else has happened since the last call, for people: when, on CLOCK_BOOTTIME, nanoseconds, and what.
     fn news(&mut self) -> Vec<(u64, String)> {
         Vec::new()
     }
@@ -77,7 +77,7 @@ pub(crate) trait World {
         anyhow::bail!("nothing is held here")
     }
 
-    /// Strikes an active node. Returns when, on CLOCK_MONOTONIC, nanoseconds.
+    /// Strikes an active node. Returns when, on CLOCK_BOOTTIME, nanoseconds.
     fn lose(&mut self, node: usize, fault: Fault) -> Result<u64>;
 
     /// Undoes the fault, where it can be undone.

@@ -1,14 +1,14 @@
-//! This machine's monotonic clock, and what can be said about a peer's.
+//! This machine's clock, and what can be said about a peer's.
 
 use std::time::Duration;
 
 use mycelium_ram_core::Time;
 use rustix::time::{ClockId, clock_gettime};
 
-/// Now, on CLOCK_MONOTONIC.
+/// Now, on CLOCK_BOOTTIME: it goes on while the machine sleeps, so that what was allowed before is over when it wakes.
 #[must_use]
 pub fn now() -> Time {
-    nanos(ClockId::Monotonic)
+    nanos(ClockId::Boottime)
 }
 
 /// Now, on CLOCK_REALTIME (nanoseconds since 1970), for logs.

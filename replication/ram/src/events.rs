@@ -137,7 +137,7 @@ pub enum Event {
 /// An event and when it happened.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Stamped {
-    /// Nanoseconds on CLOCK_MONOTONIC.
+    /// Nanoseconds on CLOCK_BOOTTIME.
     pub t_ns: u64,
     /// Nanoseconds since 1970.
     pub wall_ns: u64,

@@ -11,6 +11,7 @@ use mycelium_arbiter::client::Client;
 use mycelium_ram::active::{self, ActiveParts, Ended, Inbox};
 use mycelium_ram::events::{Event, EventLog};
 use mycelium_ram_core::primary::StopReason;
+use mycelium_ram_core::mode::Mode;
 use mycelium_ram_core::record::{Change, LossPolicy, Record, Refusal, Swap};
 use mycelium_ram_core::settle::{Reply, Request};
 use mycelium_ram_core::{EpochId, Member, OpId, VmId};
@@ -35,7 +36,8 @@ pub(crate) fn run(args: &ActiveArgs) -> Result<ExitCode, Exit> {
     guest.machine.boot().or_exit(Failure::Host)?;
     guest.machine.set_rx_enabled(true);
     guest.machine.resume().or_exit(Failure::Host)?;
-    protect(&node, guest, Mandate { me, record, resumed_from: EpochId(0), ops: 1 }, &signals)
+    let mode = Some(args.mode).filter(|mode| *mode != record.mode);
+    protect(&node, guest, Mandate { me, record, resumed_from: EpochId(0), ops: 1, mode }, &signals)
 }
 
 /// Makes the record that says this process is the active.
@@ -65,6 +67,8 @@ pub(crate) struct Mandate {
     pub(crate) record: Record,
     pub(crate) resumed_from: EpochId,
     pub(crate) ops: u64,
+    /// What the record is to say of its mode, if it does not yet.
+    pub(crate) mode: Option<Mode>,
 }
 
 /// Protects a running guest until it ends, here or by somebody else's takeover.
@@ -102,6 +106,7 @@ pub(crate) fn protect(
         arbiter: node.arbiter_port(to_inbox.clone(), Inbox::Arbiter)?,
         events: node.events.clone(),
     };
+    mandate.mode.into_iter().for_each(|mode| drop(to_inbox.send(Inbox::SetMode(mode))));
     let shutdown = to_inbox.clone();
     signals.on_signal(move || drop(shutdown.send(Inbox::Shutdown))).or_exit(Failure::Host)?;
     let terminal = open_console(node, &guest, &to_inbox).or_exit(Failure::Host)?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use endophyte_sandbox::User;
+use mycelium_ram_core::mode::{Lease, Mode};
 use mycelium_ram_core::record::LossPolicy;
 use rhizomorph_link::{PeerKey, Ticket};
 
@@ -238,6 +239,18 @@ pub(crate) struct ActiveArgs {
     /// When a replica is lost: run on unprotected once the arbiter has recorded it, or stop until one is back.
     #[arg(long, value_name = "POLICY", default_value = "degrade", value_parser = parse_policy)]
     pub(crate) on_loss: LossPolicy,
+    /// sync: output waits until replicas hold what caused it. async: it leaves at once, and a takeover may lose up to a second of the
+    /// guest's time; `mycelium vm policy` changes it, and how much, while the VM runs.
+    #[arg(long, value_name = "MODE", default_value = "sync", value_parser = parse_mode)]
+    pub(crate) mode: Mode,
+}
+
+fn parse_mode(word: &str) -> Result<Mode, String> {
+    match word {
+        "sync" => Ok(Mode::Sync),
+        "async" => Ok(Mode::Async(Lease::DEFAULT)),
+        other => Err(format!("{other:?}: there are sync and async")),
+    }
 }
 
 #[derive(Clone, Debug, Args)]

@@ -206,7 +206,7 @@ fn take_over(
         "{} goes on here as generation {}, from {epoch}",
         node.vm, promotion.record.generation.0
     ));
-    Ok(Mandate { me, record: promotion.record, resumed_from: epoch, ops: promotion.ops })
+    Ok(Mandate { me, record: promotion.record, resumed_from: epoch, ops: promotion.ops, mode: None })
 }
 
 /// Has the disks' journals end soon, so that the guest's first flush need not do it. From a thread of its own: writing out what

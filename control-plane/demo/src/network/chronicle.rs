@@ -5,7 +5,7 @@ use mycelium_api::{NetworkStatus, Vm};
 /// One daemon's answers.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Look {
-    /// When they were there, on CLOCK_MONOTONIC, nanoseconds.
+    /// When they were there, on CLOCK_BOOTTIME, nanoseconds.
     pub(crate) at: u64,
     pub(crate) status: NetworkStatus,
     pub(crate) vms: Vec<Vm>,

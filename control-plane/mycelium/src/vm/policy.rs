@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use endophyte_api::Policy;
+use endophyte_api::{InfoRequest, Policy};
 use serde_json::json;
 
 use super::target::Target;
@@ -18,7 +18,7 @@ use crate::output::plain;
     balanced      25 ms   0         10 %\n\
     consistency   10 ms   0         50 %   clients wait little, a guest that writes much is slow\n\n\
     With --mode sync, output waits for its epoch and a takeover loses nothing that anybody has heard of. With --mode async it leaves at \
-    once, and a takeover may lose up to --exposure-ms of the guest's time; `mycelium vm show` says how much it is now. A replica takes over \
+    once, and a takeover may lose up to --exposure-ms of the guest's time; without options this command says how much it is now. A replica takes over \
     no sooner than --lease-ms after it last answered: longer than the round trip to it, or output waits all the same."
 )]
 pub(crate) struct PolicyArgs {
@@ -99,19 +99,24 @@ pub(super) async fn policy(args: &PolicyArgs) -> Result<()> {
     let [lease_us, exposure_us] = args.lease();
     let asked = Policy { mode, lease_us, exposure_us, ..asked };
     let now = vm.client.set_policy(asked).await.map_err(|s| plain(&s))?.into_inner();
+    let info = vm.client.info(InfoRequest {}).await.map_err(|s| plain(&s))?.into_inner();
+    let figures = info.figures.unwrap_or_default();
     let shown = json!({
         "vm": vm.name, "preset": now.preset, "epoch_us": now.epoch_us, "epoch_min_us": now.epoch_min_us,
         "cut_share_percent": now.cut_share_percent, "mode": now.mode, "lease_us": now.lease_us,
-        "exposure_us": now.exposure_us,
+        "exposure_us": now.exposure_us, "exposed_us": figures.exposure_us, "exposed_bytes": figures.exposure_bytes,
     });
     args.target.asking.show(&shown, |_| {
         let preset = if now.preset.is_empty() { "no preset" } else { &now.preset };
         let ms = |us: u32| f64::from(us) / 1000.0;
         let mode = if now.mode == "async" {
             format!(
-                "async: output leaves before its epoch is committed, on leases of {} ms; a takeover loses at most {} ms",
+                "async: output leaves before its epoch is committed, on leases of {} ms; a takeover loses at most {} ms;\n\
+                 at the moment it would be {} ms and {} KiB",
                 ms(now.lease_us),
-                ms(now.exposure_us)
+                ms(now.exposure_us),
+                figures.exposure_us.unwrap_or_default().div_ceil(1000),
+                figures.exposure_bytes.div_ceil(1024)
             )
         } else {
             "sync: output waits for its epoch".to_owned()
