@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::pace::micros;
+
 /// Whether output waits for its epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -28,8 +30,8 @@ pub enum Mode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "Written")]
 pub struct Lease {
-    length: Duration,
-    exposure: Duration,
+    length_us: u32,
+    exposure_us: u32,
 }
 
 /// A lease nobody could keep.
@@ -52,7 +54,7 @@ struct Written {
 
 impl Lease {
     /// Shorter than the detector's shortest silence, so that waiting for its end costs a takeover next to nothing.
-    pub const DEFAULT: Self = Self { length: Duration::from_millis(50), exposure: Duration::from_secs(1) };
+    pub const DEFAULT: Self = Self { length_us: 50_000, exposure_us: 1_000_000 };
 
     /// By how much the clocks of two hosts may part, in millionths: crystals by 200, and each is slewed by 500 at most.
     const DRIFT_PPM: u32 = 2_000;
@@ -71,27 +73,27 @@ impl Lease {
         } else if !(least..=Duration::from_secs(60)).contains(&exposure) {
             Err(LeaseError::Exposure)
         } else {
-            Ok(Self { length, exposure })
+            Ok(Self { length_us: micros(length), exposure_us: micros(exposure) })
         }
     }
 
     /// For how long an echo lets the active speak, from the stamp that it echoes.
     #[must_use]
     pub fn length(self) -> Duration {
-        self.length
+        Duration::from_micros(self.length_us.into())
     }
 
     /// Output that nobody has committed leaves only while no more than this would be lost.
     #[must_use]
     pub fn exposure(self) -> Duration {
-        self.exposure
+        Duration::from_micros(self.exposure_us.into())
     }
 
     /// How long a replica waits, from when it learnt of the newest stamp it may have echoed, until the active is sure to be
     /// silent.
     #[must_use]
     pub fn outwaited(self) -> Duration {
-        self.length + self.length * Self::DRIFT_PPM / 1_000_000 + Self::CHECK_TO_SEND
+        self.length() + self.length() * Self::DRIFT_PPM / 1_000_000 + Self::CHECK_TO_SEND
     }
 }
 
@@ -105,8 +107,7 @@ impl TryFrom<Written> for Lease {
 
 impl From<Lease> for Written {
     fn from(lease: Lease) -> Self {
-        let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        Self { lease_us: us(lease.length), exposure_us: us(lease.exposure) }
+        Self { lease_us: lease.length_us.into(), exposure_us: lease.exposure_us.into() }
     }
 }
 

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "Written")]
 pub struct Pace {
-    epoch_max: Duration,
-    epoch_min: Duration,
+    epoch_max_us: u32,
+    epoch_min_us: u32,
     cut_share_pm: u32,
 }
 
@@ -53,12 +53,8 @@ impl Pace {
         ("consistency", Self::CONSISTENCY),
     ];
 
-    const fn of(epoch_max_us: u64, epoch_min_us: u64, cut_share_pm: u32) -> Self {
-        Self {
-            epoch_max: Duration::from_micros(epoch_max_us),
-            epoch_min: Duration::from_micros(epoch_min_us),
-            cut_share_pm,
-        }
+    const fn of(epoch_max_us: u32, epoch_min_us: u32, cut_share_pm: u32) -> Self {
+        Self { epoch_max_us, epoch_min_us, cut_share_pm }
     }
 
     /// A pace of its own: longest epoch, shortest epoch when output waits, and the share of the guest's time that cuts for the sake of
@@ -74,20 +70,20 @@ impl Pace {
         } else if !(10..=1000).contains(&cut_share_pm) {
             Err(PaceError::CutShare)
         } else {
-            Ok(Self { epoch_max, epoch_min, cut_share_pm })
+            Ok(Self::of(micros(epoch_max), micros(epoch_min), cut_share_pm))
         }
     }
 
     /// Longest epoch.
     #[must_use]
     pub fn epoch_max(self) -> Duration {
-        self.epoch_max
+        Duration::from_micros(self.epoch_max_us.into())
     }
 
     /// Shortest epoch, when output waits.
     #[must_use]
     pub fn epoch_min(self) -> Duration {
-        self.epoch_min
+        Duration::from_micros(self.epoch_min_us.into())
     }
 
     /// Thousandths of the guest's time for cuts that output waits for.
@@ -120,13 +116,14 @@ impl TryFrom<Written> for Pace {
 
 impl From<Pace> for Written {
     fn from(pace: Pace) -> Self {
-        let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        Self {
-            epoch_max_us: us(pace.epoch_max),
-            epoch_min_us: us(pace.epoch_min),
-            cut_share_pm: pace.cut_share_pm,
-        }
+        let Pace { epoch_max_us, epoch_min_us, cut_share_pm } = pace;
+        Self { epoch_max_us: epoch_max_us.into(), epoch_min_us: epoch_min_us.into(), cut_share_pm }
     }
+}
+
+/// Whole microseconds of a time within bounds.
+pub(crate) fn micros(time: Duration) -> u32 {
+    u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -136,7 +133,7 @@ mod tests {
     #[test]
     fn presets_are_within_bounds_and_survive_the_record() {
         for (name, pace) in Pace::PRESETS {
-            assert_eq!(Pace::new(pace.epoch_max, pace.epoch_min, pace.cut_share_pm), Ok(pace));
+            assert_eq!(Pace::new(pace.epoch_max(), pace.epoch_min(), pace.cut_share_pm), Ok(pace));
             assert_eq!((Pace::named(name), pace.name()), (Some(pace), Some(name)));
             assert_eq!(Pace::try_from(Written::from(pace)), Ok(pace));
         }

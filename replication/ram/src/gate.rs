@@ -359,6 +359,38 @@ mod tests {
     }
 
     #[test]
+    fn a_leased_gate_lets_out_while_the_lease_lasts_and_holds_when_it_is_over() {
+        let world = Arc::new(World::default());
+        let gate = Gate::new(world.clone(), EpochId(1));
+        let soon = || clock::now() + Duration::from_secs(60);
+        gate.set_mode(GateMode::Leased);
+        assert_eq!(
+            gate.offer(Port::Net(0), 0, b"a"),
+            (Offer::Taken, true),
+            "a leased gate begins without a lease"
+        );
+        gate.release_leased();
+        assert!(world.said.lock().unwrap().is_empty());
+        assert!(gate.lease(soon()), "something waits");
+        gate.release_leased();
+        assert_eq!(gate.offer(Port::Net(0), 0, b"b"), (Offer::Taken, false));
+        assert_eq!(*world.said.lock().unwrap(), b"ab");
+        gate.lease(clock::now() - Duration::from_nanos(1));
+        assert_eq!(gate.offer(Port::Net(0), 0, b"c"), (Offer::Taken, true));
+        gate.seal();
+        gate.release(EpochId(1));
+        assert_eq!(*world.said.lock().unwrap(), b"abc", "what is committed needs no lease");
+        gate.lease(soon());
+        gate.set_mode(GateMode::Hold);
+        gate.set_mode(GateMode::Leased);
+        assert_eq!(
+            gate.offer(Port::Net(0), 0, b"d"),
+            (Offer::Taken, true),
+            "a lease ends with the gate's mode"
+        );
+    }
+
+    #[test]
     fn output_offered_between_the_last_release_and_the_opening_leaves() {
         let world = Arc::new(World::default());
         let gate = Gate::new(world.clone(), EpochId(1));

@@ -127,11 +127,11 @@ impl Desk {
 
     /// Until when output may leave uncommitted, as last said; none in a gate that is not leased.
     fn lease(&self) -> Option<Time> {
-        let said = self.actions.iter().filter_map(|a| match a {
+        let mut said = self.actions.iter().filter_map(|a| match a {
             Action::Lease(until) => Some(*until),
             _ => None,
         });
-        said.last().filter(|_| self.primary.gate == GateMode::Leased)
+        said.next_back().filter(|_| self.primary.gate == GateMode::Leased)
     }
 
     /// As [`Desk::protected`], in `async`.

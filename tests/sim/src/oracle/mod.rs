@@ -151,7 +151,7 @@ impl Witness {
     /// The lease under which an active spoke then, if it did not have to wait for the commit.
     fn lease_at(&self, from: Member, now: u64) -> Option<Lease> {
         let mine = |(at, r): &&(u64, Record)| *at <= now && r.active == from;
-        match self.ledger.iter().filter(mine).next_back()?.1.mode {
+        match self.ledger.iter().rfind(mine)?.1.mode {
             Mode::Sync => None,
             Mode::Async(lease) => Some(lease),
         }
