@@ -41,6 +41,7 @@ impl From<VmError> for Status {
             | VmError::Awaited(..)
             | VmError::Alone(..)
             | VmError::Unseen(_) => Self::failed_precondition(text),
+            VmError::Disks(_) | VmError::KeepsDisks { .. } => Self::failed_precondition(text),
             VmError::Full | VmError::NoRoom { .. } => Self::resource_exhausted(text),
             VmError::Process(_) | VmError::Files(_) | VmError::Network(_) | VmError::GroupWaits(..) => {
                 Self::unavailable(text)
@@ -158,6 +159,8 @@ fn told(vm: &serde_json::Value, node: NodeId, fresh: bool) -> Vm {
         replica_node_name: text("replica_node_name"),
         placement: text("placement"),
         ram_bytes: number("ram_bytes"),
+        disk_bytes: number("disk_bytes"),
+        disk_left_bytes: number("disk_left_bytes"),
         trouble: text("trouble"),
         group: text("group"),
         ..Vm::default()
@@ -231,8 +234,7 @@ impl Node for NodeService {
         let ProtectVmRequest { name, protect } = request.into_inner();
         let keeper = self.0.vms.find_own(&name)?;
         if protect && keeper.view().role == "run" {
-            let why =
-                "it was started without; stop it, and start it with --protect and disks that are read-only";
+            let why = "it was started without; stop it, and start it with --protect";
             return Err(VmError::Alone(name, why).into());
         }
         keeper.order(Order::Protect(protect)).await;
@@ -257,7 +259,7 @@ impl Node for NodeService {
     }
 
     async fn remove_vm(&self, request: Request<RemoveVmRequest>) -> Answer<RemoveVmReply> {
-        let name = request.into_inner().name;
+        let RemoveVmRequest { name, discard_disks } = request.into_inner();
         let spore = self.spore()?;
         let all: Vec<Vm> = self.all_vms().await?.into_iter().filter(|vm| vm.name == name).collect();
         let elsewhere = all.iter().any(|vm| vm.role == "active");
@@ -277,7 +279,7 @@ impl Node for NodeService {
             Ok(view) if !view.group.is_empty() && view.role == "passive" => true,
             Ok(view) if !view.group.is_empty() => return Err(VmError::OfPods(name, view.group).into()),
             Ok(_) => {
-                self.0.vms.forget_ended(&name)?;
+                self.0.vms.forget_ended(&name, discard_disks)?;
                 true
             }
             Err(_) => false,

@@ -18,7 +18,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use crate::api::NodeService;
 use crate::config::NodeConfig;
 use crate::peer::{Ask, Told, decode, encode};
-use crate::vms::{VmError, Vms};
+use crate::vms::{VmError, Vms, Wish};
 use crate::{capacity, limits};
 
 /// The daemon could not go on.
@@ -214,7 +214,12 @@ async fn answer(
     let spore = spore.ok_or("this daemon is just starting; ask again")?;
     let told = match decode::<Ask>(&request)? {
         Ask::StartPassive { spec, on_loss, .. } => {
-            Told::Ticket(vms.hold(&spore, from, &spec, &on_loss).await.map_err(|e| e.to_string())?)
+            let wish = Wish { spec: &spec, on_loss: &on_loss, disks: None };
+            Told::Ticket(vms.hold(&spore, from, &wish).await.map_err(|e| e.to_string())?)
+        }
+        Ask::StartPassiveWithDisks { spec, on_loss, mark, disks, .. } => {
+            let wish = Wish { spec: &spec, on_loss: &on_loss, disks: Some((&mark, &disks)) };
+            Told::Ticket(vms.hold(&spore, from, &wish).await.map_err(|e| e.to_string())?)
         }
         Ask::StopPassive { vm } => {
             vms.release(&vm).await.map_err(|e| e.to_string())?;

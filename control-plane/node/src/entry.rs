@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::disks::Mark;
+
 /// What a VM's process was started as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -34,6 +36,9 @@ pub(crate) struct Entry {
     /// The pod that is this VM; `None` for a VM the daemon started itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) pod: Option<Pod>,
+    /// Which VM of that name it is; empty for a pod's, and for one of a daemon that gave none.
+    #[serde(default)]
+    pub(crate) mark: Mark,
 }
 
 /// A pod of a group.
@@ -57,9 +62,17 @@ impl VmFolder {
 
     /// All VMs that have a folder.
     pub(crate) fn all(daemon_folder: &Path) -> Vec<(Self, Entry)> {
-        let listed = fs::read_dir(daemon_folder.join("vms")).into_iter().flatten().flatten();
-        let folders = listed.map(|entry| Self(entry.path()));
+        let folders = Self::under(&daemon_folder.join("vms"));
         folders.filter_map(|folder| Some((folder.clone(), folder.load()?))).collect()
+    }
+
+    fn under(vms: &Path) -> impl Iterator<Item = Self> + use<> {
+        fs::read_dir(vms).into_iter().flatten().flatten().map(|entry| Self(entry.path()))
+    }
+
+    /// The folders of all VMs of this daemon.
+    pub(crate) fn siblings(&self) -> Vec<Self> {
+        self.0.parent().map(|vms| Self::under(vms).collect()).unwrap_or_default()
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -78,6 +91,11 @@ impl VmFolder {
     pub(crate) fn snapshots(&self) -> PathBuf {
         let daemon_folder = self.0.ancestors().nth(2).unwrap_or(&self.0);
         daemon_folder.join("snapshots").join(self.0.file_name().unwrap_or_default())
+    }
+
+    /// Images of disks that this daemon made.
+    pub(crate) fn disks(&self) -> PathBuf {
+        self.0.join("disks")
     }
 
     pub(crate) fn log(&self) -> PathBuf {
@@ -134,6 +152,7 @@ mod tests {
             process: Some((1, 2)),
             ended: None,
             pod: None,
+            mark: Mark::new(),
         };
         VmFolder::of(dir.path(), "a").save(&entry).unwrap();
         let damaged = VmFolder::of(dir.path(), "b");

@@ -15,6 +15,7 @@ use mycelium_ram_core::{Member, NodeId, VmId};
 use mycelium_spores::Spore;
 use tokio::time::{Instant, sleep};
 
+use crate::disks::Mark;
 use crate::entry::{Entry, Pod, StartedAs, VmFolder};
 use crate::keeper::Keeper;
 use crate::limits;
@@ -127,6 +128,7 @@ impl Vms {
             process: None,
             ended: None,
             pod: Some(pod),
+            mark: Mark::default(),
         };
         let mut claims = self.claims.lock();
         if self.find(&vm).is_ok_and(|keeper| keeper.holding().is_some()) {

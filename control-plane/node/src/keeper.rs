@@ -22,11 +22,13 @@ use mycelium_spores::{NodeReport, Spore};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use crate::disks;
 use crate::entry::{Entry, VmFolder};
 use crate::limits;
 use crate::peer::{Ask, Holding, Told, decode, encode};
 use crate::place::{Candidate, Choice, choose};
 use crate::process::Process;
+use crate::vms::parse;
 
 /// What can be asked of a keeper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +104,11 @@ impl Keeper {
 
     pub(crate) fn folder(&self) -> &VmFolder {
         &self.folder
+    }
+
+    /// As it is kept on disk.
+    pub(crate) fn entry(&self) -> Entry {
+        lock(&self.shared).entry.clone()
     }
 
     /// Has an order carried out; returns when it is.
@@ -187,6 +194,8 @@ impl Shared {
             replica_node_name: self.replica_node_name.clone(),
             placement: self.placement.clone(),
             ram_bytes: self.entry.ram_bytes,
+            disk_bytes: info.figures.map_or(0, |figures| figures.disk_bytes),
+            disk_left_bytes: info.figures.map_or(0, |figures| figures.disk_left_bytes),
             pid: self.entry.process.map_or(0, |(pid, _)| pid),
             api: self.api.display().to_string(),
             folder: folder.path().display().to_string(),
@@ -467,7 +476,13 @@ impl Follower {
             Ask::UsePassive { vm }
         } else {
             let spec = std::fs::read_to_string(self.folder.spec()).map_err(|e| e.to_string())?;
-            Ask::StartPassive { vm, spec, on_loss: entry.on_loss.clone() }
+            let on_loss = entry.on_loss.clone();
+            let disks = parse(&spec).map_err(|e| e.to_string())?;
+            let disks = disks::ask_for(&disks).map_err(|e| e.to_string())?;
+            match disks.is_empty() {
+                true => Ask::StartPassive { vm, spec, on_loss },
+                false => Ask::StartPassiveWithDisks { vm, spec, on_loss, mark: entry.mark.clone(), disks },
+            }
         };
         let patience = if entry.pod.is_some() { limits::PEER_QUICK } else { limits::PEER };
         let told = self.spore.request(choice.node, &encode(&ask), patience).await;

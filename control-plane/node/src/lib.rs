@@ -13,6 +13,7 @@ mod api;
 mod capacity;
 mod config;
 mod daemon;
+mod disks;
 mod entry;
 mod group;
 mod keeper;

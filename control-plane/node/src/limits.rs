@@ -8,6 +8,8 @@ pub const VMS: usize = 256;
 pub const SPEC_BYTES: usize = 64 << 10;
 /// A VMM beyond its guest's RAM, bytes: measured below 10 MB, staging aside, which may take one copy of what changes.
 pub const VMM_OVERHEAD_BYTES: u64 = 64 << 20;
+/// Bytes of one disk of a replica: 16 TiB, the largest file of ext4 with its usual blocks.
+pub const DISK_BYTES: u64 = 16 << 40;
 /// Interval at which a keeper looks at its VM without being told of a change.
 pub const LOOK: Duration = Duration::from_millis(250);
 /// A replica that is neither in sync nor being copied to for this long is given up, and another node is looked for.

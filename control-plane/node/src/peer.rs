@@ -3,6 +3,8 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::disks::{DiskAsked, Mark};
+
 /// A request between daemons.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -13,6 +15,16 @@ pub(crate) enum Ask {
         /// TOML.
         spec: String,
         on_loss: String,
+    },
+    /// The same of a VM with writable disks, of which the replica's node has images of its own. A daemon that does not know
+    /// this would open the paths of the asker's.
+    StartPassiveWithDisks {
+        vm: String,
+        spec: String,
+        on_loss: String,
+        mark: Mark,
+        /// The writable ones, in the order of the spec.
+        disks: Vec<DiskAsked>,
     },
     /// The asker does not need the replica any more.
     StopPassive { vm: String },
@@ -71,6 +83,20 @@ pub fn seeds_peer() -> Vec<Vec<u8>> {
     let asked =
         Ask::StartPassive { vm: vm(), spec: "name = \"shop\"".to_owned(), on_loss: "halt".to_owned() };
     let told = [Told::Ticket("ab@10.0.0.1:1".to_owned()), Told::Done, Told::Holds(Holding::Passive(vm()))];
-    let asked = [asked, Ask::StopPassive { vm: vm() }, Ask::UsePassive { vm: vm() }, Ask::Holds { vm: vm() }];
+    let disks = vec![DiskAsked { serial: "data".to_owned(), bytes: 1 << 30 }];
+    let with_disks = Ask::StartPassiveWithDisks {
+        vm: vm(),
+        spec: "name = \"shop\"".to_owned(),
+        on_loss: "halt".to_owned(),
+        mark: Mark::default(),
+        disks,
+    };
+    let asked = [
+        asked,
+        with_disks,
+        Ask::StopPassive { vm: vm() },
+        Ask::UsePassive { vm: vm() },
+        Ask::Holds { vm: vm() },
+    ];
     asked.iter().map(encode).chain(told.iter().map(encode)).map(Vec::from).collect()
 }

@@ -11,6 +11,7 @@ use mycelium_ram_core::{NodeId, VmId};
 use mycelium_spores::Spore;
 
 use crate::config::NodeConfig;
+use crate::disks::{self, DiskAsked, DiskError, Earlier, Mark, Wanted};
 use crate::entry::{Entry, StartedAs, VmFolder};
 use crate::group::Claims;
 use crate::keeper::{Keeper, Order};
@@ -61,11 +62,29 @@ pub(crate) enum VmError {
     #[error("VM {0} cannot be protected: {1}")]
     Alone(String, &'static str),
     #[error(transparent)]
+    Disks(#[from] DiskError),
+    #[error(
+        "disks of VM {vm} are in {}, and may hold what its guest wrote last; move away what is needed, or discard them: mycelium vm rm \
+         {vm} --discard-disks",
+        folder.display()
+    )]
+    KeepsDisks { vm: String, folder: PathBuf },
+    #[error(transparent)]
     Process(#[from] ProcessError),
     #[error("cannot keep the VM's files: {0}; check that the disk has room")]
     Files(#[from] std::io::Error),
     #[error("{0}")]
     Network(String),
+}
+
+/// A replica that another node wants to be held.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wish<'a> {
+    /// TOML.
+    pub(crate) spec: &'a str,
+    pub(crate) on_loss: &'a str,
+    /// Of a VM with writable disks.
+    pub(crate) disks: Option<(&'a Mark, &'a [DiskAsked])>,
 }
 
 /// All of them, and what it takes to start one.
@@ -151,12 +170,18 @@ impl Vms {
         let on_loss = known_policy(&ask.on_loss)?;
         let spec = parse(&ask.spec)?;
         let _turn = self.turns.take(&spec.name).await;
-        let alone = why_alone(&spec, ask);
+        let alone = why_alone(ask);
         if let Some(why) = alone.filter(|_| ask.protect) {
             return Err(VmError::Alone(spec.name, why));
         }
-        let started_as = if alone.is_some() { StartedAs::Alone } else { StartedAs::Active };
-        let entry = self.entry(&ask.spec, started_as, ask.protect, on_loss)?;
+        // Without a replica it is worth more to be able to save it, migrate it, and plug devices in.
+        let is_alone = alone.is_some() || (disks::are_written(&spec) && !ask.protect);
+        let started_as = if is_alone { StartedAs::Alone } else { StartedAs::Active };
+        let entry = Entry { mark: Mark::new(), ..self.entry(&ask.spec, started_as, ask.protect, on_loss)? };
+        let folder = VmFolder::of(&self.config.folder, &spec.name);
+        if !disks::kept_in(&folder).is_empty() {
+            return Err(DiskError::Others { vm: spec.name, folder: folder.disks() }.into());
+        }
         let role = match started_as {
             StartedAs::Alone => vec!["run".to_owned()],
             _ => ["active", "--on-loss", on_loss].map(str::to_owned).to_vec(),
@@ -166,7 +191,13 @@ impl Vms {
         let taps = ask.attach_taps.then(|| "--attach-taps".to_owned());
         let later = restore.into_iter().flatten().chain(reach).chain(taps);
         let role: Vec<String> = role.into_iter().chain(later).collect();
-        Ok(self.launch(spore, entry, &ask.spec, &role).await?.view())
+        match self.launch(spore, entry, &ask.spec, &role).await {
+            Ok(keeper) => Ok(keeper.view()),
+            Err(error) => {
+                let _ = folder.remove();
+                Err(error)
+            }
+        }
     }
 
     /// Holds a replica of a VM that another node runs; answers with its ticket.
@@ -174,12 +205,13 @@ impl Vms {
         &self,
         spore: &Arc<Spore>,
         from: NodeId,
-        spec: &str,
-        on_loss: &str,
+        wish: &Wish<'_>,
     ) -> Result<String, VmError> {
-        let name = parse(spec)?.name;
+        let parsed = parse(wish.spec)?;
+        let name = parsed.name.clone();
         let _turn = self.turns.take(&name).await;
-        if let Ok(keeper) = self.find(&name) {
+        let before = self.find(&name).ok();
+        if let Some(keeper) = &before {
             if let Some(ticket) = keeper.serve_active(from).await {
                 return Ok(ticket);
             }
@@ -187,13 +219,34 @@ impl Vms {
             if view.role != "ended" {
                 return Err(VmError::Exists(name, view.role));
             }
-            self.keepers().remove(&name);
         }
-        let entry = self.entry(spec, StartedAs::Passive, true, on_loss)?;
+        let folder = VmFolder::of(&self.config.folder, &name);
+        let before = before.map(|keeper| (keeper.entry(), keeper));
+        let spec = specify(wish, &parsed, &folder, before.as_ref().map(|(entry, _)| entry))?;
+        self.keepers().remove(&name);
+        let started = self.start_passive(spore, from, &spec, wish).await;
+        if started.is_err() {
+            match before {
+                // Its disks are still this VM's.
+                Some((entry, keeper)) if folder.save(&entry).is_ok() => self.insert(&name, keeper),
+                _ => drop(folder.remove_if_there()),
+            }
+        }
+        started?.ticket().await.ok_or_else(|| VmError::Network("the passive has no ticket".to_owned()))
+    }
+
+    async fn start_passive(
+        &self,
+        spore: &Arc<Spore>,
+        from: NodeId,
+        spec: &str,
+        wish: &Wish<'_>,
+    ) -> Result<Arc<Keeper>, VmError> {
+        let mark = wish.disks.map(|(mark, _)| mark.clone()).unwrap_or_default();
+        let entry = Entry { mark, ..self.entry(spec, StartedAs::Passive, true, wish.on_loss)? };
         let mut role = self.passive_args(from);
         role.extend(["--orphan-after".to_owned(), limits::ORPHAN_S.to_string()]);
-        let keeper = self.launch(spore, entry, spec, &role).await?;
-        keeper.ticket().await.ok_or_else(|| VmError::Network("the passive has no ticket".to_owned()))
+        self.launch(spore, entry, spec, &role).await
     }
 
     fn entry(
@@ -217,6 +270,7 @@ impl Vms {
             process: None,
             ended: None,
             pod: None,
+            mark: Mark::default(),
         })
     }
 
@@ -254,6 +308,7 @@ impl Vms {
         args
     }
 
+    /// Starts a VM's process. If that fails, what is in the VM's folder is the caller's to clear away.
     async fn launch(
         &self,
         spore: &Arc<Spore>,
@@ -279,13 +334,7 @@ impl Vms {
             entry.process = Some((pid, started));
             folder.save(&entry)
         };
-        let process = match Process::start(launch, spawned).await {
-            Ok(process) => process,
-            Err(error) => {
-                let _ = folder.remove();
-                return Err(error.into());
-            }
-        };
+        let process = Process::start(launch, spawned).await?;
         let name = entry.name.clone();
         let keeper = Keeper::start(entry, folder, Some(process), spore.clone(), api);
         self.insert(&name, keeper.clone());
@@ -295,20 +344,25 @@ impl Vms {
     /// The other side of [`Vms::hold`]: the asker does not need its replica any more.
     pub(crate) async fn release(&self, name: &str) -> Result<(), VmError> {
         let keeper = self.find(name)?;
-        if keeper.view().role == "passive" {
+        let was_passive = keeper.view().role == "passive";
+        if was_passive {
             keeper.order(Order::Stop).await;
         }
         if keeper.view().role == "ended" {
-            self.forget_ended(name)?;
+            self.forget_ended(name, was_passive)?;
         }
         Ok(())
     }
 
-    /// Forgets a VM whose process has ended.
-    pub(crate) fn forget_ended(&self, name: &str) -> Result<(), VmError> {
+    /// Forgets a VM whose process has ended. Images that were made for it go with it only if they are to be discarded.
+    pub(crate) fn forget_ended(&self, name: &str, discard_disks: bool) -> Result<(), VmError> {
         let keeper = self.find(name)?;
         if keeper.view().role != "ended" {
             return Err(VmError::Runs(name.to_owned()));
+        }
+        if !discard_disks && !disks::kept_in(keeper.folder()).is_empty() {
+            let folder = keeper.folder().disks();
+            return Err(VmError::KeepsDisks { vm: name.to_owned(), folder });
         }
         keeper.folder().remove()?;
         if let Some(folder) = self.api_of(name).parent() {
@@ -343,13 +397,31 @@ pub(crate) fn known_policy(on_loss: &str) -> Result<&str, VmError> {
     }
 }
 
+/// The spec of a replica on this node, with its disks made.
+fn specify(
+    wish: &Wish<'_>,
+    parsed: &VmSpec,
+    folder: &VmFolder,
+    before: Option<&Entry>,
+) -> Result<String, VmError> {
+    let Some((mark, asked)) = wish.disks else {
+        if disks::are_written(parsed) {
+            let why = "its disks are writable, and nothing is said of them".to_owned();
+            return Err(DiskError::Asked(why).into());
+        }
+        if !disks::kept_in(folder).is_empty() {
+            return Err(DiskError::Others { vm: parsed.name.clone(), folder: folder.disks() }.into());
+        }
+        return Ok(wish.spec.to_owned());
+    };
+    let spec = || std::fs::read_to_string(folder.spec()).ok().and_then(|text| parse(&text).ok());
+    let earlier = before.map(|entry| Earlier { mark: &entry.mark, spec: spec() });
+    let wanted = Wanted { text: wish.spec, spec: parsed, disks: asked, mark };
+    Ok(disks::for_replica(&wanted, folder, earlier.as_ref())?)
+}
+
 /// Why a VM can have no replica, if it cannot.
-fn why_alone(spec: &VmSpec, ask: &RunVmRequest) -> Option<&'static str> {
-    if spec.devices.disks.iter().any(|disk| !disk.readonly) {
-        return Some(
-            "its disks are writable, and nodes do not place disks yet; set readonly = true, or set up the pair by hand",
-        );
-    }
+fn why_alone(ask: &RunVmRequest) -> Option<&'static str> {
     if !ask.restore.is_empty() {
         return Some("it is restored from a snapshot; start it anew with --protect");
     }
@@ -357,7 +429,7 @@ fn why_alone(spec: &VmSpec, ask: &RunVmRequest) -> Option<&'static str> {
         .then_some("devices may be attached to it, which a replica could not follow; leave out --reach and --attach-taps")
 }
 
-fn parse(spec: &str) -> Result<VmSpec, VmError> {
+pub(crate) fn parse(spec: &str) -> Result<VmSpec, VmError> {
     if spec.len() > limits::SPEC_BYTES {
         return Err(VmError::Spec(format!("{} bytes, at most {} are taken", spec.len(), limits::SPEC_BYTES)));
     }

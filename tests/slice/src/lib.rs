@@ -11,6 +11,7 @@ pub mod machine;
 pub mod needs;
 pub mod network;
 pub mod reconnecting;
+pub mod resp;
 pub mod world;
 
 /// The pod runtime under test.

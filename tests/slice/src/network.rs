@@ -267,6 +267,23 @@ impl Node {
         self.kill_daemon();
     }
 
+    /// Lays the cables of a lost node again and starts its daemon.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn come_back(&mut self) -> Result<()> {
+        for cable in ["client", "nodes"] {
+            ip(&format!("link set dev {cable}-{} up", self.name))?;
+        }
+        self.start_daemon().await
+    }
+
+    /// Folder of its daemon.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
     /// Asks its daemon by the command line.
     ///
     /// # Errors

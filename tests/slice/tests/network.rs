@@ -1,11 +1,13 @@
 //! Three nodes, each in a namespace of its own, with real daemons and real VMs between them.
 
+use std::fs::File;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use slice_tests::counter::Counter;
 use slice_tests::network::{GUEST, Network, alive, voters};
+use slice_tests::resp::Resp;
 use slice_tests::world::{eventually, pids};
 
 #[tokio::test]
@@ -139,6 +141,74 @@ async fn a_daemon_killed_during_protect_is_back_with_one_replica() -> Result<()>
         };
         back.await.with_context(|| format!("daemon of {victim} killed after {delay_ms} ms"))?;
     }
+    Ok(())
+}
+
+/// Sectors the guest works on, spread over a disk.
+const SECTORS: std::ops::Range<u64> = 0..48;
+const STRIDE: u64 = 997;
+
+fn fill(guest: &mut Resp, byte: u8) -> Result<()> {
+    SECTORS.into_iter().try_for_each(|sector| guest.write_sector(sector * STRIDE, byte))?;
+    guest.flush()
+}
+
+fn is_filled(guest: &mut Resp, byte: u8) -> Result<()> {
+    SECTORS.into_iter().try_for_each(|sector| {
+        let found = guest.read_sector(sector * STRIDE)?;
+        ensure!(found == byte, "sector {} holds {found} instead of {byte}", sector * STRIDE);
+        Ok(())
+    })
+}
+
+#[tokio::test]
+async fn what_is_written_to_a_disk_outlives_its_node_there_and_back() -> Result<()> {
+    let Some(mut network) = Network::lay(2).await? else { return Ok(()) };
+    network.form().await?;
+    let image = network.dir().join("data.img");
+    File::create(&image)?.set_len(64 << 20)?;
+    let spec = network.spec(64)?;
+    let text = std::fs::read_to_string(&spec)?;
+    std::fs::write(&spec, format!("{text}\n[[disk]]\npath = {image:?}\nserial = \"data\"\n"))?;
+    network.node("a").ask(&["vm", "run", "--spec", &spec.display().to_string(), "--protect"])?;
+    network.protected("a").await?;
+    let of_b = network.node("b").state().join("vms/store/disks/disk0.raw");
+    ensure!(std::fs::metadata(&of_b)?.len() == 64 << 20);
+    let mut guest = Resp::once_served(GUEST).await?;
+    fill(&mut guest, 1)?;
+    eventually("the vote to be with the replica", || {
+        network.node("b").status().is_ok_and(|s| voters(&s) == ["b"])
+    })
+    .await?;
+
+    network.node_mut("a").lose();
+    is_filled(&mut guest, 1).context("after the loss of node a")?;
+    fill(&mut guest, 2)?;
+    // The node that is back gives the image it had, whatever that holds, and none of anybody else.
+    network.node_mut("a").come_back().await?;
+    let (active, replica) = network.protected("b").await.context("after the return of node a")?;
+    ensure!((active.as_str(), replica.as_str()) == ("b", "a"));
+    ensure!(!network.node("a").state().join("vms/store/disks").exists());
+    fill(&mut guest, 3)?;
+    network.node("b").ask(&["vm", "failover", "store"])?;
+    is_filled(&mut guest, 3).context("after the way back")?;
+    network.protected("a").await.context("after the way back")?;
+
+    // A replica that is given up leaves no image; one that is wanted again gets one.
+    network.node("a").ask(&["vm", "protect", "store", "--off"])?;
+    eventually("the replica's image to go", || !of_b.exists()).await?;
+    network.node("a").ask(&["vm", "protect", "store"])?;
+    network.protected("a").await.context("protected anew")?;
+    network.node("a").ask(&["vm", "failover", "store", "--planned"])?;
+    network.protected("b").await.context("after the handover")?;
+    is_filled(&mut guest, 3).context("after the handover")?;
+
+    // What may be the only copy does not go by the way.
+    network.node("b").ask(&["vm", "stop", "store"])?;
+    let kept = network.node("b").ask(&["vm", "rm", "store"]).unwrap_err();
+    ensure!(format!("{kept:#}").contains("--discard-disks") && of_b.exists(), "{kept:#}");
+    network.node("b").ask(&["vm", "rm", "store", "--discard-disks"])?;
+    ensure!(!of_b.exists() && image.exists());
     Ok(())
 }
 

@@ -60,6 +60,7 @@ fn as_json(info: &VmInfo) -> serde_json::Value {
         "listen": info.listen, "ticket": info.ticket, "allowed": info.allowed, "listed": info.listed,
         "staged_epoch": info.staged_epoch, "console_bytes": info.console_bytes,
         "epochs_committed": figures.epochs_committed,
+        "disk_bytes": figures.disk_bytes, "disk_left_bytes": figures.disk_left_bytes,
         "pause_us": {"p50": figures.pause_us_p50, "p99": figures.pause_us_p99},
         "output_delay_us": {"p50": figures.output_delay_us_p50, "p99": figures.output_delay_us_p99},
         "devices": info.devices.iter().map(device).collect::<Vec<_>>(), "device_tables": info.device_tables,

@@ -16,7 +16,7 @@ pub(crate) fn listed(vms: &[Vm]) -> String {
     let rows: Vec<Vec<String>> = vms
         .iter()
         .map(|vm| {
-            let replica = if vm.role == "active" { vm.replica_node_name.clone() } else { String::new() };
+            let replica = if vm.role == "active" { replica_of(vm) } else { String::new() };
             let generation = if vm.generation == 0 { String::new() } else { vm.generation.to_string() };
             vec![
                 vm.name.clone(),
@@ -32,6 +32,18 @@ pub(crate) fn listed(vms: &[Vm]) -> String {
         "no VMs".to_owned()
     } else {
         table(&["VM", "NODE", "ROLE", "STATE", "REPLICA", "GEN"], &rows)
+    }
+}
+
+/// Where the replica is, and how much of the disks it has while that is not all.
+fn replica_of(vm: &Vm) -> String {
+    let node = &vm.replica_node_name;
+    let copied = u128::from(vm.disk_bytes.saturating_sub(vm.disk_left_bytes)) * 100;
+    match copied.checked_div(u128::from(vm.disk_bytes)) {
+        Some(percent) if !vm.protected && !node.is_empty() && vm.disk_left_bytes > 0 => {
+            format!("{node} ({percent} % of disks)")
+        }
+        _ => node.clone(),
     }
 }
 
@@ -65,4 +77,25 @@ pub(super) async fn inspect(args: &NameArgs) -> Result<()> {
         bail!("there is no VM {} in the network; `mycelium vm list` shows what there is", args.name);
     }
     args.asking.show(&vms, |vms| vms.iter().map(describe).collect::<Vec<_>>().join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_that_is_being_sent_disks_shows_how_far_it_is() {
+        let mut vm = Vm {
+            role: "active".to_owned(),
+            replica_node_name: "b".to_owned(),
+            disk_bytes: 1 << 62,
+            disk_left_bytes: 1 << 60,
+            ..Vm::default()
+        };
+        assert!(listed(std::slice::from_ref(&vm)).contains("b (75 % of disks)"));
+        vm.disk_left_bytes = 0;
+        assert_eq!(replica_of(&vm), "b");
+        vm.disk_bytes = 0;
+        assert_eq!(replica_of(&vm), "b");
+    }
 }

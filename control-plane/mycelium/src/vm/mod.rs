@@ -68,7 +68,7 @@ pub(crate) enum VmCommand {
     /// End a VM of this node for good, its replica too. The guest is not asked: see power-button.
     Stop(NameArgs),
     /// Forget a VM that has ended.
-    Rm(NameArgs),
+    Rm(RmArgs),
     /// Print what a VM of this node has written to its console.
     Logs(LogsArgs),
     /// Sit at the console of a VM of this node; Ctrl-] leaves.
@@ -94,6 +94,15 @@ pub(crate) struct ProtectArgs {
     /// Give the replica up.
     #[arg(long)]
     off: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RmArgs {
+    #[command(flatten)]
+    what: NameArgs,
+    /// Also the images of its disks that this node made to hold a replica. After a takeover they hold what the guest wrote last.
+    #[arg(long)]
+    discard_disks: bool,
 }
 
 #[derive(Debug, Args)]
@@ -128,8 +137,8 @@ pub(crate) fn run(command: VmCommand) -> Result<()> {
                     asking.daemon().await?.stop_vm(StopVmRequest { name }).await.map_err(|s| plain(&s))?;
                 asking.show(&vm.into_inner(), describe)
             }
-            VmCommand::Rm(NameArgs { asking, name }) => {
-                let ask = RemoveVmRequest { name: name.clone() };
+            VmCommand::Rm(RmArgs { what: NameArgs { asking, name }, discard_disks }) => {
+                let ask = RemoveVmRequest { name: name.clone(), discard_disks };
                 asking.daemon().await?.remove_vm(ask).await.map_err(|s| plain(&s))?;
                 asking.show(&serde_json::json!({ "removed": name }), |_| format!("{name} is forgotten"))
             }

@@ -16,7 +16,7 @@ pub(crate) struct RunArgs {
     /// VM spec file (TOML). Kernel, initrd and taps must be there under the same names on every node that may run it.
     #[arg(long, value_name = "FILE")]
     spec: PathBuf,
-    /// Keep a replica on another node. The VM's disks must be read-only.
+    /// Keep a replica on another node, which makes images of its own for disks that are written to.
     #[arg(long)]
     protect: bool,
     #[command(flatten)]

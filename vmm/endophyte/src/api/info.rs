@@ -91,5 +91,7 @@ fn figures(status: &Status) -> Figures {
         output_delay_us_p99: stats.output_delay_us.p99,
         exposure_us: stats.exposure_us,
         exposure_bytes: stats.exposure_bytes,
+        disk_bytes: stats.disk_bytes,
+        disk_left_bytes: stats.disk_left_bytes,
     }
 }

@@ -200,6 +200,14 @@ impl DiskImage {
         Ok(geometry)
     }
 
+    /// Bytes of the disk in an image that another process may be working on.
+    ///
+    /// # Errors
+    /// [`ImageError`].
+    pub fn bytes_of(spec: &DiskSpec) -> Result<u64, ImageError> {
+        Self::survey(spec).map(|geometry| geometry.bytes)
+    }
+
     /// Opens the image of a disk. A writable one is locked against other processes of this kind.
     ///
     /// # Errors
