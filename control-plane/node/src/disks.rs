@@ -207,7 +207,8 @@ fn make(wanted: &Wanted<'_>, folder: &VmFolder, places: &[Place]) -> Result<(), 
     let need = missing.iter().map(|(_, bytes)| bytes).sum();
     let free = room_in(folder).map_err(failed(&disks))?;
     if free < need {
-        let _ = fs::remove_dir(&disks);
+        // If they are empty.
+        let _ = fs::remove_dir(&disks).and_then(|()| fs::remove_dir(folder.path()));
         return Err(DiskError::NoRoom { vm: wanted.spec.name.clone(), folder: disks, need, free });
     }
     for (path, bytes) in &missing {

@@ -227,9 +227,12 @@ impl Vms {
         let started = self.start_passive(spore, from, &spec, wish).await;
         if started.is_err() {
             match before {
-                // Its disks are still this VM's.
-                Some((entry, keeper)) if folder.save(&entry).is_ok() => self.insert(&name, keeper),
-                _ => drop(folder.remove_if_there()),
+                // Its images may be the last of their VM.
+                Some((entry, keeper)) => {
+                    self.insert(&name, keeper);
+                    folder.save(&entry)?;
+                }
+                None => drop(folder.remove_if_there()),
             }
         }
         started?.ticket().await.ok_or_else(|| VmError::Network("the passive has no ticket".to_owned()))
