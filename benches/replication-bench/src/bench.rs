@@ -10,8 +10,8 @@ use bench_figures::{Machine, Measured, Report, Style};
 use bench_vms::resp::Client;
 use bench_vms::wire::{self, ip};
 use bench_vms::{
-    Begin, Endophyte, Flavour, Move, Moved, Pair, Programs, Protect, Qemu, Running, Setup, Stop, Vmm, Wire,
-    programs,
+    Begin, Colo, Endophyte, Flavour, Move, Moved, Pair, Programs, Protect, Qemu, Running, Setup, Stop, Twins,
+    Vmm, Wire, programs,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use tempfile::TempDir;
@@ -160,6 +160,20 @@ impl Bench {
         let setup = Setup { ram_mib, wire: Some(&wire), ..Setup::default() };
         let how = Move { spare_tap: SPARE_TAP, channels, work: self.work.path() };
         qemu.move_over_tls(&setup, how, &self.stop, fill)
+    }
+
+    /// Runs a guest for `work` that QEMU COLO protects, with a checkpoint so long after the last one.
+    pub(crate) fn protected_by_colo<T>(
+        &self,
+        qemu: &Qemu,
+        every: Duration,
+        work: impl FnOnce(&Twins, SocketAddr) -> Result<T>,
+    ) -> Result<T> {
+        let wire = Wire::lay()?;
+        let _spare = SpareTap::lay()?;
+        let setup = Setup { ram_mib: RAM_MIB, wire: Some(&wire), ..Setup::default() };
+        let how = Colo { spare_tap: SPARE_TAP, every, work: self.work.path() };
+        qemu.protected_by_colo(&setup, how, &self.stop, work)
     }
 
     /// Runs a protected guest for `work`.

@@ -38,3 +38,6 @@ pub(crate) const READ_BYTES: usize = 64 * 1024;
 
 /// Longest wait for a reply: beyond it the guest is lost.
 pub(crate) const REPLY_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Longest epoch of a guest that works, ours by default; COLO gets the same.
+pub(crate) const EPOCH: Duration = Duration::from_millis(25);

@@ -128,7 +128,7 @@ impl Qemu {
 }
 
 /// As soon as it listens.
-fn connect(running: &Running, stop: &Stop) -> Result<Qmp> {
+pub(crate) fn connect(running: &Running, stop: &Stop) -> Result<Qmp> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match Qmp::connect(&running.folder().join(QMP)) {
