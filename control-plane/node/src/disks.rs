@@ -227,7 +227,7 @@ fn make_image(path: &Path, bytes: u64) -> io::Result<()> {
 
 /// Bytes that are free for images, without those that images of this daemon may still grow by.
 fn room_in(folder: &VmFolder) -> io::Result<u64> {
-    let there = rustix::fs::statvfs(&folder.disks())?;
+    let there = rustix::fs::statvfs(folder.disks())?;
     let images = folder
         .siblings()
         .into_iter()
@@ -280,12 +280,9 @@ mod tests {
     impl Desk {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
-            let kernel = dir.path().join("kernel");
-            fs::write(&kernel, b"\x7fELF").unwrap();
-            let text = format!(
-                "name = \"a\"\nram_mib = 64\nkernel = {kernel:?}\n\n[[disk]]\npath = \"/srv/base\"\nreadonly = true\n\n\
+            let text = "name = \"a\"\nram_mib = 64\n\n[[disk]]\npath = \"/srv/base\"\nreadonly = true\n\n\
                  [[disk]]\npath = \"/srv/data.qcow2\"\nserial = \"data\"\n"
-            );
+                .to_owned();
             let disks = vec![DiskAsked { serial: "data".to_owned(), bytes: 3 * MIB }];
             Self { dir, text, disks, mark: Mark::new() }
         }
