@@ -366,8 +366,13 @@ mod tests {
         let (first, executed) = guest.receive(request(1)).unwrap();
         assert!(executed);
         assert_eq!(guest.receive(request(1)), Some((first, false)));
-        assert_eq!(guest.receive(request(3)), None);
-        assert_eq!(guest.step(), 1);
+        assert_eq!(
+            guest.receive(request(3)).map(|(_, executed)| executed),
+            Some(true),
+            "a client that was answered what is lost"
+        );
+        assert_eq!(guest.receive(request(2)), None);
+        assert_eq!(guest.step(), 2);
     }
 
     #[test]

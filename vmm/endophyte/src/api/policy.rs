@@ -31,7 +31,8 @@ impl Wanted {
 
 /// How the VM's policy is, if it has one here.
 pub(super) fn policy(status: &rundir::Status) -> Option<Policy> {
-    let (pace, mode) = (status.pace?, status.mode.unwrap_or_default());
+    // They are told one after the other.
+    let (pace, mode) = (status.pace?, status.mode?);
     let us = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
     let (mode, lease_us, exposure_us) = match mode {
         Mode::Sync => ("sync", 0, 0),
@@ -112,6 +113,12 @@ mod tests {
         assert!(mode("async", 0, 1_000_000).contains("lease"));
         assert!(mode("", 50_000, 1_000_000).contains("there are sync and async"));
         assert!(mode("remus", 0, 0).contains("there are sync and async"));
+    }
+
+    #[test]
+    fn a_policy_of_which_a_part_is_not_known_yet_is_not_shown() {
+        let status = rundir::Status { pace: Some(Pace::BALANCED), ..rundir::Status::default() };
+        assert_eq!(policy(&status), None);
     }
 
     #[test]
