@@ -86,10 +86,23 @@ impl<T> OutputQueue<T> {
 
     /// Takes out every output of the epochs up to `through`, in order.
     pub fn release(&mut self, through: EpochId) -> Vec<T> {
+        self.take(through).into_iter().map(|(_, _, item)| item).collect()
+    }
+
+    /// As [`OutputQueue::release`], each with its epoch and its bytes.
+    pub fn take(&mut self, through: EpochId) -> Vec<(EpochId, usize, T)> {
         let end = self.held.partition_point(|(e, _, _)| *e <= through);
         let out: Vec<_> = self.held.drain(..end).collect();
         self.bytes -= out.iter().map(|(_, bytes, _)| bytes).sum::<usize>();
-        out.into_iter().map(|(_, _, item)| item).collect()
+        out
+    }
+
+    /// What was taken out and has not left after all waits again, before everything else.
+    pub fn put_back(&mut self, taken: Vec<(EpochId, usize, T)>) {
+        for held in taken.into_iter().rev() {
+            self.bytes += held.1;
+            self.held.push_front(held);
+        }
     }
 
     /// Whether output waits.
@@ -131,6 +144,22 @@ impl<T> OutputQueue<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_put_back_leaves_first() {
+        let mut q = OutputQueue::new(GateMode::Hold, EpochId(1));
+        q.offer('a', 10, false);
+        q.offer('b', 20, false);
+        q.seal();
+        q.offer('c', 5, false);
+        let mut taken = q.take(EpochId(1));
+        assert_eq!((taken.len(), q.bytes()), (2, 5));
+        taken.remove(0);
+        q.put_back(taken);
+        assert_eq!(q.bytes(), 25);
+        assert_eq!(q.release(EpochId(0)), []);
+        assert_eq!(q.release(EpochId(2)), ['b', 'c']);
+    }
 
     #[test]
     fn a_leased_gate_is_open_while_the_lease_lasts_and_nothing_waits() {

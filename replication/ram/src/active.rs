@@ -179,12 +179,15 @@ pub fn run<M: ActiveMachine>(
             shadow_pages: parts.shadow_pages,
         },
     )?;
+    // Its frames leave with the next epoch, which is not to be long.
+    let late_inbox = to_inbox.clone();
+    let pending = move || drop(late_inbox.send(Inbox::OutputPending));
     let mut active = Active {
         core: Primary::new(parts.cfg, parts.me, parts.record, parts.resumed_from, parts.ops, now),
         orders,
         wires: BTreeMap::new(),
         arrivals: BTreeMap::new(),
-        releaser: Releaser::start(parts.gate.clone(), shared.clone(), parts.cfg.fresh)?,
+        releaser: Releaser::start(parts.gate.clone(), shared.clone(), parts.cfg.fresh, pending)?,
         gate: parts.gate,
         ingress: parts.ingress,
         arbiter: parts.arbiter,

@@ -149,21 +149,24 @@ impl Gate {
         self.release_by(through, Time(u64::MAX));
     }
 
-    /// As [`Gate::release`]; frames that have not left `by` then are dropped, as a cable would.
+    /// As [`Gate::release`]; frames that have not left `by` then wait for the next release, which is asked for on younger word. Says
+    /// up to which epoch everything has left.
     ///
     /// Devices can offer meanwhile: a frame takes the kernel longer to send than it takes them to make the next one.
-    pub fn release_by(&self, through: EpochId, by: Time) {
+    pub fn release_by(&self, through: EpochId, by: Time) -> EpochId {
         let _door = self.enter();
-        self.let_out(through, by);
+        self.let_out(through, by)
     }
 
     /// With the door held.
-    fn let_out(&self, through: EpochId, by: Time) {
+    fn let_out(&self, through: EpochId, by: Time) -> EpochId {
+        let mut late = Vec::new();
         let mut inner = self.lock();
         loop {
-            // What has been offered to an open gate meanwhile waits only behind what is leaving.
-            let through = if inner.queue.mode() == GateMode::Open { EpochId(u64::MAX) } else { through };
-            let leaving = inner.queue.release(through);
+            // What has been offered to an open gate meanwhile waits only behind what is leaving, and needs no permission.
+            let open = inner.queue.mode() == GateMode::Open;
+            let (through, by) = if open { (EpochId(u64::MAX), Time(u64::MAX)) } else { (through, by) };
+            let leaving = inner.queue.take(through);
             inner.emitting = !leaving.is_empty();
             if leaving.is_empty() {
                 break;
@@ -173,23 +176,30 @@ impl Gate {
                     break;
                 }
                 let now = clock::now();
-                chunk.iter().for_each(|held| inner.count(held.at, now));
+                chunk.iter().for_each(|(_, _, held)| inner.count(held.at, now));
                 drop(inner);
-                for held in chunk {
+                for (epoch, bytes, held) in chunk {
                     // Looked at for each: between two frames a process may be stopped for any time.
-                    if !held.is_frame() || clock::now() <= by {
+                    if !held.is_frame() || late.is_empty() && clock::now() <= by {
                         self.emit(held);
                         drill::reached(Phase::Releasing);
+                    } else {
+                        late.push((epoch, bytes, held));
                     }
                 }
                 inner = self.lock();
             }
+        }
+        let all_left = late.first().map_or(through, |(epoch, _, _)| epoch.prev());
+        if !inner.shut {
+            inner.queue.put_back(late);
         }
         let room = std::mem::take(&mut inner.refused);
         drop(inner);
         if room {
             self.port.room();
         }
+        all_left
     }
 
     /// Has output leave that nobody has committed, until this time, if the gate is leased; what waits needs a
@@ -275,10 +285,10 @@ impl Held {
 /// Outputs that leave between two looks at whether they still may.
 const CHUNK: usize = 16;
 
-fn chunks(leaving: Vec<Held>) -> impl Iterator<Item = Vec<Held>> {
+fn chunks<T>(leaving: Vec<T>) -> impl Iterator<Item = Vec<T>> {
     let mut leaving = leaving.into_iter();
     std::iter::from_fn(move || {
-        let chunk: Vec<Held> = leaving.by_ref().take(CHUNK).collect();
+        let chunk: Vec<T> = leaving.by_ref().take(CHUNK).collect();
         (!chunk.is_empty()).then_some(chunk)
     })
 }
@@ -431,15 +441,18 @@ mod tests {
     }
 
     #[test]
-    fn frames_of_a_permission_that_has_gone_stale_stay() {
+    fn frames_of_a_permission_that_has_gone_stale_leave_with_the_next_one() {
         let world = Arc::new(World::default());
         let gate = Gate::new(world.clone(), EpochId(1));
         gate.set_mode(GateMode::Hold);
         gate.offer(Port::Net(0), 0, b"a");
         gate.offer(Port::Serial, 0, b"b");
         gate.seal();
-        gate.release_by(EpochId(1), clock::now() - Duration::from_millis(1));
+        let left = gate.release_by(EpochId(1), clock::now() - Duration::from_millis(1));
         assert_eq!(*world.said.lock().unwrap(), b"b", "what is on a log may be there twice");
+        assert_eq!(left, EpochId(0), "a replica still needs the frame");
+        assert_eq!(gate.release_by(EpochId(1), Time(u64::MAX)), EpochId(1));
+        assert_eq!(*world.said.lock().unwrap(), b"ba", "the frame leaves on younger word");
     }
 
     #[test]

@@ -29,20 +29,25 @@ pub(crate) struct Releaser {
 enum Permission {
     Committed {
         through: EpochId,
-        /// Frames that have not left by then stay: whoever gave the permission may be deposed since.
+        /// Frames that have not left by then wait for the next permission: whoever gave the permission may be deposed since.
         by: Time,
     },
     Leased,
 }
 
 impl Releaser {
-    /// Starts the thread; what it is told holds for `fresh`.
+    /// Starts the thread; what it is told holds for `fresh`. `late` is called when something has not left in that time.
     ///
     /// # Errors
     /// When no thread can be started.
-    pub(crate) fn start(gate: Arc<Gate>, shared: Arc<Shared>, fresh: Duration) -> std::io::Result<Releaser> {
+    pub(crate) fn start(
+        gate: Arc<Gate>,
+        shared: Arc<Shared>,
+        fresh: Duration,
+        late: impl Fn() + Send + 'static,
+    ) -> std::io::Result<Releaser> {
         let (orders, permissions) = channel();
-        let run = move || let_out(&gate, &shared, &permissions);
+        let run = move || let_out(&gate, &shared, &permissions, &late);
         let thread = std::thread::Builder::new().name("release".into()).spawn(run)?;
         Ok(Releaser { orders: Some(orders), thread: Some(thread), fresh })
     }
@@ -72,7 +77,7 @@ impl Drop for Releaser {
     }
 }
 
-fn let_out(gate: &Gate, shared: &Shared, permissions: &Receiver<Permission>) {
+fn let_out(gate: &Gate, shared: &Shared, permissions: &Receiver<Permission>, late: &impl Fn()) {
     priority::work();
     while let Ok(first) = permissions.recv() {
         let (mut committed, mut leased) = (None, false);
@@ -86,8 +91,11 @@ fn let_out(gate: &Gate, shared: &Shared, permissions: &Receiver<Permission>) {
             if gate.bytes() > 0 {
                 drill::reached(Phase::Acked);
             }
-            gate.release_by(through, by);
-            shared.released.fetch_max(through.0, Ordering::Relaxed);
+            let left = gate.release_by(through, by);
+            shared.released.fetch_max(left.0, Ordering::Relaxed);
+            if left < through {
+                late();
+            }
         }
         if leased {
             gate.release_leased();
